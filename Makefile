@@ -1,0 +1,28 @@
+# `make train` and `make test` are all a newcomer needs: both set up .venv by themselves.
+PYTHON ?= python3
+PRESET ?= tiny
+RUN ?= runs/$(PRESET)
+SEED ?= 0
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install train test lint
+install: .venv.stamp
+
+.venv.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: install
+	$(BIN)/agentprm train --preset $(PRESET) --run $(RUN) --seed $(SEED) $(if $(GAMES),--games $(GAMES))
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,5 @@
+"""The `agentprm` command line."""
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)

@@ -1,0 +1,81 @@
+"""Conversations as token ids: one canonical encoding, shared by serving and training.
+
+Each message is tokenised as its own segment of the rendered chat template. So the ids of a
+conversation are a prefix of the ids of every conversation that extends it, which is what prefix
+caches and scoring every turn in one pass rest on, whatever the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agentprm.protocol import Message
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is needed here."""
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Render messages as text."""
+
+    def encode(self, text: str, **kwargs: Any) -> Any:
+        """Token ids of a text."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as ids. `spans[k]` is the half-open token range of assistant message k,
+
+    from its first content token to its end-of-turn mark, without the header before it. The PRM
+    scores an action at the last token of its span; the policy is trained on the span.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+def encode(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool = False
+) -> Encoded:
+    """Token ids and assistant spans of a conversation.
+
+    With `generation_prompt` the ids end where the assistant's next message begins.
+
+    Raises:
+        ValueError: the chat template rewrites earlier messages when later ones arrive.
+    """
+    raw = [message.model_dump() for message in messages]
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    done = ""
+
+    def extend(rendered: str) -> None:
+        nonlocal done
+        if not rendered.startswith(done):
+            raise ValueError(
+                "the tokenizer's chat template rewrites earlier messages; an append-only "
+                "conversation cannot be cached or scored turn by turn with it"
+            )
+        if len(rendered) > len(done):
+            ids.extend(tokenizer.encode(rendered[len(done) :], add_special_tokens=False))
+        done = rendered
+
+    def render(count: int, *, prompt: bool = False) -> str:
+        text: str = tokenizer.apply_chat_template(
+            raw[:count], tokenize=False, add_generation_prompt=prompt
+        )
+        return text
+
+    for k, message in enumerate(messages):
+        if message.role == "assistant":
+            extend(render(k, prompt=True))
+            start = len(ids)
+            extend(render(k + 1))
+            spans.append((start, len(ids)))
+        elif k + 1 == len(messages) or messages[k + 1].role != "assistant":
+            extend(render(k + 1))
+    if generation_prompt:
+        extend(render(len(messages), prompt=True))
+    return Encoded(ids=ids, spans=spans)

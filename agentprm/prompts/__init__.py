@@ -1,0 +1,126 @@
+"""How a state becomes messages, and an action becomes text and back.
+
+Two formats. `chat`: the episode is an append-only conversation, so a prefix cache serves every
+earlier turn and one forward pass scores every turn. `state`: one prompt per state, with the history
+and the candidate actions inside. Both are Jinja2 files with the variables `mode`, `task`,
+`observation_action_history`, `observation`, `candidate_actions`, `reason` and `action`; a path to
+another file of that kind may be given in place of a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import StrictUndefined, Template
+from jinja2.sandbox import SandboxedEnvironment
+
+from agentprm.protocol import MAX_COMMAND, MAX_TEXT, Action, Message, State, Step
+
+_HERE = Path(__file__).parent
+_REASON_ACTION = re.compile(
+    r"\A\s*REASON:[ \t]*(?P<reason>.*?)\s*^ACTION:[ \t]*(?P<command>[^\n]*)", re.S | re.M
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template. `append_only`: the messages of a later state extend those of an earlier one."""
+
+    source: str
+    append_only: bool
+    _template: Template = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        environment = SandboxedEnvironment(undefined=StrictUndefined)
+        object.__setattr__(self, "_template", environment.from_string(self.source))
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that name this template in every sample."""
+        return hashlib.sha256(self.source.encode()).hexdigest()[:12]
+
+    def messages(self, state: State) -> list[Message]:
+        """The conversation up to the point where the agent answers in `state`."""
+        if not self.append_only:
+            history = [
+                {
+                    "observation": s.observation,
+                    "action": s.action.command,
+                    "reason": s.action.reason,
+                }
+                for s in state.history
+            ]
+            content = self._render(
+                "input",
+                task=state.task,
+                observation=state.observation,
+                observation_action_history=history,
+                candidate_actions=list(state.admissible),
+            )
+            return [Message(role="user", content=content)]
+        messages = self.transcript(state.task, state.history)
+        return [*messages, self._observed(state.task, state.observation, first=not state.history)]
+
+    def transcript(self, task: str, steps: tuple[Step, ...] | list[Step]) -> list[Message]:
+        """A whole episode as one conversation, each assistant message an action (`chat` only)."""
+        if not self.append_only:
+            raise ValueError("only an append-only prompt renders an episode as one conversation")
+        messages = [Message(role="system", content=self._render("system", task=task))]
+        for t, step in enumerate(steps):
+            messages.append(self._observed(task, step.observation, first=t == 0))
+            messages.append(Message(role="assistant", content=self.action_text(step.action)))
+        return messages
+
+    def action_text(self, action: Action) -> str:
+        """The assistant's message for `action`."""
+        return self._render("output", reason=action.reason, action=action.command)
+
+    def _observed(self, task: str, observation: str, *, first: bool) -> Message:
+        mode = "first" if first else "observation"
+        return Message(role="user", content=self._render(mode, task=task, observation=observation))
+
+    def _render(self, mode: str, **variables: object) -> str:
+        defaults = {
+            "task": "",
+            "observation": "",
+            "observation_action_history": [],
+            "candidate_actions": [],
+            "reason": "",
+            "action": "",
+        }
+        return self._template.render({**defaults, **variables, "mode": mode})
+
+
+def load_prompt(name_or_path: str = "chat") -> Prompt:
+    """The prompt of that name, or of that path.
+
+    A file that knows the mode `observation` is append-only, any other renders a state at a time.
+
+    Raises:
+        FileNotFoundError: there is neither such a name nor such a file.
+    """
+    path = _HERE / f"{name_or_path}.j2" if name_or_path in ("chat", "state") else Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no prompt template {name_or_path!r}: give `chat`, `state` or a path"
+        )
+    source = path.read_text(encoding="utf-8")
+    return Prompt(
+        source=source, append_only=bool(re.search(r"mode\s*==\s*[\"']observation[\"']", source))
+    )
+
+
+def parse_action(text: str) -> tuple[Action, bool]:
+    """REASON and ACTION of the policy's text, and whether it was well formed.
+
+    Of a text without both lines the whole becomes the reason and the command stays empty: the
+    environment answers `Nothing happens.`, the turn is spent, and the conversation stays readable.
+    """
+    match = _REASON_ACTION.match(text)
+    command = match["command"].strip() if match else ""
+    if match is None or not command or len(command) > MAX_COMMAND:
+        return Action(reason=text.strip()[:MAX_TEXT]), False
+    return Action(reason=match["reason"].strip()[:MAX_TEXT], command=command), True

@@ -1,0 +1,164 @@
+"""Checkpoints: immutable numbered directories, safetensors only, marked STABLE when complete.
+
+`root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
+the fit of π_1 handed to the policy service. A directory is written under a temporary name, synced,
+renamed, and only then gets its STABLE mark, which lists every file with its size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+
+STABLE = "STABLE"
+_VERSION = re.compile(r"(?P<kind>policy|prm|online)/[0-9]+(\.[0-9]+)?")
+_PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is not there, not complete, or not what was written. Says which file."""
+
+
+class Registry:
+    """The checkpoints below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, version: str) -> Path:
+        """Where `version` lies, or would lie. Never outside the root.
+
+        Raises:
+            CheckpointError: `version` is not of the form `policy/1`, `prm/0` or `online/1.3`.
+        """
+        if _VERSION.fullmatch(version) is None:
+            raise CheckpointError(f"{version!r} is not a checkpoint version such as policy/1")
+        return self.root / version
+
+    def exists(self, version: str) -> bool:
+        """Whether `version` is there and marked STABLE."""
+        return (self.path(version) / STABLE).is_file()
+
+    def versions(self, kind: str) -> list[str]:
+        """The STABLE versions of `policy`, `prm` or `online`, oldest first."""
+        found = [f"{kind}/{p.parent.name}" for p in (self.root / kind).glob(f"*/{STABLE}")]
+        return sorted(found, key=number)
+
+    def open(self, version: str) -> Path:
+        """The directory of `version`, its files compared with the mark.
+
+        Raises:
+            CheckpointError: it is missing, unmarked, or a file differs from what was written.
+        """
+        path = self.path(version)
+        if not path.is_dir():
+            raise CheckpointError(f"there is no checkpoint {version} below {self.root}")
+        mark = path / STABLE
+        if not mark.is_file():
+            raise CheckpointError(f"{path} has no {STABLE} mark: it was not written to its end")
+        for name, expected in orjson.loads(mark.read_bytes()).items():
+            file = path / name
+            if not file.is_file():
+                raise CheckpointError(f"{file} is missing")
+            if _digest(file) != expected:
+                raise CheckpointError(f"{file} differs from what was written (size or SHA-256)")
+        return path
+
+    @contextmanager
+    def write(self, version: str) -> Iterator[Path]:
+        """A directory to fill; it becomes `version` when the block ends without an exception.
+
+        Raises:
+            CheckpointError: `version` exists (checkpoints are immutable) or holds pickled files.
+        """
+        target = self.path(version)
+        if self.exists(version):
+            raise CheckpointError(f"{version} exists already: checkpoints are immutable")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
+        try:
+            yield draft
+            _seal(draft)
+            if target.exists():  # an unmarked directory, left by a process that was killed
+                shutil.rmtree(target)
+            (draft / STABLE).rename(draft.parent / f"{draft.name}.mark")
+            draft.rename(target)
+            (draft.parent / f"{draft.name}.mark").rename(target / STABLE)
+            _sync(target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def serving(self, service: str) -> str | None:
+        """The version that `service` (`policy` or `prm`) was last told to serve, if any.
+
+        A service that is started again takes up this one.
+        """
+        note = self.root / f"serving-{service}"
+        return note.read_text().strip() if note.is_file() else None
+
+    def set_serving(self, service: str, version: str) -> None:
+        """Remember across restarts what `service` serves."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.root / f"serving-{service}", version.encode())
+
+    def adopt(self, source: Path, version: str) -> None:
+        """Copy an ordinary Hugging Face directory into the registry as `version`."""
+        if not (source / "config.json").is_file():
+            raise CheckpointError(f"{source} holds no config.json: not a Hugging Face checkpoint")
+        with self.write(version) as draft:
+            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=lambda *_: [STABLE])
+
+    def remove(self, version: str) -> None:
+        """Forget `version`: its mark goes first, so that no reader takes half of it."""
+        path = self.path(version)
+        (path / STABLE).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def number(version: str) -> tuple[int, int]:
+    """Of `online/1.3` (1, 3), of `policy/1` (1, 0): the iteration and the step within it."""
+    iteration, _, step = version.partition("/")[2].partition(".")
+    return int(iteration), int(step or 0)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace the file as a whole: readers see the old content or the new, also after a crash."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    _sync(draft)
+    draft.rename(path)
+    _sync(path.parent)
+
+
+def _seal(draft: Path) -> None:
+    files = sorted(p for p in draft.rglob("*") if p.is_file())
+    for file in files:
+        if file.suffix in _PICKLE:
+            raise CheckpointError(f"{file.name} is a pickle; checkpoints are safetensors only")
+        _sync(file)
+    mark = {str(file.relative_to(draft)): _digest(file) for file in files}
+    (draft / STABLE).write_bytes(orjson.dumps(mark, option=orjson.OPT_INDENT_2))
+    _sync(draft / STABLE)
+    _sync(draft)
+
+
+def _digest(file: Path) -> list[int | str]:
+    with file.open("rb") as stream:
+        return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Measurements, each with its conditions. Run one by `python -m benchmarks.<name>`."""

@@ -1,0 +1,1 @@
+"""The environment service: ALFWorld games as sessions over HTTP."""

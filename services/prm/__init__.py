@@ -1,0 +1,1 @@
+"""The PRM service: Q(s, a) for the state-action pairs it is sent."""

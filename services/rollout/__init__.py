@@ -1,0 +1,1 @@
+"""Rollout workers: take a job from Redis, play it with env and policy, push what happened."""
