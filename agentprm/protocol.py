@@ -102,13 +102,19 @@ class GameList(Record):
 
 
 class CreateSessions(Request):
-    """Either the games by id, or `count` games of a split in the order that `seed` shuffles."""
+    """Either the games by id, or `count` games of a split in the order that `seed` shuffles.
+
+    Sessions made before with the same `key` are closed first: a client that lost the answer, or
+    took over the work of one that died, leaves none behind. Session k's expert varies with
+    `seed + k`.
+    """
 
     games: list[str] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
     split: Split | None = None
     seed: Seed = 0
     count: int = Field(default=1, ge=1, le=MAX_BATCH)
     max_steps: int | None = Field(default=None, ge=1, le=200)
+    key: str | None = Field(default=None, max_length=200)
 
     @model_validator(mode="after")
     def _one_way(self) -> CreateSessions:

@@ -1,0 +1,128 @@
+"""Hot swap: what a service that serves a checkpoint does when it is told to serve another.
+
+Verify the files against their mark, build the new weights beside the old, try them on a canary, and
+only then put them in place. Requests in flight keep the weights they took; on any failure the old
+weights go on serving and the answer says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import structlog
+from fastapi import FastAPI, Response
+from prometheus_client import Counter
+
+from agentprm.protocol import LoadCheckpoint, Loaded
+from agentprm.registry import CheckpointError, Registry
+from agentprm.service import ProblemError, json_response
+
+W = TypeVar("W")
+
+SWAPS = Counter("agentprm_checkpoint_swaps_total", "Swaps by result", ["service", "result"])
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Served(Generic[W]):
+    """Weights and the version they are. Taken as one, so that no answer mixes two."""
+
+    version: str
+    weights: W
+
+
+class Serving(Generic[W]):
+    """The checkpoint that `service` (`policy` or `prm`) serves.
+
+    `build` makes weights of a directory and raises on an unfit one; `canary` raises where they
+    do not compute. Both run in a thread.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        registry: Registry,
+        build: Callable[[Path], W],
+        canary: Callable[[W], None],
+    ) -> None:
+        self.service = service
+        self.registry = registry
+        self._build = build
+        self._canary = canary
+        self._served: Served[W] | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def version(self) -> str | None:
+        """What serves now, or None before the first load."""
+        return self._served.version if self._served else None
+
+    def current(self) -> Served[W]:
+        """What serves now.
+
+        Raises:
+            ProblemError: 503, nothing is loaded yet.
+        """
+        if self._served is None:
+            raise ProblemError(
+                503, "No checkpoint", "POST /v1/checkpoints/load first", retry_after=1
+            )
+        return self._served
+
+    async def load(self, version: str) -> Loaded:
+        """Serve `version`, or raise a `ProblemError` that says why not and change nothing."""
+        async with self._lock:
+            started = time.perf_counter()
+            try:
+                weights = await asyncio.to_thread(self._stage, version)
+            except CheckpointError as error:
+                SWAPS.labels(self.service, "refused").inc()
+                log.warning("checkpoint refused", version=version, reason=str(error))
+                status = 409 if self.registry.path(version).is_dir() else 404
+                raise ProblemError(status, "Checkpoint refused", str(error)) from error
+            ready = time.perf_counter()
+            previous = self.version
+            self._served = Served(version, weights)
+            paused = time.perf_counter() - ready
+            self.registry.set_serving(self.service, version)
+            SWAPS.labels(self.service, "done").inc()
+            log.info("serving", version=version, previous=previous, seconds=ready - started)
+            return Loaded(
+                version=version,
+                previous=previous,
+                load_seconds=ready - started,
+                pause_seconds=paused,
+            )
+
+    async def resume(self, version: str | None = None) -> None:
+        """At start: serve `version`, or the one served last where that is still there."""
+        last = self.registry.serving(self.service)
+        if version is None and last is not None and self.registry.exists(last):
+            version = last
+        if version is not None:
+            await self.load(version)
+
+    def _stage(self, version: str) -> W:
+        path = self.registry.open(version)
+        try:
+            weights = self._build(path)
+            self._canary(weights)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{path} does not load: {error}") from error
+        return weights
+
+
+def add_checkpoint_routes(app: FastAPI, serving: Serving[W]) -> None:
+    """`POST /v1/checkpoints/load`: swap; repeating the load of what serves already is harmless."""
+
+    @app.post("/v1/checkpoints/load")
+    async def _load(request: LoadCheckpoint) -> Response:
+        return json_response(await serving.load(request.version))
