@@ -1,5 +1,8 @@
-"""The `agentprm` command line."""
+"""The `agentprm` command line.
 
-import typer
+It starts the same processes that compose starts as containers, and imports none of their code.
+"""
 
-app = typer.Typer(no_args_is_help=True)
+from agentprm.cli.main import app
+
+__all__ = ["app"]

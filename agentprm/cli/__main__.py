@@ -1,0 +1,5 @@
+"""`python -m agentprm.cli` is `agentprm`."""
+
+from agentprm.cli import app
+
+app(prog_name="agentprm")

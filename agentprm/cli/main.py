@@ -1,0 +1,193 @@
+"""The commands of `agentprm`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import orjson
+import structlog
+import typer
+from rich.console import Console
+
+from agentprm.cli.machine import Options, evaluate_run, serve_run, train_run
+from agentprm.cli.processes import ProcessFailed
+from agentprm.config import Config, Evaluation, load_config, read_config
+from agentprm.protocol import Sampling, Split
+from agentprm.registry import CheckpointError, Registry, write_atomic
+from agentprm.results import read_results
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Process reward models for LLM agents: train, evaluate and serve.",
+)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Games = Annotated[
+    Path | None,
+    typer.Option(
+        help="directory of ALFWorld games, as alfworld-download makes it; default $ALFWORLD_DATA",
+        envvar="ALFWORLD_DATA",
+        show_envvar=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+
+
+@app.command()
+def train(
+    preset: Annotated[
+        str, typer.Option(help="smoke (minutes), tiny (worth watching), or a .toml file")
+    ] = "tiny",
+    run: Annotated[
+        Path | None, typer.Option(help="run directory; default runs/PRESET; goes on if it exists")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with the run in this directory")
+    ] = None,
+    games: Games = None,
+    seed: Annotated[int, typer.Option(help="all randomness of the run derives from it")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train an agent by AgentPRM: demonstrations, π_0, then K times roll out, fit Q, improve π.
+
+    Starts Redis, the services, rollout workers and the trainer as processes of this machine, and
+    stops them at the end. Interrupt it at any time; the same command goes on where it stopped.
+    """
+    if resume is not None:
+        directory, config = resume, _config_of(resume)
+    else:
+        directory = run or Path("runs") / Path(preset).stem
+        config = _new_or_same(directory, preset, seed)
+    console.print(f"Run [bold]{directory}[/bold]: preset {config.preset}, seed {config.seed}")
+    with _explained():
+        train_run(directory, config, games, quiet=as_json)
+    if as_json:
+        _print_json(directory)
+    else:
+        console.print(f"Table: {directory}/results.json   curves: tensorboard --logdir {directory}")
+
+
+@app.command("eval")
+def evaluate(
+    policy: Annotated[Path, typer.Option(help="directory of a policy checkpoint")],
+    prm: Annotated[
+        Path | None, typer.Option(help="directory of a PRM checkpoint: Best-of-N by it")
+    ] = None,
+    best_of: Annotated[int, typer.Option(help="N, where a PRM is given", min=2, max=64)] = 16,
+    games: Games = None,
+    split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
+    count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
+    max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
+    temperature: Annotated[
+        float | None, typer.Option(help="default 0.5, or 1.0 where a PRM is given", min=0)
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Success rate and mean number of actions of a checkpoint, with 95 % intervals."""
+    plan = Evaluation(
+        split=split,
+        games=count,
+        best_of=best_of,
+        sampling=Sampling(temperature=0.5 if temperature is None else temperature),
+        best_of_sampling=Sampling(temperature=1.0 if temperature is None else temperature),
+    )
+    with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, _explained():
+        run = Path(directory)
+        registry = Registry(run / "checkpoints")
+        registry.adopt(policy, "policy/0")
+        if prm is not None:
+            registry.adopt(prm, "prm/0")
+        evaluate_run(
+            run,
+            plan,
+            games,
+            steered=prm is not None,
+            max_steps=max_steps,
+            seed=seed,
+            options=Options(prompt=prompt, device=device),
+            quiet=as_json,
+        )
+        if as_json:
+            _print_json(run)
+
+
+@app.command()
+def up(
+    run: Annotated[
+        Path | None, typer.Option(help="serve the newest checkpoints of this run")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="or: directory of a policy")] = None,
+    prm: Annotated[Path | None, typer.Option(help="or: directory of a PRM")] = None,
+    games: Games = None,
+    prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
+    device: Device = "auto",
+    port: Annotated[
+        int, typer.Option(help="env at this port, policy at the next, PRM at the one after")
+    ] = 8001,
+    privileged: Annotated[
+        bool, typer.Option(help="let the environment tell hidden state and expert actions")
+    ] = False,
+) -> None:
+    """Serve environment, policy and PRM on this machine until interrupted.
+
+    Without games there is no environment; without a PRM no Best-of-N.
+    """
+    if (run is None) == (policy is None and prm is None):
+        _fail("give either --run, or --policy and --prm")
+    with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, _explained():
+        home = run or Path(directory)
+        registry = Registry(home / "checkpoints")
+        if policy is not None:
+            registry.adopt(policy, "policy/0")
+        if prm is not None:
+            registry.adopt(prm, "prm/0")
+        options = Options(prompt=prompt, device=device)
+        serve_run(home, games, options, first_port=port, privileged=privileged)
+
+
+def _new_or_same(run: Path, preset: str, seed: int) -> Config:
+    """The settings of a new run, written to its directory, or those of the run that is there."""
+    try:
+        config = load_config(preset, seed)
+    except (FileNotFoundError, ValueError) as error:
+        _fail(str(error))
+    if not (run / "config.json").exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
+        return config
+    there = _config_of(run)
+    if there != config:
+        _fail(
+            f"{run} holds a run with other settings (preset {there.preset}, seed {there.seed}): "
+            f"go on with it by --resume {run}, or give another --run"
+        )
+    return there
+
+
+def _config_of(run: Path) -> Config:
+    try:
+        return read_config(run)
+    except (FileNotFoundError, ValueError) as error:
+        _fail(str(error))
+
+
+def _print_json(run: Path) -> None:
+    rows = [row.model_dump() for row in read_results(run)]
+    sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(f"[red]error:[/red] {message}")
+    raise typer.Exit(2)

@@ -1,0 +1,133 @@
+"""What a training run is made of: typed settings, read from a preset (a TOML file).
+
+A preset is a name (`smoke`, `tiny`) or a path to a file of the same shape. The resolved settings
+are written to `RUN/config.json` when the run starts; a resumed run reads them from there.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentprm.protocol import Sampling, Split
+
+_PRESETS = Path(__file__).parent / "presets"
+
+
+class Settings(BaseModel):
+    """A group of settings. Unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Demonstrations(Settings):
+    """What π_0 imitates."""
+
+    games: int = Field(ge=1)
+    """Train games that the expert plays, one episode each (repeated if the split has fewer)."""
+
+
+class Rollouts(Settings):
+    """Stage 1 of an iteration: π_{i-1} plays train games."""
+
+    games: int = Field(ge=1)
+    """Games an iteration; consecutive iterations take consecutive games of a shuffled list."""
+    per_game: int = Field(ge=1)
+    """Episodes a game."""
+    sampling: Sampling = Sampling(temperature=1.0)
+    """How the policy is sampled. The targets are of this policy."""
+
+
+class Preferences(Settings):
+    """Stage 3 of an iteration: what is asked of the current policy and of the PRM."""
+
+    pairs: int = Field(ge=1)
+    """States asked about in all. Not every state gives a pair."""
+    per_game: int = Field(default=12, ge=1)
+    """Most states of one game."""
+    candidates: int = Field(default=8, ge=2, le=64)
+    """Actions sampled in a state; the best is set against the worst."""
+    states_per_job: int = Field(default=16, ge=1)
+    """States of one job."""
+    ahead: int = Field(default=4, ge=1)
+    """Jobs that may be under way at once: how far the sampling may run ahead of the fit."""
+    max_age: int = Field(default=2, ge=0)
+    """Preferences sampled more than this many weight updates ago are dropped and counted."""
+    sampling: Sampling = Sampling(temperature=1.0)
+    """How candidates are sampled."""
+
+
+class Evaluation(Settings):
+    """How π_i and BoN(π_i, Q_{i-1}) are measured."""
+
+    split: Split = Split.VALID_SEEN
+    """The games that are played."""
+    games: int = Field(default=140, ge=1)
+    """How many of them; all where the split has fewer."""
+    sampling: Sampling = Sampling(temperature=0.5)
+    """How the policy is sampled when it acts alone."""
+    best_of: int = Field(default=16, ge=2, le=64)
+    """N of Best-of-N."""
+    best_of_sampling: Sampling = Sampling(temperature=1.0)
+    """How the N candidates are sampled."""
+
+
+class Config(Settings):
+    """A training run."""
+
+    preset: str
+    """Where these settings come from."""
+    seed: int = 0
+    """All sampling, shuffling and initialisation derives from it."""
+    model: str = "tiny"
+    """`tiny` makes a model from scratch; else a Hugging Face directory or hub id."""
+    prompt: str = "chat"
+    """`chat`, `state`, or the path of a template."""
+    engine: Literal["textworld"] = "textworld"
+    """The environment's engine."""
+    device: str = "auto"
+    """Where models run: auto, cpu, cuda, ..."""
+    workers: int = Field(default=2, ge=1)
+    """Rollout workers that `agentprm train` starts."""
+    batch: int = Field(default=8, ge=1)
+    """Episodes of one job; a worker plays them side by side."""
+    max_steps: int = Field(default=30, ge=1, le=200)
+    """The horizon T."""
+    gamma: float = Field(default=0.95, gt=0, le=1)
+    """The discount of eq. 1."""
+    iterations: int = Field(default=3, ge=1)
+    """K."""
+    demonstrations: Demonstrations
+    rollouts: Rollouts
+    preferences: Preferences
+    evaluation: Evaluation = Evaluation()
+
+
+def load_config(preset: str, seed: int = 0) -> Config:
+    """The settings of a preset.
+
+    Raises:
+        FileNotFoundError: there is neither such a preset nor such a file.
+        pydantic.ValidationError: the file names an unknown setting or an impossible value.
+    """
+    path = Path(preset) if preset.endswith(".toml") else _PRESETS / f"{preset}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in _PRESETS.glob("*.toml")))
+        raise FileNotFoundError(f"no preset {preset!r}: give one of {known}, or a .toml file")
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    return Config.model_validate({**values, "preset": preset, "seed": seed})
+
+
+def read_config(run: Path) -> Config:
+    """The settings that a run was started with.
+
+    Raises:
+        FileNotFoundError: `run` is not the directory of a run.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} holds no config.json: not the directory of a run")
+    return Config.model_validate_json(path.read_bytes())

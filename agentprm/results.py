@@ -1,0 +1,141 @@
+"""Success rates and numbers of actions, with intervals: the paper's Table 1."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+from pydantic import BaseModel
+from rich.table import Table
+
+from agentprm.protocol import Episode
+from agentprm.registry import write_atomic
+
+_Z = 1.959964  # two-sided 95 %
+
+_SHORT = {
+    "pick_and_place_simple": "pick",
+    "look_at_obj_in_light": "look",
+    "pick_clean_then_place_in_recep": "clean",
+    "pick_heat_then_place_in_recep": "heat",
+    "pick_cool_then_place_in_recep": "cool",
+    "pick_two_obj_and_place": "pick two",
+}
+
+
+class Rate(BaseModel):
+    """Success over some games. `low` and `high` are Wilson's 95 % interval; rates in [0, 1]."""
+
+    games: int
+    success: float
+    low: float
+    high: float
+    actions: float
+    """Mean number of actions; an episode that failed counts with all it took."""
+
+
+class Row(Rate):
+    """One line of the table, with its conditions. `prm` is None where the policy acts alone."""
+
+    policy: str
+    prm: str | None
+    best_of: int
+    split: str
+    max_steps: int
+    temperature: float
+    seed: int
+    actions_error: float
+    """Half the width of the 95 % interval of `actions`."""
+    by_task: dict[str, Rate]
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion (Wilson 1927), sound also near 0 and 1."""
+    if trials == 0:
+        return 0.0, 1.0
+    p = successes / trials
+    centre = p + _Z**2 / (2 * trials)
+    spread = _Z * math.sqrt(p * (1 - p) / trials + _Z**2 / (4 * trials**2))
+    scale = 1 + _Z**2 / trials
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def rate(episodes: Sequence[Episode]) -> Rate:
+    """Success and mean number of actions of `episodes`."""
+    won = sum(episode.won for episode in episodes)
+    low, high = wilson(won, len(episodes))
+    return Rate(
+        games=len(episodes),
+        success=won / len(episodes),
+        low=low,
+        high=high,
+        actions=sum(len(episode.turns) for episode in episodes) / len(episodes),
+    )
+
+
+def summarise(
+    episodes: Sequence[Episode], *, policy: str, prm: str | None, max_steps: int, seed: int
+) -> Row:
+    """The table's row for `episodes`, all played under the same conditions."""
+    by_task = defaultdict(list)
+    for episode in episodes:
+        by_task[episode.game.task_type].append(episode)
+    lengths = [len(episode.turns) for episode in episodes]
+    mean = sum(lengths) / len(lengths)
+    variance = sum((n - mean) ** 2 for n in lengths) / max(1, len(lengths) - 1)
+    provenance = episodes[0].provenance
+    return Row(
+        **rate(episodes).model_dump(),
+        policy=policy,
+        prm=prm,
+        best_of=provenance.best_of,
+        split=episodes[0].game.split,
+        max_steps=max_steps,
+        temperature=provenance.sampling.temperature if provenance.sampling else 0.0,
+        seed=seed,
+        actions_error=_Z * math.sqrt(variance / len(lengths)),
+        by_task={task: rate(group) for task, group in sorted(by_task.items())},
+    )
+
+
+def write_results(run: Path, rows: Sequence[Row]) -> None:
+    """Replace `run/results.json` by these rows."""
+    content = orjson.dumps([row.model_dump() for row in rows], option=orjson.OPT_INDENT_2)
+    write_atomic(run / "results.json", content)
+
+
+def read_results(run: Path) -> list[Row]:
+    """The rows that a run has so far."""
+    return [Row.model_validate(row) for row in orjson.loads((run / "results.json").read_bytes())]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows as the paper prints them: success in percent and mean actions, also by task."""
+    first = rows[0]
+    result = Table(
+        title=f"Success (%) within {first.max_steps} turns, {first.games} games of {first.split}",
+        caption="[95 % interval]; actions: mean ± 95 %; by task: success in % / mean actions",
+    )
+    result.add_column("policy")
+    result.add_column("success", justify="right")
+    result.add_column("actions", justify="right")
+    tasks = [task for task in _SHORT if any(task in row.by_task for row in rows)]
+    for task in tasks:
+        result.add_column(_SHORT[task], justify="right")
+    for row in rows:
+        cells = [_cell(row.by_task.get(task)) for task in tasks]
+        success = f"{row.success:.1%} [{row.low:.0%}, {row.high:.0%}]".replace("%", "")
+        actions = f"{row.actions:.1f} ± {row.actions_error:.1f}"
+        result.add_row(_name(row), success, actions, *cells)
+    return result
+
+
+def _name(row: Row) -> str:
+    return row.policy if row.prm is None else f"Best-of-{row.best_of}({row.policy}, {row.prm})"
+
+
+def _cell(rate: Rate | None) -> str:
+    return "–" if rate is None else f"{100 * rate.success:.0f} / {rate.actions:.1f}"

@@ -1,0 +1,39 @@
+"""`python -m services.trainer --run RUN ...` trains; the last thing it prints is the table."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from pydantic_settings import CliApp
+from rich.console import Console
+
+from agentprm.config import read_config
+from agentprm.prompts import load_prompt
+from agentprm.results import table
+from agentprm.service import configure_logging
+from services.trainer.app import TrainerSettings, connect
+from services.trainer.loop import Loop
+from services.trainer.metrics import Metrics
+from services.trainer.progress import Progress
+from services.trainer.records import Records
+
+
+def main() -> int:
+    """Train to the end. The exit code is 0 when the table is there."""
+    settings = CliApp.run(TrainerSettings)
+    configure_logging("trainer")
+    torch.set_num_threads(settings.threads)
+    config = read_config(settings.run)
+    records = Records(settings.run / "records")
+    with connect(settings) as services, Metrics(settings.run) as metrics:
+        loop = Loop(
+            settings.run, config, services, records, load_prompt(config.prompt), metrics, Progress()
+        )
+        rows = loop.train()
+    Console().print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""The trainer as a process: its settings, and its connections to the other services."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pydantic import Field
+
+from agentprm.client import EnvClient, PolicyClient, PRMClient
+from agentprm.queue import Queue
+from agentprm.settings import ProcessSettings
+from services.trainer.collect import Services
+
+_LOAD_DEADLINE = 900.0
+"""Seconds that loading a checkpoint may take; large models come from disk."""
+
+
+class TrainerSettings(ProcessSettings):
+    """Where the run is, and where the services are."""
+
+    run: Path = Field(description="run directory, with its config.json")
+    redis_url: str = Field(description="redis://host:port/0")
+    env_url: str = Field(description="the environment service")
+    policy_url: str = Field(description="the policy service")
+    prm_url: str = Field(description="the PRM service")
+    threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
+
+
+@contextmanager
+def connect(settings: TrainerSettings) -> Iterator[Services]:
+    """Connections to everything the trainer talks to."""
+    with ExitStack() as stack:
+        yield Services(
+            env=stack.enter_context(EnvClient(settings.env_url)),
+            policy=stack.enter_context(PolicyClient(settings.policy_url, deadline=_LOAD_DEADLINE)),
+            prm=stack.enter_context(PRMClient(settings.prm_url, deadline=_LOAD_DEADLINE)),
+            queue=stack.enter_context(Queue(settings.redis_url, run=settings.run.name)),
+        )

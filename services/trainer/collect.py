@@ -1,0 +1,122 @@
+"""Jobs out, results in: how the trainer has games played by the rollout workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from agentprm.client import EnvClient, PolicyClient, PRMClient
+from agentprm.protocol import Game, RolloutJob, Sampling, Split
+from agentprm.queue import Queue
+from services.trainer.progress import Progress
+from services.trainer.records import Records
+from services.trainer.seeds import derive, shuffled
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the trainer talks to."""
+
+    env: EnvClient
+    policy: PolicyClient
+    prm: PRMClient
+    queue: Queue
+
+
+class Collector:
+    """Has jobs played and their results recorded, each once."""
+
+    def __init__(
+        self,
+        services: Services,
+        records: Records,
+        progress: Progress,
+        *,
+        seed: int,
+        batch: int,
+        max_steps: int,
+    ) -> None:
+        self.services = services
+        self.records = records
+        self.progress = progress
+        self.seed = seed
+        self.batch = batch
+        self.max_steps = max_steps
+
+    def games(
+        self, split: Split, count: int, purpose: str, *, skip: int = 0, repeat: bool = True
+    ) -> list[Game]:
+        """`count` games of a split after `skip`, in this run's order for this purpose.
+
+        At its end the split begins again; without `repeat` the games end there.
+        """
+        games = self.services.env.games(split).games
+        if not games:
+            raise RuntimeError(f"the environment has no games in the split {split}")
+        order = shuffled(games, derive(self.seed, "games", purpose))
+        if not repeat:
+            return order[skip : skip + count]
+        return [order[(skip + k) % len(order)] for k in range(count)]
+
+    def jobs(
+        self,
+        stage: str,
+        games: Sequence[Game],
+        *,
+        actor: Literal["policy", "expert"] = "policy",
+        policy: str | None = None,
+        prm: str | None = None,
+        sampling: Sampling | None = None,
+        best_of: int = 1,
+        seed: int | None = None,
+    ) -> list[RolloutJob]:
+        """The jobs of a stage; the same arguments give the same jobs, ids and seeds included."""
+        first = derive(self.seed, stage) if seed is None else seed
+        return [
+            RolloutJob(
+                id=f"{stage}-{k:04d}",
+                games=[game.id for game in games[start : start + self.batch]],
+                seed=(first + start) % 2**31,
+                actor=actor,
+                policy_version=policy,
+                prm_version=prm,
+                sampling=sampling or Sampling(),
+                best_of=best_of,
+                max_steps=self.max_steps,
+            )
+            for k, start in enumerate(range(0, len(games), self.batch))
+        ]
+
+    def collect(self, stage: str, jobs: Sequence[RolloutJob], what: str) -> None:
+        """Have every job played that is not in the records yet, all of one policy and PRM."""
+        finished = self.records.finished(stage)
+        missing = [job for job in jobs if job.id not in finished]
+        if not missing:
+            self.progress.skip(stage)
+            return
+        self.serve(policy=missing[0].policy_version, prm=missing[0].prm_version)
+        self.progress.start(stage, what)
+        total = sum(len(job.games) for job in jobs)
+        before = total - sum(len(job.games) for job in missing)
+        played = won = 0
+        waiting = {job.id for job in missing}
+        unpublished = list(reversed(missing))
+        queue = self.services.queue
+        while waiting:
+            while unpublished and queue.has_room("jobs"):
+                queue.publish(unpublished.pop())
+            for result in queue.take_results("episodes", waiting):
+                if self.records.append(result) and result.job_id in waiting:
+                    waiting.discard(result.job_id)
+                    played += len(result.episodes)
+                    won += sum(episode.won for episode in result.episodes)
+            self.progress.update(before + played, total, {"won": won / max(1, played)})
+        self.progress.end({"episodes": before + played, "won": won / max(1, played)})
+
+    def serve(self, policy: str | None = None, prm: str | None = None) -> None:
+        """Make the services serve these versions, where they do not already."""
+        if policy is not None and self.services.policy.health().version != policy:
+            self.services.policy.load(policy)
+        if prm is not None and self.services.prm.health().version != prm:
+            self.services.prm.load(prm)

@@ -1,0 +1,52 @@
+"""`python -m services.trainer.evaluate --run RUN ...` plays π_0, alone or steered by Q_0."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import Field
+from pydantic_settings import CliApp
+from rich.console import Console
+
+from agentprm.config import Evaluation
+from agentprm.results import table, write_results
+from agentprm.service import configure_logging
+from services.trainer.app import TrainerSettings, connect
+from services.trainer.collect import Collector
+from services.trainer.evaluation import evaluate
+from services.trainer.progress import Progress
+from services.trainer.records import Records
+
+
+class EvaluateSettings(TrainerSettings):
+    """What is played. The checkpoints are `policy/0` and `prm/0` of the run's registry."""
+
+    plan: Evaluation = Field(default=Evaluation(), description="games and sampling, as JSON")
+    steered: bool = Field(default=False, description="take the best of N by the PRM")
+    seed: int = Field(default=0, description="orders the games and seeds the sampling")
+    max_steps: int = Field(default=30, description="turns of an episode")
+    batch: int = Field(default=8, description="episodes of a job")
+
+
+def main() -> int:
+    """Evaluate, and write the row to `RUN/results.json`."""
+    settings = CliApp.run(EvaluateSettings)
+    configure_logging("evaluate")
+    with connect(settings) as services:
+        collector = Collector(
+            services,
+            Records(settings.run / "records"),
+            Progress(),
+            seed=settings.seed,
+            batch=settings.batch,
+            max_steps=settings.max_steps,
+        )
+        prm = "prm/0" if settings.steered else None
+        row = evaluate(collector, settings.plan, policy="policy/0", prm=prm)
+    write_results(settings.run, [row])
+    Console().print(table([row]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Preferences for online DPO, sampled from the policy as it is while it is being fitted.
+
+States of D go out as jobs, a few at a time; rollout workers sample candidates from the policy that
+serves, the PRM ranks them, and best against worst comes back through the `preferences` stream.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import structlog
+
+from agentprm.config import Preferences
+from agentprm.protocol import Episode, JobResult, Preference, PreferenceJob, State
+from agentprm.queue import Queue
+from services.trainer.records import Records
+from services.trainer.seeds import derive
+
+log = structlog.get_logger()
+
+
+def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: int) -> list[State]:
+    """At most `count` states of D in random order, at most `per_game` of one game.
+
+    States in which there is at most one admissible command leave nothing to prefer and are left out.
+    """
+    rng = random.Random(seed)
+    by_game: dict[str, list[tuple[Episode, int]]] = defaultdict(list)
+    for episode in episodes:
+        turns = (t for t, turn in enumerate(episode.turns) if len(turn.admissible) != 1)
+        by_game[episode.game.id].extend((episode, t) for t in turns)
+    picked = [
+        place
+        for _, places in sorted(by_game.items())
+        for place in rng.sample(places, min(per_game, len(places)))
+    ]
+    rng.shuffle(picked)
+    return [episode.state(t) for episode, t in picked[:count]]
+
+
+class PreferenceSource:
+    """An iterator over preferences, lazily asked for; `updated` tells it of new weights."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        records: Records,
+        plan: Preferences,
+        states: Sequence[State],
+        *,
+        stage: str,
+        attempt: str,
+        policy_version: str,
+        prm_version: str,
+        seed: int,
+    ) -> None:
+        self._queue = queue
+        self._records = records
+        self._plan = plan
+        self._updates = {policy_version: 0}
+        self._attempt = attempt
+        size = plan.states_per_job
+        self._waiting = [
+            PreferenceJob(
+                id=f"{stage}-{attempt}-{k:04d}",
+                attempt=attempt,
+                states=list(states[start : start + size]),
+                seed=derive(seed, "preferences", k),
+                n=plan.candidates,
+                sampling=plan.sampling,
+                prm_version=prm_version,
+            )
+            for k, start in enumerate(range(0, len(states), size))
+        ]
+        self._waiting.reverse()
+        self._out: set[str] = set()
+        self.stale = 0
+        """Preferences dropped because the policy had moved on too far."""
+        self.indifferent = 0
+        """States that gave no preference: the candidates were alike, or equal to the PRM."""
+        self.used = 0
+        self.wait_seconds = 0.0
+        """Time spent waiting for preferences."""
+
+    def updated(self, version: str) -> None:
+        """From now on the policy service samples from `version`."""
+        self._updates[version] = len(self._updates)
+
+    def __iter__(self) -> Iterator[Preference]:
+        """Preferences until every state was asked about.
+
+        Raises:
+            agentprm.queue.Stalled: no result arrived for a long time.
+        """
+        while self._waiting or self._out:
+            while self._waiting and len(self._out) < self._plan.ahead:
+                job = self._waiting.pop()
+                self._queue.publish(job)
+                self._out.add(job.id)
+            started = time.monotonic()
+            results = self._queue.take_results("preferences", self._out)
+            self.wait_seconds += time.monotonic() - started
+            for result in results:
+                yield from self._fresh(result)
+
+    def _fresh(self, result: JobResult) -> Iterator[Preference]:
+        new = self._records.append(result)
+        if result.job_id not in self._out or not new:
+            return
+        self._out.discard(result.job_id)
+        self.indifferent += result.dropped
+        for preference in result.preferences:
+            update = self._updates.get(preference.policy_version)
+            if update is None or len(self._updates) - 1 - update > self._plan.max_age:
+                self.stale += 1
+                continue
+            self.used += 1
+            yield preference

@@ -1,0 +1,68 @@
+"""What a person sees of a run: a line when a stage starts, every few seconds, and when it ends.
+
+Lines and not bars, so that a terminal, a log file and `docker compose logs` all read well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+
+_EVERY = 5.0
+"""Seconds between two lines of one stage."""
+
+
+class Progress:
+    """Progress of one stage at a time, on stderr."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._stage = ""
+        self._started = self._printed = time.monotonic()
+        self._first = 0
+
+    def start(self, stage: str, what: str) -> None:
+        """A stage begins; `what` says in a few words what it does."""
+        self._stage = stage
+        self._started = self._printed = time.monotonic()
+        self._first = -1
+        self._line(f"[bold]{escape(what)}[/bold]")
+
+    def update(self, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
+        """`done` of `total` units are done; prints if the last line is old enough."""
+        now = time.monotonic()
+        if self._first < 0:
+            self._first = done  # what an earlier run had done says nothing about the speed now
+        if now - self._printed < _EVERY and done < total:
+            return
+        self._printed = now
+        speed = (done - self._first) / max(1e-9, now - self._started)
+        left = f", {_clock((total - done) / speed)} left" if speed > 0 and done < total else ""
+        self._line(f"{done}/{total}{left}{_numbers(values or {})}")
+
+    def end(self, values: Mapping[str, float] | None = None) -> None:
+        """The stage is done."""
+        seconds = time.monotonic() - self._started
+        self._line(f"[green]done[/green] in {_clock(seconds)}{_numbers(values or {})}")
+
+    def skip(self, stage: str) -> None:
+        """A stage was done by an earlier run."""
+        self._stage = stage
+        self._line("[dim]done before[/dim]")
+
+    def _line(self, text: str) -> None:
+        clock = time.strftime("%H:%M:%S")
+        self.console.print(f"[dim]{clock}[/dim] [cyan]{self._stage:<22}[/cyan] {text}")
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

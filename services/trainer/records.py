@@ -1,0 +1,86 @@
+"""What happened, durably: job results as JSON lines, a file a stage, each job counted once.
+
+A line is written and synced before its stream entry is acknowledged. A result that arrives again
+(its worker was thought dead, or an acknowledgement was lost) is recognised by its job id.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import structlog
+
+from agentprm.protocol import Episode, JobResult
+
+log = structlog.get_logger()
+
+
+def stage_of(job_id: str) -> str:
+    """`pi_0-rollouts` of `pi_0-rollouts-0007`."""
+    return job_id.rpartition("-")[0]
+
+
+class Records:
+    """The job results below `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.duplicates = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        self._known: dict[str, set[str]] = {}
+        for path in directory.glob("*.jsonl"):
+            _drop_torn_line(path)
+            self._known[path.stem] = {orjson.loads(line)["job_id"] for line in _lines(path)}
+
+    def finished(self, stage: str) -> set[str]:
+        """The ids of the jobs of `stage` that are recorded."""
+        return self._known.get(stage, set())
+
+    def append(self, result: JobResult) -> bool:
+        """Record a result; False where its job is recorded already. Durable when it returns."""
+        stage = stage_of(result.job_id)
+        known = self._known.setdefault(stage, set())
+        if result.job_id in known:
+            self.duplicates += 1
+            log.info("duplicate result passed over", job=result.job_id, worker=result.worker)
+            return False
+        with self._path(stage).open("ab") as file:
+            file.write(
+                orjson.dumps(result.model_dump(mode="json"), option=orjson.OPT_APPEND_NEWLINE)
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        known.add(result.job_id)
+        return True
+
+    def results(self, stage: str) -> Iterator[JobResult]:
+        """The results of `stage`, in the order of their job ids."""
+        path = self._path(stage)
+        if path.exists():
+            results = (JobResult.model_validate_json(line) for line in _lines(path))
+            yield from sorted(results, key=lambda result: result.job_id)
+
+    def episodes(self, stage: str) -> list[Episode]:
+        """The episodes of `stage`, in the order of their ids, whoever played them when."""
+        return [episode for result in self.results(stage) for episode in result.episodes]
+
+    def _path(self, stage: str) -> Path:
+        return self.directory / f"{stage}.jsonl"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from file
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut what a killed process left of its last line; that result was not acknowledged."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        log.warning("dropping a torn last line", file=str(path), bytes=len(content) - whole)
+        with path.open("r+b") as file:
+            file.truncate(whole)

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+from agentprm.protocol import JobResult
+from services.trainer.records import Records, stage_of
+
+
+def result(job_id: str, worker: str = "w") -> JobResult:
+    return JobResult(job_id=job_id, worker=worker, seconds=1.0)
+
+
+def test_stage_of_a_job() -> None:
+    assert stage_of("pi_0-rollouts-0007") == "pi_0-rollouts"
+
+
+def test_a_job_is_counted_once_also_after_a_restart(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    assert records.append(result("demos-0001"))
+    assert records.append(result("demos-0000"))
+    assert not records.append(result("demos-0001", worker="thought dead"))
+    again = Records(tmp_path)
+    assert again.finished("demos") == {"demos-0000", "demos-0001"}
+    assert not again.append(result("demos-0000"))
+    assert [r.job_id for r in again.results("demos")] == ["demos-0000", "demos-0001"]
+
+
+def test_a_torn_last_line_is_dropped_and_its_job_missing(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.append(result("demos-0000"))
+    records.append(result("demos-0001"))
+    file = tmp_path / "demos.jsonl"
+    file.write_bytes(file.read_bytes()[:-7])
+    again = Records(tmp_path)
+    assert again.finished("demos") == {"demos-0000"}
+    assert again.append(result("demos-0001"))
+    assert len(list(again.results("demos"))) == 2
+
+
+def test_stages_are_apart(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.append(result("a-0000"))
+    records.append(result("b-0000"))
+    assert records.finished("a") == {"a-0000"}
+    assert list(records.results("c")) == []

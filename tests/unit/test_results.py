@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from agentprm.protocol import Action, Episode, Game, Provenance, Sampling, Split, Turn
+from agentprm.results import read_results, summarise, wilson, write_results
+
+
+def episode(k: int, task_type: str, turns: int, won: bool) -> Episode:
+    turn = Turn(observation="o", action=Action(command="look"), policy_version="policy/0")
+    last = turn.model_copy(update={"reward": float(won)})
+    return Episode(
+        id=f"eval-0000/{k}",
+        job_id="eval-0000",
+        game=Game(id=f"g{k}", split=Split.VALID_SEEN, task_type=task_type, task="t"),
+        seed=k,
+        turns=(turn,) * (turns - 1) + (last,),
+        final_observation="end",
+        won=won,
+        provenance=Provenance(
+            engine="textworld",
+            package_version="0",
+            data_version="0",
+            template_hash="0",
+            sampling=Sampling(temperature=0.5),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),  # published examples of the score interval
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+        (118, 134, 0.8149, 0.9251),
+    ],
+)
+def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_summary_over_all_and_by_task() -> None:
+    episodes = [
+        episode(0, "pick_and_place_simple", 4, True),
+        episode(1, "pick_and_place_simple", 30, False),
+        episode(2, "look_at_obj_in_light", 8, True),
+    ]
+    row = summarise(episodes, policy="pi_1", prm=None, max_steps=30, seed=3)
+    assert row.games == 3
+    assert row.success == pytest.approx(2 / 3)
+    assert row.actions == pytest.approx(14.0)
+    # standard deviation of 4, 30, 8 is 14; 1.96 * 14 / sqrt(3)
+    assert row.actions_error == pytest.approx(15.842, abs=1e-3)
+    assert row.temperature == 0.5
+    assert row.by_task["pick_and_place_simple"].success == 0.5
+    assert row.by_task["pick_and_place_simple"].actions == 17.0
+    assert row.by_task["look_at_obj_in_light"].games == 1
+
+
+def test_results_round_trip(tmp_path: Path) -> None:
+    row = summarise(
+        [episode(0, "look_at_obj_in_light", 5, True)],
+        policy="pi_0",
+        prm="q_0",
+        max_steps=30,
+        seed=0,
+    )
+    write_results(tmp_path, [row])
+    assert read_results(tmp_path) == [row]
