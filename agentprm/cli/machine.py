@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from rich.console import Console
 
 from agentprm.cli.processes import Machine, ProcessFailed, free_port
 from agentprm.config import Config, Evaluation
-from agentprm.registry import Registry
+from agentprm.redis_server import RedisServer, given_url
+from agentprm.registry import CheckpointError, Registry, write_atomic
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+_ENV, _POLICY, _PRM = "env", "policy", "prm"
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Options:
     prompt: str = "chat"
     device: str = "auto"
     engine: str = "textworld"
+    workers: int = 2
+    batch: int = 8
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,133 @@ class Endpoints:
     def flags(self) -> list[str]:
         """The flags that tell a worker or the trainer."""
         return ["--env-url", self.env, "--policy-url", self.policy, "--prm-url", self.prm]
+
+
+def train_run(run: Path, config: Config, games: Path | None, *, quiet: bool) -> None:
+    """Train to the end. With `quiet` nothing goes to stdout.
+
+    Raises:
+        ProcessFailed: the trainer gave up, or a process dies again and again.
+    """
+    options = Options(
+        prompt=config.prompt,
+        device=config.device,
+        engine=config.engine,
+        workers=config.workers,
+        batch=config.batch,
+    )
+    with Machine(run) as machine:
+        _work(machine, "services.trainer", games, options, [], quiet=quiet)
+
+
+def evaluate_run(
+    run: Path,
+    plan: Evaluation,
+    games: Path | None,
+    *,
+    steered: bool,
+    max_steps: int,
+    seed: int,
+    options: Options,
+    quiet: bool,
+) -> None:
+    """Evaluate `policy/0`, by `prm/0` where `steered`; the row goes to `run/results.json`."""
+    flags = ["--plan", plan.model_dump_json(), "--seed", str(seed), "--max-steps", str(max_steps)]
+    flags += ["--batch", str(options.batch)]
+    if steered:
+        flags += ["--steered", "true"]
+    with Machine(run) as machine:
+        _work(machine, "services.trainer.evaluate", games, options, flags, quiet=quiet)
+
+
+def serve_run(
+    run: Path, games: Path | None, options: Options, *, first_port: int, privileged: bool
+) -> None:
+    """Serve the newest checkpoints of `run` until interrupted."""
+    registry = Registry(run / "checkpoints")
+    policies, prms = registry.versions("policy"), registry.versions("prm")
+    if not policies and not prms:
+        raise CheckpointError(f"{run} holds no finished checkpoint")
+    with Machine(run) as machine:
+        names = []
+        if games is not None:
+            names.append(_ENV)
+            _start_env(machine, first_port, games, options, capacity=64, privileged=privileged)
+        if prms:
+            names.append(_PRM)
+            flags = ["--checkpoint", prms[-1]]
+            _start_model(machine, _PRM, first_port + 2, run, options, flags)
+        if policies:
+            names.append(_POLICY)
+            flags = ["--checkpoint", policies[-1]]
+            flags += ["--prm-url", f"http://127.0.0.1:{first_port + 2}"] if prms else []
+            _start_model(machine, _POLICY, first_port + 1, run, options, flags)
+        machine.wait_reachable(names)
+        for name in names:
+            Console().print(f"{name:<8} {machine.url(name)}/docs")
+        machine.watch_all()
+
+
+def _work(
+    machine: Machine,
+    module: str,
+    games: Path | None,
+    options: Options,
+    flags: list[str],
+    *,
+    quiet: bool,
+) -> None:
+    """Start everything, run `module` as the trainer, and stop everything when it has ended."""
+    redis_url = given_url() or machine.start_redis(RedisServer(machine.run / "redis"))
+    queue = _queue_name(machine.run)
+    endpoints = _start_services(machine, games, options)
+    connections = ["--redis-url", redis_url, *endpoints.flags()]
+    for k in range(1, options.workers + 1):
+        name = f"rollout-{k}"
+        worker = ["--run", queue, "--name", name]
+        machine.start(name, "services.rollout", *worker, *connections)
+    trainer = ["--run", str(machine.run), "--queue", queue, *connections, *flags]
+    machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
+    code = machine.watch("trainer")
+    if code != 0:
+        raise ProcessFailed(f"the trainer ended with code {code}; logs are in {machine.logs}")
+
+
+def _queue_name(run: Path) -> str:
+    """The run's name in Redis. It is the run's own, also where many share one Redis."""
+    file = run / "queue-name"
+    if not file.exists():
+        write_atomic(file, f"{run.resolve().name}-{uuid.uuid4().hex[:8]}".encode())
+    return file.read_text()
+
+
+def _start_services(machine: Machine, games: Path | None, options: Options) -> Endpoints:
+    prm = _start_model(machine, _PRM, free_port(), machine.run, options, [])
+    policy = _start_model(machine, _POLICY, free_port(), machine.run, options, ["--prm-url", prm])
+    capacity = options.workers * options.batch
+    env = _start_env(machine, free_port(), games, options, capacity=capacity, privileged=True)
+    machine.wait_reachable([_ENV, _POLICY, _PRM])
+    return Endpoints(env=env, policy=policy, prm=prm)
+
+
+def _start_env(
+    machine: Machine,
+    port: int,
+    games: Path | None,
+    options: Options,
+    *,
+    capacity: int,
+    privileged: bool,
+) -> str:
+    flags = ["--engine", options.engine, "--pool", str(capacity)]
+    flags += ["--data", str(games)] if games else []
+    flags += ["--privileged", "true"] if privileged else []
+    return machine.start(_ENV, "services.env", *flags, port=port)
+
+
+def _start_model(
+    machine: Machine, name: str, port: int, run: Path, options: Options, flags: list[str]
+) -> str:
+    registry = ["--registry", str(run / "checkpoints")]
+    common = ["--prompt", options.prompt, "--device", options.device]
+    return machine.start(name, f"services.{name}", *registry, *common, *flags, port=port)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import orjson
-import structlog
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from agentprm.cli.machine import Options, evaluate_run, serve_run, train_run
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, Evaluation, load_config, read_config
 from agentprm.protocol import Sampling, Split
+from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError, Registry, write_atomic
 from agentprm.results import read_results
 
@@ -157,6 +158,22 @@ def up(
         serve_run(home, games, options, first_port=port, privileged=privileged)
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what a user can mend into a message, and SIGTERM into an orderly end."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except (ProcessFailed, CheckpointError, RedisServerError) as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where this one stopped")
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _new_or_same(run: Path, preset: str, seed: int) -> Config:
     """The settings of a new run, written to its directory, or those of the run that is there."""
     try:
@@ -189,5 +206,5 @@ def _print_json(run: Path) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    console.print(f"[red]error:[/red] {message}")
+    console.print(f"[red]error:[/red] {escape(message)}")
     raise typer.Exit(2)

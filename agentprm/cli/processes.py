@@ -14,13 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import httpx
 import orjson
 import structlog
 
+from agentprm.redis_server import RedisServer
 from agentprm.registry import write_atomic
 
 log = structlog.get_logger()
@@ -51,6 +55,7 @@ class _Process:
     url: str | None
     output: Path | None
     handle: subprocess.Popen[bytes]
+    stdout: int | None
     starts: list[float] = field(default_factory=list)
 
 
@@ -63,30 +68,52 @@ class Machine:
         self.logs.mkdir(parents=True, exist_ok=True)
         self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **(environment or {})}
         self._processes: dict[str, _Process] = {}
+        self._redis: RedisServer | None = None
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
         self.stop()
 
+    def start_redis(self, server: RedisServer) -> str:
+        """Run a Redis beside the processes; returns its URL."""
+        self._redis = server
+        server.start()
+        return server.url
+
     def start(
-        self, name: str, module: str, *flags: str, port: int | None = None, log_file: bool = True
+        self,
+        name: str,
+        module: str,
+        *flags: str,
+        port: int | None = None,
+        in_terminal: bool = False,
+        quiet: bool = False,
     ) -> str:
         """Run `python -m module` with flags; with a `port` it is a service. Returns its URL or ''.
 
-        Without `log_file` the process writes to this terminal.
+        Output goes to `logs/name.log`, or to this terminal: with `quiet` only its stderr.
         """
         argv = [sys.executable, "-m", module, *flags]
         url = None
         if port is not None:
             argv += ["--port", str(port)]
             url = f"http://127.0.0.1:{port}"
-        output = self.logs / f"{name}.log" if log_file else None
-        handle = self._spawn(argv, output)
-        self._processes[name] = _Process(name, argv, url, output, handle, [time.monotonic()])
+        output = None if in_terminal else self.logs / f"{name}.log"
+        stdout = subprocess.DEVNULL if quiet else None
+        handle = self._spawn(argv, output, stdout)
+        self._processes[name] = _Process(
+            name, argv, url, output, handle, stdout, [time.monotonic()]
+        )
         self._publish()
         return url or ""
+
+    def url(self, name: str) -> str:
+        """Where a service listens."""
+        return self._processes[name].url or ""
 
     def wait_reachable(self, names: Sequence[str], timeout: float = 300.0) -> None:
         """Wait until the services answer `/health`, be it that they have no checkpoint yet.
@@ -113,6 +140,10 @@ class Machine:
             ProcessFailed: a process dies again and again.
         """
         while True:
+            if self._redis is not None and self._redis.pid is None:
+                log.warning("restarting a redis-server that ended")
+                self._redis.start()
+                self._publish()
             for process in self._processes.values():
                 code = process.handle.poll()
                 if code is None:
@@ -139,6 +170,8 @@ class Machine:
                 log.warning("killing a process that does not stop", process=process.name)
                 process.handle.kill()
                 process.handle.wait()
+        if self._redis is not None:
+            self._redis.close()
 
     def _restart(self, process: _Process, code: int) -> None:
         now = time.monotonic()
@@ -149,25 +182,31 @@ class Machine:
                 f"last with code {code}.\n{self._tail(process)}"
             )
         log.warning("restarting a process that ended", process=process.name, code=code)
-        process.handle = self._spawn(process.argv, process.output)
+        process.handle = self._spawn(process.argv, process.output, process.stdout)
         process.starts.append(now)
         self._publish()
 
-    def _spawn(self, argv: list[str], output: Path | None) -> subprocess.Popen[bytes]:
-        if output is None:
-            return subprocess.Popen(argv, env=self._environment, preexec_fn=_die_with_parent)
-        with output.open("ab") as file:
+    def _spawn(
+        self, argv: list[str], output: Path | None, stdout: int | None
+    ) -> subprocess.Popen[bytes]:
+        with ExitStack() as stack:
+            file = stack.enter_context(output.open("ab")) if output else None
             return subprocess.Popen(
                 argv,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=file or stdout,
                 stderr=file,
+                start_new_session=True,  # a Ctrl-C is for this process, which stops the others
                 preexec_fn=_die_with_parent,
             )
 
     def _publish(self) -> None:
-        processes = {p.name: {"pid": p.handle.pid, "url": p.url} for p in self._processes.values()}
+        processes: dict[str, dict[str, int | str | None]] = {
+            p.name: {"pid": p.handle.pid, "url": p.url} for p in self._processes.values()
+        }
+        if self._redis is not None:
+            processes["redis"] = {"pid": self._redis.pid, "url": self._redis.url}
         content = orjson.dumps(processes, option=orjson.OPT_INDENT_2)
         write_atomic(self.run / "processes.json", content)
 
@@ -186,7 +225,6 @@ def _reachable(url: str | None) -> bool:
 
 
 def _die_with_parent() -> None:
-    """Leave no orphans where the parent is killed (Linux only), nor share its Ctrl-C."""
-    os.setsid()
+    """Leave no orphans where the parent is killed (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

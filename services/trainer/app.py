@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from agentprm.queue import Queue
 from pydantic import Field
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
-from agentprm.queue import Queue
 from agentprm.settings import ProcessSettings
 from services.trainer.collect import Services
 
@@ -21,6 +21,9 @@ class TrainerSettings(ProcessSettings):
     """Where the run is, and where the services are."""
 
     run: Path = Field(description="run directory, with its config.json")
+    queue: str | None = Field(
+        default=None, description="name of the run in Redis; default the directory's"
+    )
     redis_url: str = Field(description="redis://host:port/0")
     env_url: str = Field(description="the environment service")
     policy_url: str = Field(description="the policy service")
@@ -36,5 +39,7 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
             env=stack.enter_context(EnvClient(settings.env_url)),
             policy=stack.enter_context(PolicyClient(settings.policy_url, deadline=_LOAD_DEADLINE)),
             prm=stack.enter_context(PRMClient(settings.prm_url, deadline=_LOAD_DEADLINE)),
-            queue=stack.enter_context(Queue(settings.redis_url, run=settings.run.name)),
+            queue=stack.enter_context(
+                Queue(settings.redis_url, settings.queue or settings.run.name)
+            ),
         )

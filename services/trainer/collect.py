@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from agentprm.queue import Offer, Queue
+
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.protocol import Game, RolloutJob, Sampling, Split
-from agentprm.queue import Queue
+from services.trainer.inbox import Inbox
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive, shuffled
@@ -39,6 +41,7 @@ class Collector:
     ) -> None:
         self.services = services
         self.records = records
+        self.inbox = Inbox(services.queue, records)
         self.progress = progress
         self.seed = seed
         self.batch = batch
@@ -89,7 +92,11 @@ class Collector:
         ]
 
     def collect(self, stage: str, jobs: Sequence[RolloutJob], what: str) -> None:
-        """Have every job played that is not in the records yet, all of one policy and PRM."""
+        """Have every job played that is not in the records yet, all of one policy and PRM.
+
+        Raises:
+            JobsFailed: a job failed again and again, or no worker answers.
+        """
         finished = self.records.finished(stage)
         missing = [job for job in jobs if job.id not in finished]
         if not missing:
@@ -102,12 +109,12 @@ class Collector:
         played = won = 0
         waiting = {job.id for job in missing}
         unpublished = list(reversed(missing))
-        queue = self.services.queue
+        self.inbox.expect()
         while waiting:
-            while unpublished and queue.has_room("jobs"):
-                queue.publish(unpublished.pop())
-            for result in queue.take_results("episodes", waiting):
-                if self.records.append(result) and result.job_id in waiting:
+            while unpublished and self.services.queue.offer(unpublished[-1]) != Offer.FULL:
+                unpublished.pop()
+            for result in self.inbox.receive("episodes", waiting):
+                if result.job_id in waiting:
                     waiting.discard(result.job_id)
                     played += len(result.episodes)
                     won += sum(episode.won for episode in result.episodes)

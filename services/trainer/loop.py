@@ -1,4 +1,4 @@
-"""The loop of the paper (algorithm 1): demonstrations, π_0, then K times roll out, fit Q, improve π.
+"""The loop of the paper (algorithm 1): demonstrations, π_0, then K times: roll out, fit Q, improve.
 
 Each stage is done when its output exists: its jobs are in the records, or its checkpoint is STABLE.
 So resuming a run is walking through the stages again, whatever killed it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypedDict
 
 from huggingface_hub import snapshot_download
 
@@ -29,6 +30,14 @@ from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
 from services.trainer.targets import monte_carlo_targets
 from services.trainer.tiny import create_tiny
+
+
+class Reports(TypedDict):
+    """The callbacks that every fit takes."""
+
+    log: Callable[[Mapping[str, float]], None]
+    progress: Callable[[int, int], None]
+
 
 _KEPT_ONLINE = 2
 """Sets of online weights kept: the one that serves, and the one before."""
@@ -55,6 +64,7 @@ class Loop:
         self.progress = progress
         self.registry = Registry(run / "checkpoints")
         self.records = records
+        self._latest: Mapping[str, float] = {}
         self.collector = Collector(
             services,
             records,
@@ -97,7 +107,9 @@ class Loop:
         self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
         base = self._base_model()
         with self.registry.write("policy/0") as out:
-            summary = fit_sft(base, episodes, out, self.config.sft, self.prompt, self._log("pi_0"))
+            summary = fit_sft(
+                base, episodes, out, self.config.sft, self.prompt, **self._reports("pi_0")
+            )
         self.progress.end(summary)
 
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
@@ -123,7 +135,13 @@ class Loop:
         with self.registry.write(f"prm/{i}") as out:
             base = self.registry.open(f"policy/{i}")
             summary = fit_prm(
-                base, episodes, targets, out, self.config.prm, self.prompt, self._log(f"q_{i}")
+                base,
+                episodes,
+                targets.values,
+                out,
+                self.config.prm,
+                self.prompt,
+                **self._reports(f"q_{i}"),
             )
         self.progress.end(summary)
 
@@ -141,7 +159,7 @@ class Loop:
         self.progress.start(f"pi_{i}", f"online DPO against Q_{i - 1} at {len(states)} states")
         source = PreferenceSource(
             self.services.queue,
-            self.records,
+            self.collector.inbox,
             plan,
             states,
             stage=stage,
@@ -157,7 +175,14 @@ class Loop:
 
         with self.registry.write(f"policy/{i}") as out:
             summary = fit_dpo(
-                reference, source, out, self.config.dpo, self.prompt, publish, self._log(f"pi_{i}")
+                reference,
+                reference,
+                source,
+                out,
+                self.config.dpo,
+                self.prompt,
+                publish,
+                **self._reports(f"pi_{i}"),
             )
         for version in self.registry.versions("online"):
             self.registry.remove(version)
@@ -212,11 +237,15 @@ class Loop:
         self.progress.skip(stage)
         return True
 
-    def _log(self, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
-        """What the fits report to: step, steps in all, values."""
+    def _reports(self, stage: str) -> Reports:
+        """Where a fit reports to."""
 
-        def report(step: int, steps: int, values: Mapping[str, float]) -> None:
-            self.metrics.log(stage, step, values)
-            self.progress.update(step, steps, values)
+        def log(line: Mapping[str, float]) -> None:
+            values = {name: value for name, value in line.items() if name != "step"}
+            self.metrics.log(stage, int(line["step"]), values)
+            self._latest = {name: values[name] for name in ("loss",) if name in values}
 
-        return report
+        def progress(step: int, steps: int) -> None:
+            self.progress.update(step, steps, self._latest)
+
+        return {"log": log, "progress": progress}

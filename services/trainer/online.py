@@ -11,21 +11,18 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-import structlog
+from agentprm.queue import Queue
 
 from agentprm.config import Preferences
 from agentprm.protocol import Episode, JobResult, Preference, PreferenceJob, State
-from agentprm.queue import Queue
-from services.trainer.records import Records
+from services.trainer.inbox import Inbox
 from services.trainer.seeds import derive
-
-log = structlog.get_logger()
 
 
 def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: int) -> list[State]:
     """At most `count` states of D in random order, at most `per_game` of one game.
 
-    States in which there is at most one admissible command leave nothing to prefer and are left out.
+    States with one admissible command leave nothing to prefer and are left out.
     """
     rng = random.Random(seed)
     by_game: dict[str, list[tuple[Episode, int]]] = defaultdict(list)
@@ -47,7 +44,7 @@ class PreferenceSource:
     def __init__(
         self,
         queue: Queue,
-        records: Records,
+        inbox: Inbox,
         plan: Preferences,
         states: Sequence[State],
         *,
@@ -58,7 +55,7 @@ class PreferenceSource:
         seed: int,
     ) -> None:
         self._queue = queue
-        self._records = records
+        self._inbox = inbox
         self._plan = plan
         self._updates = {policy_version: 0}
         self._attempt = attempt
@@ -93,22 +90,23 @@ class PreferenceSource:
         """Preferences until every state was asked about.
 
         Raises:
-            agentprm.queue.Stalled: no result arrived for a long time.
+            JobsFailed: a job failed again and again, or no worker answers.
         """
+        self._queue.purge_preferences(keep_attempt=self._attempt)
+        self._inbox.expect()
         while self._waiting or self._out:
             while self._waiting and len(self._out) < self._plan.ahead:
                 job = self._waiting.pop()
                 self._queue.publish(job)
                 self._out.add(job.id)
             started = time.monotonic()
-            results = self._queue.take_results("preferences", self._out)
+            results = self._inbox.receive("preferences", self._out)
             self.wait_seconds += time.monotonic() - started
             for result in results:
                 yield from self._fresh(result)
 
     def _fresh(self, result: JobResult) -> Iterator[Preference]:
-        new = self._records.append(result)
-        if result.job_id not in self._out or not new:
+        if result.job_id not in self._out:
             return
         self._out.discard(result.job_id)
         self.indifferent += result.dropped

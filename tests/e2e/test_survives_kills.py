@@ -31,7 +31,11 @@ def records(run: Path, stage: str) -> list[dict[str, Any]]:
     file = run / "records" / f"{stage}.jsonl"
     if not file.exists():
         return []
-    return [orjson.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"]
+    return [
+        orjson.loads(line)
+        for line in file.read_bytes().splitlines(keepends=True)
+        if line[-1:] == b"\n"
+    ]
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -1,0 +1,58 @@
+"""Results in: taken from a stream, recorded, and only then acknowledged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from agentprm.queue import Queue, Results
+
+from agentprm.protocol import JobResult
+from services.trainer.records import Records
+
+_TAKE = 16
+"""Most results taken at once."""
+_WAIT = 2.0
+"""Seconds of one wait; between two, dead letters are looked for."""
+_STALLED = 1800.0
+"""Seconds without any result after which a run is given up."""
+
+
+class JobsFailed(Exception):
+    """A job was given up by the workers, or none of them answers."""
+
+
+class Inbox:
+    """The trainer's end of the result streams."""
+
+    def __init__(self, queue: Queue, records: Records) -> None:
+        self._queue = queue
+        self._records = records
+        self._heard = time.monotonic()
+
+    def receive(self, stream: Results, waiting: Collection[str]) -> list[JobResult]:
+        """Results that were not recorded before; waits a moment for the first.
+
+        Raises:
+            JobsFailed: one of the jobs `waiting` failed for good, or nothing came for half an hour.
+        """
+        entries = self._queue.results(stream, count=_TAKE, timeout=_WAIT)
+        new = [entry.record for entry in entries if self._records.append(entry.record)]
+        self._queue.acknowledge(stream, entries)
+        if entries:
+            self._heard = time.monotonic()
+            return new
+        for dead in self._queue.dead():
+            if dead.job_id in waiting:
+                raise JobsFailed(f"job {dead.job_id} was given up: {dead.reason}")
+        if time.monotonic() - self._heard > _STALLED:
+            raise JobsFailed(
+                f"no result for {_STALLED / 60:.0f} minutes: are rollout workers running, and do "
+                "they reach Redis and the services? Their logs say what they wait for."
+            )
+        return []
+
+    def expect(self) -> None:
+        """A stage begins: forget its earlier failures, and start the clock."""
+        self._queue.clear_dead()
+        self._heard = time.monotonic()
