@@ -1,0 +1,420 @@
+"""The queue: one object for both sides, workers and trainer."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import orjson
+import redis
+import structlog
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from redis.commands.core import Script
+
+from agentprm.protocol import Job, JobResult, PreferenceJob, RolloutJob
+from agentprm.queue import _scripts
+from agentprm.queue._heartbeat import Heartbeat
+from agentprm.queue._link import Link, QueueError
+
+Results = Literal["episodes", "preferences"]
+
+T = TypeVar("T")
+
+_GROUPS: dict[str, str] = {"jobs": "workers", "episodes": "trainer", "preferences": "trainer"}
+_BLOCK = 1.0
+"""Seconds of one blocking read: between two, abandoned jobs and the shutdown are looked for."""
+_CONSUMER = "trainer"
+"""Results have one consumer, always of this name, so that a restarted trainer finds at once what
+it had taken and not acknowledged."""
+
+_job: TypeAdapter[RolloutJob | PreferenceJob] = TypeAdapter(Job)
+_log = structlog.get_logger()
+
+
+class QueueSettings(BaseModel):
+    """Times and bounds of the queue; every process of a run takes the same."""
+
+    claim_after: float = Field(default=15.0, gt=0)
+    """Seconds without a heartbeat after which a job is claimed by another worker."""
+    max_deliveries: int = Field(default=5, ge=1)
+    """How often a job is tried before it goes to the dead letters."""
+    max_jobs: int = Field(default=1024, ge=1)
+    """Most jobs outstanding."""
+    max_episodes: int = Field(default=64, ge=1)
+    """Most results waiting in `episodes`."""
+    max_preferences: int = Field(default=256, ge=1)
+    """Most results waiting in `preferences`."""
+    max_dead: int = Field(default=1000, ge=1)
+    """Most dead letters kept, about."""
+    patience: float = Field(default=60.0, ge=0)
+    """Seconds that a call waits for a Redis that is gone."""
+
+
+class Offer(StrEnum):
+    """What became of a job that was offered."""
+
+    QUEUED = "queued"
+    KNOWN = "known"
+    """Its id was published before."""
+    FULL = "full"
+    """The stream is at its bound; not queued."""
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """A record taken from a stream: the how-manieth delivery it is, from 1."""
+
+    id: str
+    record: T
+    deliveries: int = 1
+
+
+@dataclass(frozen=True)
+class DeadJob:
+    """A job given up, and why."""
+
+    job_id: str
+    reason: str
+
+
+class Queue:
+    """The streams of one run. Safe to share between threads.
+
+    Args:
+        url: of Redis.
+        run: names the run; its keys are `agentprm:<run>:*`.
+        name: names this process in Redis and in the logs; made unique by a suffix.
+        stopped: set it to end all waiting; calls that waited raise `QueueError`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        run: str,
+        *,
+        name: str = "queue",
+        settings: QueueSettings | None = None,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        self.settings = settings or QueueSettings()
+        self.consumer = f"{name}-{uuid.uuid4().hex[:8]}"
+        self._stopped = stopped or threading.Event()
+        self._link = Link(url, patience=self.settings.patience, stopped=self._stopped)
+        self._redis = self._link.redis
+        names = (*_GROUPS, "dead", "ids")
+        self._keys = {name: f"agentprm:{run}:{name}" for name in names}
+        self._publish = self._redis.register_script(_scripts.PUBLISH)
+        self._finish = self._redis.register_script(_scripts.FINISH)
+        self._set_idle = self._redis.register_script(_scripts.SET_IDLE)
+        self._bury = self._redis.register_script(_scripts.BURY)
+        self._heartbeat = Heartbeat(self._touch, self.settings.claim_after / 3)
+        self._link.call(self._create_groups)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the heartbeat and close the connections."""
+        self._heartbeat.close()
+        self._link.close()
+
+    # --- jobs: the trainer's side ---------------------------------------------------------------
+
+    def offer(self, job: RolloutJob | PreferenceJob) -> Offer:
+        """Queue the job unless its id is known or the stream is full. Does not wait.
+
+        Who also consumes results must offer, not publish: workers wait while results are full.
+        """
+        bound = self.settings.max_jobs
+        fields = (job.id, _attempt(job), _dump(job))
+        return Offer(self._run(self._publish, ["ids", "jobs"], bound, *fields).decode())
+
+    def publish(self, job: RolloutJob | PreferenceJob) -> bool:
+        """Queue the job unless its id is known; wait while the stream is full.
+
+        Returns:
+            Whether the id was new.
+        """
+        return self._until_room("jobs", lambda: self.offer(job)) == Offer.QUEUED
+
+    def forget(self, prefix: str) -> int:
+        """Forget the job ids that begin with `prefix`, so that they can be published again."""
+        found = self._call(lambda: list(self._redis.sscan_iter(self._keys["ids"], count=1000)))
+        ids = [job_id for job_id in found if job_id.startswith(prefix.encode())]
+        if ids:
+            self._call(lambda: self._redis.srem(self._keys["ids"], *ids))
+        return len(ids)
+
+    def dead(self) -> list[DeadJob]:
+        """The dead letters, oldest first. Their ids are forgotten: publishing runs them again."""
+        rows = self._call(lambda: self._redis.xrange(self._keys["dead"]))
+        return [DeadJob(f[b"job"].decode(), f[b"reason"].decode()) for _, f in rows]
+
+    def clear_dead(self) -> None:
+        """Drop the dead letters."""
+        self._call(lambda: self._redis.delete(self._keys["dead"]))
+
+    # --- jobs: the worker's side ----------------------------------------------------------------
+
+    def take(self, timeout: float) -> Entry[RolloutJob | PreferenceJob] | None:
+        """The next job, held by a heartbeat until finish, fail or give_back.
+
+        Abandoned and failed jobs come before new ones. None after `timeout` seconds or when
+        stopped.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._stopped.is_set():
+            left = deadline - time.monotonic()
+            found = self._claim_abandoned() or self._read("jobs", self.consumer, ">", 1, left)
+            entries = [entry for row in found if (entry := self._open(row))]
+            if entries:
+                self._heartbeat.hold(entries[0].id)
+                return entries[0]
+            if left <= 0:
+                return None
+        return None
+
+    def holds(self, entry: Entry[Any]) -> bool:
+        """Whether the job was still ours at the last heartbeat; if not, playing on is wasted."""
+        return self._heartbeat.holds(entry.id)
+
+    def finish(self, entry: Entry[RolloutJob | PreferenceJob], result: JobResult) -> bool:
+        """Push the result and acknowledge the job, at once; wait while the results are full.
+
+        Returns:
+            False if the job was no longer open: finished by another, or purged. Then nothing is
+            pushed.
+        """
+        job = entry.record
+        stream: Results = "episodes" if isinstance(job, RolloutJob) else "preferences"
+        bound = self._bound(stream)
+        fields = (job.id, _attempt(job), _dump(result))
+
+        def once() -> str:
+            done = self._run(
+                self._finish, ["jobs", stream], _GROUPS["jobs"], entry.id, bound, *fields
+            )
+            return str(done.decode())
+
+        outcome = self._until_room(stream, once)
+        self._heartbeat.release(entry.id)
+        return outcome == "finished"
+
+    def fail(self, entry: Entry[RolloutJob | PreferenceJob], reason: str) -> None:
+        """Have the job tried again, after a pause that grows, or put it to the dead letters."""
+        self._heartbeat.release(entry.id)
+        if entry.deliveries >= self.settings.max_deliveries:
+            data = _dump(entry.record)
+            self._to_dead_letters(entry.id, entry.record.id, reason, data)
+            return
+        pause = min(2.0**entry.deliveries - 1, self.settings.claim_after)
+        self._release(entry.id, idle=self.settings.claim_after - pause, deliveries=0)
+
+    def give_back(self, entry: Entry[RolloutJob | PreferenceJob]) -> None:
+        """Leave the job to the next worker, as if it had not been taken."""
+        self._heartbeat.release(entry.id)
+        self._release(entry.id, idle=self.settings.claim_after, deliveries=-1)
+
+    # --- results: the trainer's side ------------------------------------------------------------
+
+    def results(self, stream: Results, count: int, timeout: float) -> list[Entry[JobResult]]:
+        """Up to `count` results: those taken and not acknowledged first, else new ones.
+
+        Waits up to `timeout` seconds for the first. Make them durable, then acknowledge them,
+        then ask for more. A result is delivered again if it could not be acknowledged: count
+        by `JobResult.job_id`.
+        """
+        deadline = time.monotonic() + timeout
+        rows = self._read(stream, _CONSUMER, "0", count, 0)
+        while not rows and not self._stopped.is_set():
+            left = deadline - time.monotonic()
+            rows = self._read(stream, _CONSUMER, ">", count, left)
+            if left <= 0:
+                break
+        return [Entry(_id(row), JobResult.model_validate_json(row[1][b"data"])) for row in rows]
+
+    def acknowledge(self, stream: Results, entries: Iterable[Entry[JobResult]]) -> None:
+        """Delete results that are durable."""
+        self._delete(stream, [entry.id for entry in entries])
+
+    # --- housekeeping ---------------------------------------------------------------------------
+
+    def lengths(self) -> dict[str, int]:
+        """What is outstanding, by stream, and the dead letters."""
+        names = (*_GROUPS, "dead")
+        return {name: self._call(partial(self._redis.xlen, self._keys[name])) for name in names}
+
+    def purge_preferences(self, keep_attempt: str) -> int:
+        """Drop preference jobs and results of every attempt but one; forget their ids.
+
+        Returns:
+            How many entries were dropped.
+        """
+        dropped = 0
+        for stream in ("jobs", "preferences"):
+            rows = self._call(partial(self._redis.xrange, self._keys[stream]))
+            old = [row for row in rows if row[1][b"attempt"] not in (b"", keep_attempt.encode())]
+            if old:
+                jobs = [fields[b"job"] for _, fields in old]
+                self._call(partial(self._redis.srem, self._keys["ids"], *jobs))
+                self._delete(stream, [_id(row) for row in old])
+                dropped += len(old)
+        return dropped
+
+    def purge(self) -> None:
+        """Drop the whole run."""
+        self._call(lambda: self._redis.delete(*self._keys.values()))
+        self._link.call(self._create_groups)
+
+    # --- below ----------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        script: Script,
+        keys: Iterable[str],
+        *arguments: str | bytes | float,
+        patience: float | None = None,
+    ) -> Any:
+        names = [self._keys[key] for key in keys]
+        return self._call(lambda: script(names, arguments), patience=patience)
+
+    def _call(self, command: Callable[[], Any], *, patience: float | None = None) -> Any:
+        """Call Redis; one that came back without its data gets its consumer groups again."""
+
+        def once() -> Any:
+            try:
+                return command()
+            except redis.ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                self._create_groups()
+                return command()
+
+        return self._link.call(once, patience=patience)
+
+    def _create_groups(self) -> None:
+        for stream, group in _GROUPS.items():
+            try:
+                self._redis.xgroup_create(self._keys[stream], group, id="0", mkstream=True)
+            except redis.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def _bound(self, stream: str) -> int:
+        return int(getattr(self.settings, f"max_{stream}"))
+
+    def _until_room(self, stream: str, attempt: Callable[[], str]) -> str:
+        waiting_since: float | None = None
+        while (outcome := attempt()) == Offer.FULL:
+            if waiting_since is None:
+                waiting_since = time.monotonic()
+                _log.info("stream full, waiting", stream=stream, bound=self._bound(stream))
+            if self._stopped.wait(0.5):
+                raise QueueError(f"stopped while waiting for room in {stream}")
+        if waiting_since is not None:
+            seconds = round(time.monotonic() - waiting_since, 1)
+            _log.info("stream has room", stream=stream, seconds=seconds)
+        return outcome
+
+    def _claim_abandoned(self) -> list[_Row]:
+        """A job whose holder fell silent.
+
+        XPENDING looks through all that are held and tells the deliveries, which XAUTOCLAIM does
+        not; XCLAIM takes nothing if another was quicker.
+        """
+        key, group = self._keys["jobs"], _GROUPS["jobs"]
+        idle = round(self.settings.claim_after * 1000)
+        idlers = self._call(
+            lambda: self._redis.xpending_range(key, group, "-", "+", count=1, idle=idle)
+        )
+        if not idlers:
+            return []
+        entry_id = idlers[0]["message_id"]
+        rows = self._call(lambda: self._redis.xclaim(key, group, self.consumer, idle, [entry_id]))
+        return [(row[0], row[1], idlers[0]["times_delivered"] + 1) for row in rows]
+
+    def _read(
+        self, stream: str, consumer: str, after: str, count: int, timeout: float
+    ) -> list[_Row]:
+        """Entries of the stream for the consumer: its own ones after an id, or new ones (`>`)."""
+        block = max(1, round(1000 * min(timeout, _BLOCK))) if after == ">" else None
+        answer = self._call(
+            lambda: self._redis.xreadgroup(
+                _GROUPS[stream], consumer, {self._keys[stream]: after}, count=count, block=block
+            )
+        )
+        return [(entry_id, fields, 1) for entry_id, fields in (answer[0][1] if answer else [])]
+
+    def _open(self, row: _Row) -> Entry[RolloutJob | PreferenceJob] | None:
+        """The job of an entry; one that cannot be read or be tried again is dead."""
+        entry_id, fields, deliveries = _id(row), row[1], row[2]
+        job_id, data = fields[b"job"].decode(), fields[b"data"]
+        if deliveries > self.settings.max_deliveries:
+            reason = f"delivered {deliveries - 1} times and never answered"
+            self._to_dead_letters(entry_id, job_id, reason, data)
+            return None
+        try:
+            return Entry(entry_id, _job.validate_json(data), deliveries)
+        except ValidationError as error:
+            self._to_dead_letters(entry_id, job_id, f"not a job: {error}", data)
+            return None
+
+    def _to_dead_letters(self, entry_id: str, job_id: str, reason: str, data: bytes) -> None:
+        _log.error("job given up", job=job_id, reason=reason)
+        bound = self.settings.max_dead
+        fields = (job_id, reason, data)
+        self._run(self._bury, ["jobs", "dead", "ids"], _GROUPS["jobs"], entry_id, bound, *fields)
+
+    def _release(self, entry_id: str, *, idle: float, deliveries: int) -> None:
+        fields = (self.consumer, entry_id, round(idle * 1000), deliveries)
+        self._run(self._set_idle, ["jobs"], _GROUPS["jobs"], *fields)
+
+    def _touch(self, entry_id: str) -> bool:
+        fields = (_GROUPS["jobs"], self.consumer, entry_id, 0, 0)
+        try:
+            # One attempt a beat: the next beat is the retry.
+            held = self._run(self._set_idle, ["jobs"], *fields, patience=0.0)
+        except (QueueError, redis.ResponseError):
+            return True
+        return bool(held)
+
+    def _delete(self, stream: str, entry_ids: list[str]) -> None:
+        if not entry_ids:
+            return
+        key = self._keys[stream]
+
+        def transaction() -> None:
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.xack(key, _GROUPS[stream], *entry_ids)
+                pipe.xdel(key, *entry_ids)
+                pipe.execute()
+
+        self._call(transaction)
+
+
+_Row = tuple[bytes, dict[bytes, bytes], int]
+"""Entry id, fields, delivery count."""
+
+
+def _id(row: tuple[Any, ...]) -> str:
+    return str(row[0].decode())
+
+
+def _attempt(job: RolloutJob | PreferenceJob) -> str:
+    return job.attempt if isinstance(job, PreferenceJob) else ""
+
+
+def _dump(record: BaseModel) -> bytes:
+    return orjson.dumps(record.model_dump(mode="json"))

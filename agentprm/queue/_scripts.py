@@ -1,0 +1,40 @@
+"""What must happen at once in Redis, as Lua scripts. Each is safe to repeat."""
+
+PUBLISH = """
+-- KEYS: ids, jobs   ARGV: bound, job id, attempt, data
+if redis.call('SISMEMBER', KEYS[1], ARGV[2]) == 1 then return 'known' end
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[1]) then return 'full' end
+redis.call('SADD', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[2], '*', 'job', ARGV[2], 'attempt', ARGV[3], 'data', ARGV[4])
+return 'queued'
+"""
+
+FINISH = """
+-- KEYS: jobs, results   ARGV: group, entry, bound, job id, attempt, data
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 'gone' end
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 'full' end
+redis.call('XADD', KEYS[2], '*', 'job', ARGV[4], 'attempt', ARGV[5], 'data', ARGV[6])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+return 'finished'
+"""
+
+SET_IDLE = """
+-- KEYS: jobs   ARGV: group, consumer, entry, idle milliseconds, change of the delivery count
+-- Changes an entry only while this consumer holds it; says whether it does.
+local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
+if #held == 0 then return 0 end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3],
+           'IDLE', ARGV[4], 'RETRYCOUNT', held[1][4] + ARGV[5], 'JUSTID')
+return 1
+"""
+
+BURY = """
+-- KEYS: jobs, dead, ids   ARGV: group, entry, bound, job id, reason, data
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('SREM', KEYS[3], ARGV[4])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*',
+           'job', ARGV[4], 'reason', ARGV[5], 'data', ARGV[6])
+return 1
+"""

@@ -1,0 +1,295 @@
+"""The queue over a real redis-server."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from agentprm.protocol import JobResult, PreferenceJob, RolloutJob
+from agentprm.queue import DeadJob, Entry, Offer, Queue, QueueError, QueueSettings
+from agentprm.redis_server import RedisServer
+
+FAST = QueueSettings(claim_after=0.6, patience=20)
+
+Open = Callable[..., Queue]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server: RedisServer) -> Iterator[Open]:
+    """Opens queues on a run of their own; closes them all."""
+    run = f"run-{random.getrandbits(32)}"
+    queues: list[Queue] = []
+
+    def open_queue(**options: object) -> Queue:
+        options = {"settings": FAST} | options
+        queues.append(Queue(server.url, run, **options))  # type: ignore[arg-type]
+        return queues[-1]
+
+    yield open_queue
+    for queue in queues:
+        queue.close()
+
+
+def job(name: str) -> RolloutJob:
+    return RolloutJob(id=name, games=["train/a/b"], seed=0)
+
+
+def result(job_id: str) -> JobResult:
+    return JobResult(job_id=job_id, worker="test", seconds=0.0)
+
+
+def die(queue: Queue) -> None:
+    """What a kill leaves: no heartbeat, and the entry pending."""
+    queue._heartbeat.close()
+
+
+def take(queue: Queue, timeout: float = 10.0) -> Entry[RolloutJob | PreferenceJob]:
+    entry = queue.take(timeout)
+    assert entry is not None
+    return entry
+
+
+def test_a_job_is_published_once_whoever_repeats_it(connect: Open) -> None:
+    queues = [connect(), connect()]
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda i: queues[i % 2].publish(job(f"j/{i % 5}")), range(40)))
+    assert sum(outcomes) == 5
+    assert queues[0].lengths()["jobs"] == 5
+
+    entry = take(queues[0])
+    assert queues[0].finish(entry, result(entry.record.id))
+    assert not queues[0].publish(job(entry.record.id)), "a finished job stays known"
+    assert queues[0].forget("j/") == 5
+    assert queues[0].publish(job(entry.record.id))
+
+
+def test_a_dead_workers_job_is_claimed_and_its_late_answer_ignored(connect: Open) -> None:
+    first, second, trainer = connect(), connect(), connect()
+    trainer.publish(job("a"))
+    held = take(first)
+    die(first)
+    claimed = take(second)
+    assert (claimed.record, claimed.deliveries) == (held.record, 2)
+    assert second.finish(claimed, result("a"))
+    assert not first.finish(held, result("a")), "only the first answer counts"
+    [entry] = trainer.results("episodes", count=8, timeout=1)
+    assert entry.record.job_id == "a"
+    assert trainer.lengths() == {"jobs": 0, "episodes": 1, "preferences": 0, "dead": 0}
+
+
+def test_finish_may_be_repeated(connect: Open) -> None:
+    queue = connect()
+    queue.publish(job("a"))
+    entry = take(queue)
+    assert queue.finish(entry, result("a"))
+    assert not queue.finish(entry, result("a"))
+    assert queue.lengths()["episodes"] == 1
+
+
+def test_a_heartbeat_keeps_a_long_job(connect: Open) -> None:
+    holder, other = connect(), connect()
+    holder.publish(job("a"))
+    entry = take(holder)
+    assert other.take(timeout=4 * FAST.claim_after) is None
+    assert holder.holds(entry)
+    die(holder)
+    assert take(other).record.id == "a"
+
+
+def test_a_worker_learns_that_its_job_was_claimed(connect: Open) -> None:
+    slow, other = connect(), connect()
+    slow.publish(job("a"))
+    entry = take(slow)
+    with slow._heartbeat._lock:  # a worker that stands still
+        take(other)
+    deadline = time.monotonic() + 10
+    while slow.holds(entry):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_failing_job_ends_in_the_dead_letters_and_can_be_published_again(connect: Open) -> None:
+    settings = QueueSettings(claim_after=0.1, max_deliveries=3)
+    queue = connect(settings=settings)
+    queue.publish(job("a"))
+    for delivery in (1, 2, 3):
+        entry = take(queue)
+        assert entry.deliveries == delivery
+        queue.fail(entry, "the game is broken")
+    assert queue.take(timeout=0.3) is None
+    assert queue.dead() == [DeadJob("a", "the game is broken")]
+    assert queue.publish(job("a"))
+    queue.clear_dead()
+    assert take(queue).deliveries == 1
+
+
+def test_a_job_that_kills_its_workers_ends_in_the_dead_letters(connect: Open) -> None:
+    settings = QueueSettings(claim_after=0.1, max_deliveries=2)
+    trainer = connect(settings=settings)
+    trainer.publish(job("a"))
+    for _ in range(2):
+        victim = connect(settings=settings)
+        take(victim)
+        die(victim)
+    assert trainer.take(timeout=1.0) is None
+    assert trainer.dead() == [DeadJob("a", "delivered 2 times and never answered")]
+
+
+def test_a_job_given_back_is_there_at_once_and_does_not_count(connect: Open) -> None:
+    settings = QueueSettings(claim_after=60)
+    first, second = connect(settings=settings), connect(settings=settings)
+    first.publish(job("a"))
+    for _ in range(2 * settings.max_deliveries):
+        first.give_back(take(first))
+    assert take(second).deliveries == 1
+
+
+def test_bounds_hold_and_waiting_ends_with_room_or_with_the_shutdown(connect: Open) -> None:
+    settings = QueueSettings(max_jobs=2, max_episodes=1)
+    stopped = threading.Event()
+    trainer, worker = connect(settings=settings), connect(settings=settings, stopped=stopped)
+    outcomes = [trainer.offer(job(name)) for name in "abc"]
+    assert outcomes == [Offer.QUEUED, Offer.QUEUED, Offer.FULL]
+
+    with ThreadPoolExecutor(2) as pool:
+        published = pool.submit(trainer.publish, job("c"))
+        first = take(worker)
+        assert worker.finish(first, result(first.record.id))
+        assert published.result(timeout=10)
+        assert trainer.lengths()["jobs"] == 2
+
+        second = take(worker)
+        finished = pool.submit(worker.finish, second, result(second.record.id))
+        [entry] = trainer.results("episodes", count=8, timeout=5)
+        assert trainer.lengths()["episodes"] == 1
+        trainer.acknowledge("episodes", [entry])
+        assert finished.result(timeout=10)
+
+        third = take(worker)
+        finished = pool.submit(worker.finish, third, result(third.record.id))
+        stopped.set()
+        with pytest.raises(QueueError):
+            finished.result(timeout=10)
+
+
+def test_results_come_back_until_acknowledged(connect: Open) -> None:
+    queue = connect()
+    for name in "ab":
+        queue.publish(job(name))
+        queue.finish(take(queue), result(name))
+    taken = queue.results("episodes", count=1, timeout=1)
+    restarted = connect()
+    assert restarted.results("episodes", count=5, timeout=0) == taken
+    restarted.acknowledge("episodes", taken)
+    [entry] = restarted.results("episodes", count=5, timeout=1)
+    assert entry.record.job_id == "b"
+
+
+def test_old_preferences_are_purged(connect: Open) -> None:
+    queue = connect()
+    for attempt in ("old", "new"):
+        for i in (0, 1):
+            queue.publish(
+                PreferenceJob(
+                    id=f"{attempt}/{i}",
+                    attempt=attempt,
+                    states=[],
+                    seed=0,
+                    n=2,
+                    prm_version="prm/0",
+                )
+            )
+    queue.publish(job("a"))
+    entry = take(queue)
+    queue.finish(entry, result(entry.record.id))
+    held = take(queue)
+    assert held.record.id == "old/1"
+    assert queue.purge_preferences("new") == 2
+    assert queue.lengths() == {"jobs": 3, "episodes": 0, "preferences": 0, "dead": 0}
+    assert not queue.finish(held, result("old/1")), "its answer is wanted no more"
+    queue.purge()
+    assert set(queue.lengths().values()) == {0}
+
+
+def test_an_entry_that_is_no_job_does_not_stop_the_workers(connect: Open) -> None:
+    queue = connect()
+    queue._redis.xadd(queue._keys["jobs"], {"job": "bad", "attempt": "", "data": "{}"})
+    queue.publish(job("a"))
+    assert take(queue).record.id == "a"
+    assert [dead.job_id for dead in queue.dead()] == ["bad"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_job_counts_once_however_workers_and_trainers_die(
+    server: RedisServer, seed: int
+) -> None:
+    """Random deaths at every point between taking a job and having counted its result."""
+    rng = random.Random(seed)
+    settings = QueueSettings(claim_after=0.05, max_deliveries=1000, max_episodes=3, max_jobs=8)
+    stopped = threading.Event()
+    url, run = server.url, f"deaths-{seed}"
+    names = [f"j/{i}" for i in range(20)]
+    records: list[str] = []  # what the trainer has on disk: survives it, may hold doubles
+
+    def worker(rng: random.Random) -> None:
+        while not stopped.is_set():
+            with Queue(url, run, settings=settings, stopped=stopped) as queue:
+                while entry := queue.take(timeout=0.2):
+                    fate = rng.random()
+                    if fate < 0.25:
+                        break  # killed while playing
+                    if fate < 0.35:
+                        queue.fail(entry, "bad luck")
+                        continue
+                    if fate < 0.45:
+                        queue.give_back(entry)
+                        continue
+                    if fate < 0.55:  # stands still long enough to lose the job, then answers
+                        die(queue)
+                        time.sleep(0.1)
+                    try:
+                        queue.finish(entry, result(entry.record.id))
+                    except QueueError:
+                        return
+                    if fate < 0.65:
+                        break  # killed after the answer
+                    if fate < 0.75:
+                        queue.finish(entry, result(entry.record.id))  # the answer's answer was lost
+
+    threads = [
+        threading.Thread(target=worker, args=(random.Random(seed * 10 + i),)) for i in (1, 2, 3)
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 60
+    while set(records) != set(names):
+        assert time.monotonic() < deadline
+        with Queue(url, run, settings=settings) as trainer:  # every round, a trainer that restarts
+            for name in names:
+                if name not in records:
+                    trainer.offer(job(name))
+            entries = trainer.results("episodes", count=2, timeout=0.2)
+            records += [entry.record.job_id for entry in entries]
+            if rng.random() < 0.7:
+                trainer.acknowledge("episodes", entries)
+    with Queue(url, run, settings=settings) as trainer:
+        while entries := trainer.results("episodes", count=8, timeout=0.3):
+            records += [entry.record.job_id for entry in entries]
+            trainer.acknowledge("episodes", entries)
+        assert trainer.lengths() == {"jobs": 0, "episodes": 0, "preferences": 0, "dead": 0}
+    stopped.set()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert set(Counter(records)) == set(names)
