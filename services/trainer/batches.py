@@ -1,0 +1,62 @@
+"""Batches of rows of similar length under a budget of tokens, so that little is padding."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+CHUNK = 16
+"""Batches' worth of rows that are sorted together; more means less padding, fewer less bias."""
+
+
+class TokenBatches(Sampler[list[int]]):
+    """The batches of a whole fit, epoch after epoch, as lists of row indices.
+
+    Each batch times its longest row stays within `budget`, unless one row alone exceeds it. The
+    number of batches of an epoch is a multiple of `world`, so that processes keep step.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], budget: int, epochs: int, seed: int, world: int = 1
+    ) -> None:
+        self.batch_size = None  # varies; accelerate asks for it
+        self.drop_last = False
+        self._batches: list[list[int]] = []
+        for epoch in range(epochs):
+            batches = _epoch(lengths, budget, random.Random(f"{seed}/{epoch}"))
+            batches += [batches[i % len(batches)] for i in range(-len(batches) % world)]
+            self._batches += batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+
+def under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+    """`order` cut into runs whose padded size stays within `budget`."""
+    batches: list[list[int]] = []
+    longest = 0
+    for i in order:
+        longest = max(longest, lengths[i])
+        if not batches or longest * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+            longest = lengths[i]
+        batches[-1].append(i)
+    return batches
+
+
+def _epoch(lengths: Sequence[int], budget: int, rng: random.Random) -> list[list[int]]:
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    mean = max(1, sum(lengths) // len(lengths))
+    size = max(1, CHUNK * budget // mean)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), size):
+        chunk = sorted(order[start : start + size], key=lambda i: lengths[i])
+        batches += under_budget(lengths, chunk, budget)
+    rng.shuffle(batches)
+    return batches

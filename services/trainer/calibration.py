@@ -1,0 +1,64 @@
+"""How good a PRM's Q is: against the targets, and against the outcomes of the episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Turn by turn: the model's Q, the target Q̂, and the outcome of the episode it is from."""
+
+    q: list[float]
+    targets: list[float]
+    outcomes: list[float]
+
+
+def calibration(scored: Scored) -> dict[str, float]:
+    """Measures over all turns.
+
+    `bce`: soft cross-entropy (nats), whose least possible value on these targets is `entropy`.
+    `ece`: expected calibration error, |mean Q − mean Q̂| over ten bins of equal width, weighted by
+    their turns. `explained_variance`: 1 − Var(Q̂ − Q) / Var(Q̂). `auc`: how often a turn of a won
+    episode has a higher Q than a turn of a lost one. A measure that the data does not define,
+    such as the AUC without a lost episode, is left out.
+    """
+    q, target = torch.tensor(scored.q), torch.tensor(scored.targets)
+    won = torch.tensor(scored.outcomes) > 0.5
+    measures = {
+        "bce": _cross_entropy(q, target),
+        "entropy": _cross_entropy(target, target),
+        "ece": expected_calibration_error(q, target),
+        "q_mean": q.mean().item(),
+        "target_mean": target.mean().item(),
+    }
+    if target.var(unbiased=False) > 0:
+        rest = (target - q).var(unbiased=False) / target.var(unbiased=False)
+        measures["explained_variance"] = 1 - rest.item()
+    if won.any() and not won.all():
+        measures["auc"] = area_under_curve(q[won], q[~won])
+    return measures
+
+
+def expected_calibration_error(q: Tensor, target: Tensor) -> float:
+    """Σ_b |Σ_{i∈b} (q_i − t_i)| / n over `BINS` bins of q."""
+    bins = (q * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS).index_add_(0, bins, q - target)
+    return gaps.abs().sum().item() / len(q)
+
+
+def area_under_curve(positive: Tensor, negative: Tensor) -> float:
+    """P(a positive ranks above a negative), ties counted half (Mann–Whitney)."""
+    ordered = negative.sort().values
+    below = torch.searchsorted(ordered, positive, right=False)
+    not_above = torch.searchsorted(ordered, positive, right=True)
+    return ((below + not_above).double().mean() / (2 * len(negative))).item()
+
+
+def _cross_entropy(q: Tensor, target: Tensor) -> float:
+    return torch.nn.functional.binary_cross_entropy(q, target).item()

@@ -1,0 +1,204 @@
+"""Online DPO: π_i from preferences that arrive while it is trained (eq. 3)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import (
+    AutoModelForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import DPOConfig, DPOTrainer
+
+from agentprm.encoding import Tokenizer
+from agentprm.prompts import Prompt
+from agentprm.protocol import Preference
+from services.trainer.fitting import (
+    Log,
+    Metrics,
+    Progress,
+    Save,
+    common_arguments,
+    gather_weights,
+    ignore,
+    load_tokenizer,
+    report,
+    save_fit,
+)
+from services.trainer.rows import action_row
+from services.trainer.settings import DPOSettings
+
+Publish = Callable[[Save, int], None]
+"""Takes what writes the weights of now to a directory, and the optimizer step they are of."""
+
+_Row = dict[str, list[int]]
+
+
+def fit_dpo(
+    policy: Path,
+    reference: Path,
+    preferences: Iterable[Preference],
+    out: Path,
+    settings: DPOSettings,
+    prompt: Prompt,
+    publish: Publish = ignore,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Train `policy` towards the chosen and away from the rejected actions; write it to `out`.
+
+    `preferences` is read while training goes on and may wait for the next: a batch is taken when
+    its optimizer step is due, and nothing ahead of it (the first preference is read at the start).
+    Training ends after `settings.max_steps`, or when there are no more. Every
+    `settings.publish_every` steps `publish` gets the weights; training waits until it returns.
+    With several processes only the main one reads `preferences` and calls `publish`.
+
+    Raises:
+        ValueError: no preference came, or none was short enough.
+    """
+    tokenizer = load_tokenizer(policy)
+    stream = _Stream(preferences, tokenizer, prompt, settings)
+    with common_arguments(settings, settings.max_steps) as arguments:
+        trainer = _OnlineDPO(
+            model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+            ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+            args=DPOConfig(
+                **arguments,
+                per_device_train_batch_size=stream.share,
+                max_length=None,
+                beta=settings.beta,
+                loss_type=["sigmoid", "sft"],
+                loss_weights=[1.0, settings.chosen_weight],
+            ),
+            train_dataset=Dataset.from_list([stream.first()]),
+            processing_class=tokenizer,
+        )
+        trainer.stream = stream
+        trainer.add_callback(_Publisher(trainer, publish, settings.publish_every))
+        report(trainer, log, progress)
+        result = trainer.train()
+        save_fit(trainer, tokenizer, out)
+    seconds = result.metrics["train_runtime"]
+    last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
+    return {
+        "loss": result.training_loss,
+        "steps": float(result.global_step),
+        "preferences": float(stream.used),
+        "too_long": float(stream.too_long),
+        "accuracy": float(last["rewards/accuracies"]),
+        "margin": float(last["rewards/margins"]),
+        "tokens": float(stream.tokens),
+        "seconds": seconds,
+        "tokens_per_second": stream.tokens / seconds,
+    }
+
+
+class _OnlineDPO(DPOTrainer):
+    """TRL's DPOTrainer over a stream of rows that are tokenised already."""
+
+    stream: _Stream
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The stream, batch by batch. Not by way of accelerate, which reads one batch ahead."""
+        return DataLoader(
+            self.stream, batch_size=self.stream.share, collate_fn=self.data_collator
+        )
+
+
+class _Stream(IterableDataset[_Row]):
+    """Preferences as rows, read as they are asked for, and shared out among the processes."""
+
+    def __init__(
+        self,
+        preferences: Iterable[Preference],
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        settings: DPOSettings,
+    ) -> None:
+        state = PartialState()
+        self.world, self.rank = state.num_processes, state.process_index
+        self.share = max(1, settings.batch_pairs // self.world)
+        self.used = self.too_long = self.tokens = 0
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._max_tokens = settings.max_tokens
+        self._rows = self._encoded(preferences)
+
+    def first(self) -> _Row:
+        """The first row, which stays in the stream."""
+        head = self._together(lambda: list(itertools.islice(self._rows, 1)))
+        if not head:
+            raise ValueError("no preference to train on: none came, or none was short enough")
+        self._rows = itertools.chain(head, self._rows)
+        return head[0]
+
+    def __iter__(self) -> Iterator[_Row]:
+        batch = self.share * self.world
+        while rows := self._together(lambda: list(itertools.islice(self._rows, batch))):
+            if len(rows) % self.world:  # the last few, too few to go round
+                return
+            self.used += len(rows)
+            self.tokens += sum(
+                2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"])
+                for r in rows
+            )
+            yield from rows[self.rank :: self.world]
+
+    def _together(self, read: Callable[[], list[_Row]]) -> list[_Row]:
+        """What the main process reads, in every process."""
+        if self.world == 1:
+            return read()
+        box = [read() if self.rank == 0 else []]
+        rows: list[_Row] = broadcast_object_list(box)[0]
+        return rows
+
+    def _encoded(self, preferences: Iterable[Preference]) -> Iterator[_Row]:
+        for preference in preferences:
+            chosen, rejected = (
+                action_row(self._tokenizer, self._prompt, preference.state, action)
+                for action in (preference.chosen, preference.rejected)
+            )
+            if max(len(chosen[0]), len(rejected[0])) > self._max_tokens:
+                self.too_long += 1
+                continue
+            start = chosen[1][0]
+            yield {
+                "prompt_ids": chosen[0][:start],
+                "chosen_ids": chosen[0][start:],
+                "rejected_ids": rejected[0][start:],
+            }
+
+
+class _Publisher(TrainerCallback):
+    """Hands out the weights every few steps."""
+
+    def __init__(self, trainer: DPOTrainer, publish: Publish, every: int) -> None:
+        self._trainer = trainer
+        self._publish = publish
+        self._every = every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """One optimizer step is done."""
+        if state.global_step % self._every:
+            return
+        save = gather_weights(self._trainer, self._trainer.processing_class)
+        if state.is_world_process_zero:
+            self._publish(save, state.global_step)
+        self._trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,176 @@
+"""What the three fits share: arguments of transformers' Trainer, its reports, and saving."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from services.trainer.batches import TokenBatches
+from services.trainer.settings import FitSettings
+
+Metrics = dict[str, float]
+Log = Callable[[Metrics], None]
+"""Takes a line of measurements, with the optimizer step under `step`."""
+Progress = Callable[[int, int], None]
+"""Takes the optimizer steps done and the steps in all."""
+Save = Callable[[Path], None]
+"""Writes weights and tokenizer to a directory."""
+
+
+def ignore(*_: object) -> None:
+    """The report that nobody reads."""
+
+
+@contextmanager
+def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, Any]]:
+    """Keyword arguments for any `TrainingArguments`, for a fit of `steps` optimizer steps.
+
+    Trainer wants a directory of its own: it gets one that is gone afterwards. Nothing is saved
+    there, and nothing is reported but through `report`.
+    """
+    torch.set_num_threads(settings.threads)
+    transformers.utils.logging.disable_progress_bar()
+    cuda = torch.cuda.is_available()
+    with TemporaryDirectory(prefix="agentprm-fit-") as scratch:
+        yield {
+            "output_dir": scratch,
+            "max_steps": steps,
+            "seed": settings.seed,
+            "use_cpu": not cuda,
+            "bf16": settings.precision == "bf16"
+            or (settings.precision == "auto" and _computes_bf16(cuda)),
+            "learning_rate": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+            "max_grad_norm": settings.max_grad_norm,
+            "lr_scheduler_type": "warmup_stable_decay",
+            "warmup_steps": math.ceil(settings.warmup_fraction * steps),
+            "lr_scheduler_kwargs": {
+                "num_decay_steps": round(settings.decay_fraction * steps),
+                "decay_type": "linear",
+            },
+            "gradient_accumulation_steps": settings.accumulation,
+            "activation_checkpointing": settings.checkpointing,
+            "logging_steps": settings.log_every,
+            "logging_first_step": True,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": cuda,
+        }
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, padding with its end token where it has no other."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def steps_of(batches: TokenBatches, settings: FitSettings, world: int) -> int:
+    """Optimizer steps in which `world` processes together go through `batches` once."""
+    return math.ceil(len(batches) / world / settings.accumulation)
+
+
+class TokenBatchTrainer(Trainer):
+    """A Trainer that goes once through given batches. Combine it with another trainer class."""
+
+    batches: TokenBatches
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches, shared out among the processes."""
+        loader = DataLoader(
+            self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator
+        )
+        return self.accelerator.prepare(loader)
+
+
+def report(trainer: Trainer, log: Log, progress: Progress) -> None:
+    """Give what `trainer` measures to `log` and `progress` and not to the standard output."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Report(log, progress))
+
+
+class _Report(TrainerCallback):
+    """Passes on what Trainer measures, on the main process."""
+
+    def __init__(self, log: Log, progress: Progress) -> None:
+        self._log = log
+        self._progress = progress
+        self._started = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The clock starts."""
+        self._started = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """One optimizer step is done."""
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Trainer has measured something."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            numbers = {k: float(v) for k, v in logs.items() if k != "epoch"}
+            seconds = time.perf_counter() - self._started
+            self._log({"step": float(state.global_step), "seconds": seconds, **numbers})
+
+
+def gather_weights(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> Save:
+    """What writes the weights as they are now. All processes call this, the main one writes."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+
+    def save(directory: Path) -> None:
+        model.save_pretrained(directory, state_dict=state)
+        tokenizer.save_pretrained(directory)
+
+    return save
+
+
+def save_fit(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write the trained model and its tokenizer to `out`. All processes call this."""
+    save = gather_weights(trainer, tokenizer)
+    if trainer.is_world_process_zero():
+        save(out)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _computes_bf16(cuda: bool) -> bool:
+    if cuda:
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,245 @@
+"""Fitting the process reward model: Q(s, a) on Monte Carlo targets by soft cross-entropy (eq. 2)."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
+
+from agentprm.prompts import Prompt
+from agentprm.protocol import Episode
+from services.trainer.batches import TokenBatches, under_budget
+from services.trainer.calibration import Scored, calibration
+from services.trainer.fitting import (
+    Log,
+    Metrics,
+    Progress,
+    TokenBatchTrainer,
+    common_arguments,
+    ignore,
+    load_tokenizer,
+    report,
+    save_fit,
+    steps_of,
+)
+from services.trainer.losses import soft_bce
+from services.trainer.rows import Row, all_rows
+from services.trainer.settings import PRMSettings
+from services.trainer.targets import split_by_game
+
+METADATA = "agentprm.json"
+
+
+@dataclass(frozen=True)
+class _Sample:
+    row: Row
+    targets: list[float]
+    outcome: float
+
+
+def fit_prm(
+    base: Path,
+    episodes: Sequence[Episode],
+    targets: Sequence[Sequence[float]],
+    out: Path,
+    settings: PRMSettings,
+    prompt: Prompt,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Fit Q on `targets[i][t]`, the Q̂ of turn t of episode i, and write it to `out`.
+
+    `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
+    The games of the validation side take no part in the fit; what is measured on them has the
+    prefix `val_` (see `calibration`). `out` becomes an ordinary one-label classifier with its
+    tokenizer, and `agentprm.json` that says how it was made.
+
+    Raises:
+        ValueError: there is nothing to train on.
+    """
+    tokenizer = load_tokenizer(base)
+    training, validation = (
+        _samples(tokenizer, prompt, episodes, targets, side, settings)
+        for side in split_by_game(episodes, settings.validation_fraction, settings.seed)
+    )
+    world = PartialState().num_processes
+    lengths = [len(sample.row.ids) for sample in training]
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
+    steps = steps_of(batches, settings, world)
+    with common_arguments(settings, steps) as arguments:
+        trainer = _PRMTrainer(
+            model=load_prm(base, tokenizer.pad_token_id, settings.seed),
+            args=TrainingArguments(**arguments, accelerator_config={"even_batches": False}),
+            train_dataset=training,
+            data_collator=_Collator(tokenizer.pad_token_id),
+        )
+        trainer.batches = batches
+        report(trainer, log, progress)
+        result = trainer.train()
+        seconds = result.metrics["train_runtime"]
+        metrics = {
+            "loss": result.training_loss,
+            "steps": float(result.global_step),
+            "training_episodes": float(len(training)),
+            "validation_episodes": float(len(validation)),
+            "tokens": float(settings.epochs * sum(lengths)),
+            "seconds": seconds,
+            "tokens_per_second": settings.epochs * sum(lengths) / seconds,
+        }
+        if validation:
+            scored = trainer.score(validation, settings.batch_tokens)
+            metrics |= {f"val_{name}": value for name, value in calibration(scored).items()}
+        save_fit(trainer, tokenizer, out)
+        if trainer.is_world_process_zero():
+            _write_metadata(out, episodes, settings, prompt, metrics)
+    return metrics
+
+
+def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
+    """The classifier of `base`, whose forward pass takes positions and gives a logit for each.
+
+    `forward(input_ids, attention_mask, positions)`: positions of shape (batch, turns) are those of
+    the last tokens of the actions; the logits have the same shape. transformers' own forward gives
+    one logit a row. It is the method of the model that is replaced, and not a function beside it,
+    because distributed wrappers synchronise around that method.
+    """
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, dtype=torch.float32
+    )
+    model.config.pad_token_id = pad_token_id
+    model.forward = types.MethodType(_score_turns, model)
+    return model
+
+
+def _score_turns(
+    self: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor
+) -> Tensor:
+    outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    hidden: Tensor = outputs.last_hidden_state
+    index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+    actions = hidden.gather(1, index).float()
+    with torch.autocast(actions.device.type, enabled=False):  # bf16 would round Q to two digits
+        logits: Tensor = self.score(actions)
+    return logits.squeeze(-1)
+
+
+class _PRMTrainer(TokenBatchTrainer):
+    """Trainer with soft cross-entropy over every turn of a batch of episodes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The loss is a mean over a batch: Trainer has to divide it by the accumulated batches.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        logits = model(inputs["input_ids"], inputs["attention_mask"], inputs["positions"])
+        loss = soft_bce(logits, inputs["targets"], inputs["turns"])
+        return (loss, logits) if return_outputs else loss
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[_Sample], batch_tokens: int) -> Scored:
+        """Q of every turn of the samples. All processes compute all of it, in step."""
+        self.model.eval()
+        lengths = [len(sample.row.ids) for sample in samples]
+        order = sorted(range(len(samples)), key=lambda i: lengths[i])
+        scored = Scored([], [], [])
+        for batch in under_budget(lengths, order, batch_tokens):
+            inputs = self._prepare_inputs(self.data_collator([samples[i] for i in batch]))
+            logits = self.model_wrapped(
+                inputs["input_ids"], inputs["attention_mask"], inputs["positions"]
+            )
+            q = torch.sigmoid(logits.float()).cpu()
+            for i, values in zip(batch, q.tolist(), strict=True):
+                turns = len(samples[i].targets)
+                scored.q.extend(values[:turns])
+                scored.targets.extend(samples[i].targets)
+                scored.outcomes.extend([samples[i].outcome] * turns)
+        return scored
+
+
+class _Collator:
+    """Pads rows on the right, and their turns likewise; `turns` marks the real ones."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, samples: Sequence[_Sample]) -> dict[str, Tensor]:
+        width = max(len(sample.row.ids) for sample in samples)
+        most = max(len(sample.targets) for sample in samples)
+        count = len(samples)
+        ids = torch.full((count, width), self.pad_token_id)
+        mask = torch.zeros(count, width, dtype=torch.long)
+        positions = torch.zeros(count, most, dtype=torch.long)
+        targets = torch.zeros(count, most)
+        turns = torch.zeros(count, most, dtype=torch.bool)
+        for i, sample in enumerate(samples):
+            n, k = len(sample.row.ids), len(sample.targets)
+            ids[i, :n] = torch.as_tensor(sample.row.ids)
+            mask[i, :n] = 1
+            positions[i, :k] = torch.as_tensor([end - 1 for _, end in sample.row.spans])
+            targets[i, :k] = torch.as_tensor(sample.targets)
+            turns[i, :k] = True
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "positions": positions,
+            "targets": targets,
+            "turns": turns,
+        }
+
+
+def _samples(
+    tokenizer: Any,
+    prompt: Prompt,
+    episodes: Sequence[Episode],
+    targets: Sequence[Sequence[float]],
+    side: Sequence[int],
+    settings: PRMSettings,
+) -> list[_Sample]:
+    if not side:
+        return []
+    rows = all_rows(tokenizer, prompt, [episodes[i] for i in side], settings.max_tokens)
+    return [
+        _Sample(
+            row=row,
+            targets=[targets[side[k]][t] for t in row.turns],
+            outcome=episodes[side[k]].outcome,
+        )
+        for k, row in rows
+    ]
+
+
+def _write_metadata(
+    out: Path,
+    episodes: Sequence[Episode],
+    settings: PRMSettings,
+    prompt: Prompt,
+    metrics: Metrics,
+) -> None:
+    training, validation = split_by_game(episodes, settings.validation_fraction, settings.seed)
+    content = {
+        "kind": "prm",
+        "gamma": settings.gamma,
+        "template_hash": prompt.hash,
+        "settings": settings.model_dump(),
+        "training_games": sorted({episodes[i].game.id for i in training}),
+        "validation_games": sorted({episodes[i].game.id for i in validation}),
+        "metrics": metrics,
+    }
+    (out / METADATA).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))

@@ -1,0 +1,73 @@
+"""Episodes as token rows: what one forward pass reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agentprm.encoding import Tokenizer, encode
+from agentprm.prompts import Prompt
+from agentprm.protocol import Action, Episode, Message, State
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids in which action `turns[k]` of the episode is the half-open range `spans[k]`."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    turns: list[int]
+
+
+def episode_rows(
+    tokenizer: Tokenizer, prompt: Prompt, episode: Episode, max_tokens: int
+) -> list[Row]:
+    """The episode as one row, or, where the prompt renders single states, one row a turn.
+
+    Turns that end beyond `max_tokens` are left out; a row without a turn is not returned.
+    """
+    if prompt.append_only:
+        transcript = episode.transcript()
+        encoded = encode(tokenizer, prompt.transcript(transcript.task, transcript.steps))
+        rows = [Row(encoded.ids, encoded.spans, list(range(len(episode.turns))))]
+    else:
+        rows = []
+        for t, turn in enumerate(episode.turns):
+            ids, span = action_row(tokenizer, prompt, episode.state(t), turn.action)
+            rows.append(Row(ids, [span], [t]))
+    return [short for row in rows if (short := _shortened(row, max_tokens)).spans]
+
+
+def action_row(
+    tokenizer: Tokenizer, prompt: Prompt, state: State, action: Action
+) -> tuple[list[int], tuple[int, int]]:
+    """The ids of `state` with `action` as the answer, and the answer's span, which ends the ids."""
+    answer = Message(role="assistant", content=prompt.action_text(action))
+    encoded = encode(tokenizer, [*prompt.messages(state), answer])
+    start, end = encoded.spans[-1]
+    return encoded.ids[:end], (start, end)
+
+
+def all_rows(
+    tokenizer: Tokenizer, prompt: Prompt, episodes: Iterable[Episode], max_tokens: int
+) -> list[tuple[int, Row]]:
+    """The rows of all episodes, each with the index of its episode.
+
+    Raises:
+        ValueError: there is not one row.
+    """
+    rows = [
+        (i, row)
+        for i, episode in enumerate(episodes)
+        for row in episode_rows(tokenizer, prompt, episode, max_tokens)
+    ]
+    if not rows:
+        raise ValueError(f"no episode with a turn of at most {max_tokens} tokens to train on")
+    return rows
+
+
+def _shortened(row: Row, max_tokens: int) -> Row:
+    kept = sum(end <= max_tokens for _, end in row.spans)
+    if kept == 0:
+        return Row([], [], [])
+    return Row(row.ids[: row.spans[kept - 1][1]], row.spans[:kept], row.turns[:kept])

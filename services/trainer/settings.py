@@ -1,0 +1,83 @@
+"""Settings of the three fits. The defaults suit a pretrained model of some billion parameters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FitSettings(BaseModel):
+    """What every fit takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of batches, new weights and dropout."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    warmup_fraction: float = Field(default=0.03, ge=0, le=0.5)
+    """Part of the steps in which the learning rate rises from 0."""
+    decay_fraction: float = Field(default=0.4, ge=0, le=0.5)
+    """Part of the steps, at the end, in which the learning rate falls to 0."""
+    accumulation: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up before one optimizer step."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    max_tokens: int = Field(default=4096, ge=16)
+    """Longest conversation; later turns of a longer one are left out."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Autocast; `auto` is bf16 where the device computes in it. Weights stay float32."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of this process, on a CPU."""
+    log_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two logged lines."""
+
+
+class SFTSettings(FitSettings):
+    """Supervised fine-tuning on demonstrations."""
+
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the demonstrations."""
+    batch_tokens: int = Field(default=16_384, ge=16)
+    """Tokens in a batch, padding included."""
+    observation_weight: float = Field(default=0.1, ge=0, le=1)
+    """Weight of an observation's token in the loss; the agent's own tokens have weight 1."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the hidden matrices and AdamW for the rest, for a model made from scratch."""
+    muon_learning_rate: float = Field(default=6e-3, gt=0)
+    """Peak learning rate of the hidden matrices, with `muon`."""
+
+
+class PRMSettings(FitSettings):
+    """Fitting Q(s, a)."""
+
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the rollouts."""
+    batch_tokens: int = Field(default=16_384, ge=16)
+    """Tokens in a batch, padding included."""
+    gamma: float = Field(default=0.95, gt=0, le=1)
+    """The discount that the targets were made with; recorded beside the weights."""
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Part of the games that is held out to measure the fit."""
+
+
+class DPOSettings(FitSettings):
+    """Online DPO against the previous policy."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    max_steps: int = Field(default=200, ge=1)
+    """Optimizer steps, if the preferences last as long."""
+    batch_pairs: int = Field(default=16, ge=1)
+    """Preferences in a batch, over all processes."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the KL penalty towards the reference policy (eq. 3)."""
+    chosen_weight: float = Field(default=0.05, ge=0)
+    """Weight of the chosen action's negative log-likelihood, a mean over tokens, beside the loss."""
+    publish_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two sets of weights handed to the policy service."""

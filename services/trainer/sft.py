@@ -1,0 +1,158 @@
+"""Supervised fine-tuning: π_0 from demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from agentprm.prompts import Prompt
+from agentprm.protocol import Episode
+from services.trainer.batches import TokenBatches
+from services.trainer.fitting import (
+    Log,
+    Metrics,
+    Progress,
+    TokenBatchTrainer,
+    common_arguments,
+    ignore,
+    load_tokenizer,
+    report,
+    save_fit,
+    steps_of,
+)
+from services.trainer.losses import weighted_nll
+from services.trainer.optim import MuonAdamW
+from services.trainer.rows import Row, all_rows
+from services.trainer.settings import SFTSettings
+
+
+def fit_sft(
+    base: Path,
+    episodes: Iterable[Episode],
+    out: Path,
+    settings: SFTSettings,
+    prompt: Prompt,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Train the causal model in `base` on what the agent does in `episodes`; write it to `out`.
+
+    The loss is the mean negative log-likelihood of the tokens, an agent's token with weight 1 and
+    any other with `settings.observation_weight`.
+
+    Raises:
+        ValueError: there is nothing to train on.
+    """
+    tokenizer = load_tokenizer(base)
+    found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
+    world = PartialState().num_processes
+    lengths = [len(row.ids) for row in found]
+    batches = TokenBatches(
+        lengths, settings.batch_tokens, settings.epochs, settings.seed, world
+    )
+    steps = steps_of(batches, settings, world)
+    with common_arguments(settings, steps) as arguments:
+        trainer = _WeightedSFT(
+            model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            args=SFTConfig(
+                **arguments,
+                max_length=None,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                accelerator_config={"even_batches": False},
+            ),
+            train_dataset=Dataset.from_list(
+                [{"input_ids": r.ids, "weights": _weights(r, settings)} for r in found]
+            ),
+            data_collator=_Collator(tokenizer.pad_token_id),
+            processing_class=tokenizer,
+        )
+        trainer.settings = settings
+        trainer.batches = batches
+        report(trainer, log, progress)
+        result = trainer.train()
+        save_fit(trainer, tokenizer, out)
+    seconds = result.metrics["train_runtime"]
+    return {
+        "loss": result.training_loss,
+        "steps": float(result.global_step),
+        "rows": float(len(found)),
+        "tokens": float(settings.epochs * sum(lengths)),
+        "seconds": seconds,
+        "tokens_per_second": settings.epochs * sum(lengths) / seconds,
+    }
+
+
+class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
+    """TRL's SFTTrainer with a weight for each token."""
+
+    settings: SFTSettings
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The loss is a mean over a batch: Trainer has to divide it by the accumulated batches.
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.settings.optimizer == "adamw" or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer = MuonAdamW(
+            model or self.model,
+            muon_lr=self.settings.muon_learning_rate,
+            adamw_lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+        )
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        weights = inputs["weights"]
+        labels = inputs["input_ids"].masked_fill(weights == 0, -100)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=labels,
+            use_cache=False,
+            fused_lm_head=True,  # TRL's head: log-probabilities without the logits in memory
+        )
+        loss = weighted_nll(outputs.log_probs, weights[:, 1:])
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Collator:
+    """Pads rows on the right; the weight of padding is 0."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_token_id)
+        weights = torch.zeros(len(rows), width)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            n = len(row["input_ids"])
+            ids[i, :n] = torch.as_tensor(row["input_ids"])
+            weights[i, :n] = torch.as_tensor(row["weights"])
+            mask[i, :n] = 1
+        return {"input_ids": ids, "attention_mask": mask, "weights": weights}
+
+
+def _weights(row: Row, settings: SFTSettings) -> list[float]:
+    weights = [settings.observation_weight] * len(row.ids)
+    for start, end in row.spans:
+        weights[start:end] = [1.0] * (end - start)
+    return weights

@@ -1,0 +1,84 @@
+"""Targets of the PRM by Monte Carlo (eq. 1), and the split of episodes by game."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from agentprm.protocol import Episode
+
+
+@dataclass(frozen=True)
+class Targets:
+    """`values[i][t]` is Q̂(s_t, a_t) of episode i. `visits[i][t]` counts the visits of that pair."""
+
+    values: list[list[float]]
+    visits: list[list[int]]
+    pairs: int
+    """Distinct (s, a)."""
+    repeated: int
+    """Distinct (s, a) with more than one visit."""
+
+
+def monte_carlo_targets(episodes: Sequence[Episode], gamma: float) -> Targets:
+    """Q̂(s, a): the mean, over all visits of (s, a) in all episodes, of the return from there.
+
+    The return counts forward from the visit: Σ_{k=t}^{T-1} γ^{k-t} r_k (eq. 1). Two visits are of
+    one (s, a) when game, history, observation and action agree to the letter.
+    """
+    returns: dict[bytes, list[float]] = defaultdict(list)
+    keys = [list(_keys(episode)) for episode in episodes]
+    for episode, names in zip(episodes, keys, strict=True):
+        rewards = [turn.reward for turn in episode.turns]
+        for name, value in zip(names, discounted_returns(rewards, gamma), strict=True):
+            returns[name].append(value)
+    means = {name: sum(values) / len(values) for name, values in returns.items()}
+    return Targets(
+        values=[[means[name] for name in names] for names in keys],
+        visits=[[len(returns[name]) for name in names] for names in keys],
+        pairs=len(returns),
+        repeated=sum(len(values) > 1 for values in returns.values()),
+    )
+
+
+def discounted_returns(rewards: Sequence[float], gamma: float) -> list[float]:
+    """G_t = r_t + γ G_{t+1} for every turn, with G_T = 0."""
+    returns = [0.0] * (len(rewards) + 1)
+    for t in reversed(range(len(rewards))):
+        returns[t] = rewards[t] + gamma * returns[t + 1]
+    return returns[:-1]
+
+
+def split_by_game(
+    episodes: Sequence[Episode], validation_fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Indices of the training and of the validation episodes. No game is on both sides.
+
+    At least one game trains; with a fraction above 0 and two games or more, one validates.
+    """
+    games = sorted({episode.game.id for episode in episodes})
+    random.Random(seed).shuffle(games)
+    wanted = round(validation_fraction * len(games))
+    count = min(max(wanted, int(validation_fraction > 0)), max(len(games) - 1, 0))
+    held_out = set(games[:count])
+    sides: tuple[list[int], list[int]] = ([], [])
+    for i, episode in enumerate(episodes):
+        sides[episode.game.id in held_out].append(i)
+    return sides
+
+
+def _keys(episode: Episode) -> Iterator[bytes]:
+    """A name for each turn's (s, a): a running digest, so that long histories cost nothing."""
+    digest = hashlib.sha256(_field(episode.game.id) + _field(episode.game.task))
+    for turn in episode.turns:
+        for text in (turn.observation, turn.action.reason, turn.action.command):
+            digest.update(_field(text))
+        yield digest.digest()
+
+
+def _field(text: str) -> bytes:
+    content = text.encode()
+    return len(content).to_bytes(4) + content
