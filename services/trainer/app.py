@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from agentprm.queue import Queue
 from pydantic import Field
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
+from agentprm.queue import Queue
 from agentprm.settings import ProcessSettings
 from services.trainer.collect import Services
 
@@ -34,6 +34,7 @@ class TrainerSettings(ProcessSettings):
 @contextmanager
 def connect(settings: TrainerSettings) -> Iterator[Services]:
     """Connections to everything the trainer talks to."""
+    name = settings.queue or settings.run.name
     with ExitStack() as stack:
         yield Services(
             env=stack.enter_context(EnvClient(settings.env_url)),

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agentprm.queue import Offer, Queue
-
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.protocol import Game, RolloutJob, Sampling, Split
+from agentprm.queue import Offer, Queue
 from services.trainer.inbox import Inbox
 from services.trainer.progress import Progress
 from services.trainer.records import Records

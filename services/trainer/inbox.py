@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from agentprm.queue import Queue, Results
-
 from agentprm.protocol import JobResult
+from agentprm.queue import Queue, Results
 from services.trainer.records import Records
 
 _TAKE = 16

@@ -11,10 +11,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from agentprm.queue import Queue
-
 from agentprm.config import Preferences
 from agentprm.protocol import Episode, JobResult, Preference, PreferenceJob, State
+from agentprm.queue import Queue
 from services.trainer.inbox import Inbox
 from services.trainer.seeds import derive
 
