@@ -41,6 +41,6 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
             policy=stack.enter_context(PolicyClient(settings.policy_url, deadline=_LOAD_DEADLINE)),
             prm=stack.enter_context(PRMClient(settings.prm_url, deadline=_LOAD_DEADLINE)),
             queue=stack.enter_context(
-                Queue(settings.redis_url, settings.queue or settings.run.name)
+                Queue(settings.redis_url, run=name)
             ),
         )
