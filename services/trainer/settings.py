@@ -74,7 +74,7 @@ class DPOSettings(FitSettings):
     max_steps: int = Field(default=200, ge=1)
     """Optimizer steps, if the preferences last as long."""
     batch_pairs: int = Field(default=16, ge=1)
-    """Preferences in a batch, over all processes."""
+    """Preferences in an optimizer step, over all processes; `accumulation` cuts them in parts."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the KL penalty towards the reference policy (eq. 3)."""
     chosen_weight: float = Field(default=0.05, ge=0)
