@@ -200,7 +200,7 @@ class _Publisher(TrainerCallback):
         self._every = every
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
         """One optimizer step is done."""
         if state.global_step % self._every:

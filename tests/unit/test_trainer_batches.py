@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_little_is_padding() -> None:
     assert sum(lengths) / padded > 0.9
 
 
-def test_muon_takes_the_hidden_matrices_and_a_schedule_scales_both(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_muon_takes_the_hidden_matrices_and_a_schedule_scales_both(tmp_path: Path) -> None:
     create_tiny(tmp_path, width=32, layers=1, heads=2, feed_forward=64)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     optimizer = MuonAdamW(model, muon_lr=0.02, adamw_lr=0.01)

@@ -111,11 +111,13 @@ def test_the_directory_is_an_ordinary_one_and_the_seed_decides(tmp_path: Path) -
 
 
 def games() -> list[Path]:
-    roots = [os.environ.get("ALFWORLD_DATA"), Path.home() / ".cache/agentprm/alfworld"]
-    for root in filter(None, roots):
-        found = sorted(Path(root).glob("json_2.1.1/valid_seen/*/*/game.tw-pddl"))
+    roots = [Path.home() / ".cache/agentprm/alfworld"]
+    if "ALFWORLD_DATA" in os.environ:
+        roots.insert(0, Path(os.environ["ALFWORLD_DATA"]))
+    for root in roots:
+        found = sorted(root.glob("json_2.1.1/valid_seen/*/*/game.tw-pddl"))
         if found:
-            return found[:: len(found) // 3][:3]
+            return found[:: len(found) // 2][:2]
     return []
 
 
@@ -132,7 +134,7 @@ def test_real_games_come_back() -> None:
         assert_lossless(now["feedback"])
         target = json.loads((game.parent / "traj_data.json").read_text())["pddl_params"]
         wanted = target["object_target"].lower()
-        for turn in range(12):
+        for turn in range(10):
             for command in now["admissible_commands"]:
                 assert_lossless(command)
             command = choose(now["admissible_commands"], wanted, turn)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 from agentprm.protocol import Action, Episode, Game, Provenance, Split, Turn
 from services.trainer.tiny import create_tiny
 
@@ -49,9 +47,8 @@ def episode(
     )
 
 
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of some ten thousand parameters that reads the engine's words."""
-    directory = tmp_path_factory.mktemp("small")
+def create_small(parent: Path) -> Path:
+    """A model of some ten thousand parameters that reads the engine's words, below `parent`."""
+    directory = parent / "small"
     create_tiny(directory, seed=0, width=32, layers=2, heads=2, feed_forward=64)
     return directory
