@@ -76,7 +76,6 @@ def fit_dpo(
             ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
             args=DPOConfig(
                 **arguments,
-                per_device_train_batch_size=stream.share,
                 max_length=None,
                 beta=settings.beta,
                 loss_type=["sigmoid", "sft"],
@@ -89,6 +88,8 @@ def fit_dpo(
         trainer.add_callback(_Publisher(trainer, publish, settings.publish_every))
         report(trainer, log, progress)
         result = trainer.train()
+        if result.global_step == 0:
+            raise ValueError(f"{stream.used} preferences are too few for one optimizer step")
         save_fit(trainer, tokenizer, out)
     seconds = result.metrics["train_runtime"]
     last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
@@ -115,13 +116,15 @@ class _OnlineDPO(DPOTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The stream, batch by batch. Not by way of accelerate, which reads one batch ahead."""
-        return DataLoader(
-            self.stream, batch_size=self.stream.share, collate_fn=self.data_collator
-        )
+        return DataLoader(self.stream, batch_size=None, collate_fn=self.data_collator)
 
 
-class _Stream(IterableDataset[_Row]):
-    """Preferences as rows, read as they are asked for, and shared out among the processes."""
+class _Stream(IterableDataset[list[_Row]]):
+    """Preferences as batches of rows, read when an optimizer step is due.
+
+    What a step reads is sorted by length, so that little is padding, and cut into one batch for
+    each accumulated pass, which the processes share.
+    """
 
     def __init__(
         self,
@@ -131,9 +134,10 @@ class _Stream(IterableDataset[_Row]):
         settings: DPOSettings,
     ) -> None:
         state = PartialState()
-        self.world, self.rank = state.num_processes, state.process_index
-        self.share = max(1, settings.batch_pairs // self.world)
         self.used = self.too_long = self.tokens = 0
+        self.passes = settings.accumulation
+        self._world, self._rank = state.num_processes, state.process_index
+        self._pairs = max(settings.batch_pairs, self.passes * self._world)
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._max_tokens = settings.max_tokens
@@ -147,23 +151,22 @@ class _Stream(IterableDataset[_Row]):
         self._rows = itertools.chain(head, self._rows)
         return head[0]
 
-    def __iter__(self) -> Iterator[_Row]:
-        batch = self.share * self.world
-        while rows := self._together(lambda: list(itertools.islice(self._rows, batch))):
-            if len(rows) % self.world:  # the last few, too few to go round
-                return
-            self.used += len(rows)
-            self.tokens += sum(
-                2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"])
-                for r in rows
-            )
-            yield from rows[self.rank :: self.world]
+    def __iter__(self) -> Iterator[list[_Row]]:
+        parts = self.passes * self._world
+        while rows := self._together(lambda: list(itertools.islice(self._rows, self._pairs))):
+            usable = len(rows) // parts * parts  # the last few may be too few to go round
+            rows = sorted(rows[:usable], key=lambda row: len(row["prompt_ids"]))
+            self.used += usable
+            self.tokens += sum(map(_tokens, rows))
+            size = usable // self.passes
+            for start in range(0, usable, max(size, 1)):
+                yield rows[start : start + size][self._rank :: self._world]
 
     def _together(self, read: Callable[[], list[_Row]]) -> list[_Row]:
         """What the main process reads, in every process."""
-        if self.world == 1:
+        if self._world == 1:
             return read()
-        box = [read() if self.rank == 0 else []]
+        box = [read() if self._rank == 0 else []]
         rows: list[_Row] = broadcast_object_list(box)[0]
         return rows
 
@@ -184,6 +187,10 @@ class _Stream(IterableDataset[_Row]):
             }
 
 
+def _tokens(row: _Row) -> int:
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+
 class _Publisher(TrainerCallback):
     """Hands out the weights every few steps."""
 
@@ -193,7 +200,7 @@ class _Publisher(TrainerCallback):
         self._every = every
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
         """One optimizer step is done."""
         if state.global_step % self._every:

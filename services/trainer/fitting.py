@@ -104,7 +104,8 @@ class TokenBatchTrainer(Trainer):
         loader = DataLoader(
             self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator
         )
-        return self.accelerator.prepare(loader)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
 
 
 def report(trainer: Trainer, log: Log, progress: Progress) -> None:
@@ -122,13 +123,13 @@ class _Report(TrainerCallback):
         self._started = time.perf_counter()
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
         """The clock starts."""
         self._started = time.perf_counter()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
         """One optimizer step is done."""
         if state.is_world_process_zero:
@@ -136,9 +137,9 @@ class _Report(TrainerCallback):
 
     def on_log(
         self,
-        args: TrainingArguments,
+        _args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
+        _control: TrainerControl,
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
@@ -171,6 +172,6 @@ def save_fit(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path) ->
 
 def _computes_bf16(cuda: bool) -> bool:
     if cuda:
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -21,8 +21,11 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(
         self, model: nn.Module, *, muon_lr: float, adamw_lr: float, weight_decay: float = 0.0
     ) -> None:
-        outer = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        hidden, rest = [], []
+        outer = {
+            id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+        }
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 inner = parameter.ndim == 2 and id(parameter) not in outer
@@ -49,5 +52,3 @@ class MuonAdamW(torch.optim.Optimizer):
             part.param_groups[0]["lr"] = group["lr"]
             part.step()
         return loss
-
-

@@ -1,4 +1,4 @@
-"""Fitting the process reward model: Q(s, a) on Monte Carlo targets by soft cross-entropy (eq. 2)."""
+"""The fit of the process reward model: Q(s, a) on Monte Carlo targets by soft BCE (eq. 2)."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
     return model
 
 
-def _score_turns(
-    self: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor
-) -> Tensor:
+def _score_turns(self: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
     outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     hidden: Tensor = outputs.last_hidden_state
     index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
@@ -146,7 +144,7 @@ class _PRMTrainer(TokenBatchTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
     ) -> Any:
         logits = model(inputs["input_ids"], inputs["attention_mask"], inputs["positions"])
         loss = soft_bce(logits, inputs["targets"], inputs["turns"])

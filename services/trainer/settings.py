@@ -48,7 +48,7 @@ class SFTSettings(FitSettings):
     observation_weight: float = Field(default=0.1, ge=0, le=1)
     """Weight of an observation's token in the loss; the agent's own tokens have weight 1."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon for the hidden matrices and AdamW for the rest, for a model made from scratch."""
+    """`muon`: Muon for hidden matrices and AdamW for the rest, for a model made from scratch."""
     muon_learning_rate: float = Field(default=6e-3, gt=0)
     """Peak learning rate of the hidden matrices, with `muon`."""
 
@@ -74,10 +74,10 @@ class DPOSettings(FitSettings):
     max_steps: int = Field(default=200, ge=1)
     """Optimizer steps, if the preferences last as long."""
     batch_pairs: int = Field(default=16, ge=1)
-    """Preferences in a batch, over all processes."""
+    """Preferences in an optimizer step, over all processes; `accumulation` cuts them in parts."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the KL penalty towards the reference policy (eq. 3)."""
     chosen_weight: float = Field(default=0.05, ge=0)
-    """Weight of the chosen action's negative log-likelihood, a mean over tokens, beside the loss."""
+    """Weight of the chosen action's negative log-likelihood (a mean over tokens) in the loss."""
     publish_every: int = Field(default=10, ge=1)
     """Optimizer steps between two sets of weights handed to the policy service."""

@@ -56,13 +56,12 @@ def fit_sft(
     found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
     world = PartialState().num_processes
     lengths = [len(row.ids) for row in found]
-    batches = TokenBatches(
-        lengths, settings.batch_tokens, settings.epochs, settings.seed, world
-    )
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
     steps = steps_of(batches, settings, world)
     with common_arguments(settings, steps) as arguments:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         trainer = _WeightedSFT(
-            model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            model=model,
             args=SFTConfig(
                 **arguments,
                 max_length=None,
@@ -74,8 +73,8 @@ def fit_sft(
             ),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
+            optimizers=(_optimizer(model, settings), None),
         )
-        trainer.settings = settings
         trainer.batches = batches
         report(trainer, log, progress)
         result = trainer.train()
@@ -94,30 +93,17 @@ def fit_sft(
 class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
     """TRL's SFTTrainer with a weight for each token."""
 
-    settings: SFTSettings
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The loss is a mean over a batch: Trainer has to divide it by the accumulated batches.
         self.model_accepts_loss_kwargs = False
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.settings.optimizer == "adamw" or self.optimizer is not None:
-            return super().create_optimizer(model)
-        self.optimizer = MuonAdamW(
-            model or self.model,
-            muon_lr=self.settings.muon_learning_rate,
-            adamw_lr=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-        )
-        return self.optimizer
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
     ) -> Any:
         weights = inputs["weights"]
         labels = inputs["input_ids"].masked_fill(weights == 0, -100)
@@ -156,3 +142,15 @@ def _weights(row: Row, settings: SFTSettings) -> list[float]:
     for start, end in row.spans:
         weights[start:end] = [1.0] * (end - start)
     return weights
+
+
+def _optimizer(model: torch.nn.Module, settings: SFTSettings) -> MuonAdamW | None:
+    """None stands for Trainer's own AdamW."""
+    if settings.optimizer == "adamw":
+        return None
+    return MuonAdamW(
+        model,
+        muon_lr=settings.muon_learning_rate,
+        adamw_lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )

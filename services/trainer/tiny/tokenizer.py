@@ -39,9 +39,7 @@ def create_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
 
 def _pattern() -> str:
     """One word: the longest phrase first, then a whole name, then a whole number."""
-    return (
-        f"{_any(v.PHRASES)}|(?<![a-z]){_any(v.NAMES)}(?![a-z])|{_any(v.NUMBERS)}(?![0-9])"
-    )
+    return f"{_any(v.PHRASES)}|(?<![a-z]){_any(v.NAMES)}(?![a-z])|{_any(v.NUMBERS)}(?![0-9])"
 
 
 def _any(words: Iterable[str]) -> str:

@@ -8,6 +8,8 @@ Sources: the object classes of `alfworld.gen.constants`, the grammar `alfred.twl
 
 from __future__ import annotations
 
+from pathlib import Path
+
 PAD = "<pad>"
 UNKNOWN = "<unk>"
 USER = "<|user|>"
@@ -15,21 +17,7 @@ ASSISTANT = "<|assistant|>"
 END = "<|end|>"
 SPECIAL = (PAD, UNKNOWN, USER, ASSISTANT, END)
 
-NAMES = tuple(
-    """
-    alarmclock apple applesliced armchair baseballbat basketball bathtub bathtubbasin bed blinds book
-    boots bowl box bread breadsliced butterknife cabinet candle cart cd cellphone chair cloth
-    coffeemachine coffeetable countertop creditcard cup curtains desk desklamp diningtable dishsponge
-    drawer dresser egg faucet floorlamp footstool fork fridge garbagecan glassbottle handtowel
-    handtowelholder houseplant kettle keychain knife ladle laptop laundryhamper laundryhamperlid
-    lettuce lettucesliced lightswitch loc microwave mirror mug newspaper ottoman painting pan
-    papertowel papertowelroll pen pencil peppershaker pillow plate plunger poster pot potato
-    potatosliced remotecontrol safe saltshaker scrubbrush shelf showerdoor showerglass sidetable sink
-    sinkbasin soapbar soapbottle sofa spatula spoon spraybottle statue stoveburner stoveknob teddybear
-    television tennisracket tissuebox toaster toilet toiletpaper toiletpaperhanger toiletpaperroll
-    tomato tomatosliced towel towelholder tvstand vase watch wateringcan window winebottle
-    """.split()
-)
+NAMES = tuple((Path(__file__).parent / "names.txt").read_text().split())
 
 NUMBERS = tuple(f" {n}" for n in range(61))
 

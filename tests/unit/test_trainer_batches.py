@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from services.trainer.batches import TokenBatches
+from services.trainer.optim import MuonAdamW
+from services.trainer.tiny import create_tiny
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80),
+    budget=st.integers(60, 300),
+    seed=st.integers(0, 3),
+)
+def test_batches_stay_within_the_budget_and_cover_each_row_once_an_epoch(
+    lengths: list[int], budget: int, seed: int
+) -> None:
+    batches = list(TokenBatches(lengths, budget, epochs=2, seed=seed))
+    assert all(len(b) * max(lengths[i] for i in b) <= budget for b in batches)
+    assert sorted(i for b in batches for i in b) == sorted(2 * list(range(len(lengths))))
+
+
+def test_a_row_over_the_budget_is_a_batch_of_its_own() -> None:
+    assert sorted(TokenBatches([5, 100, 5], budget=10, epochs=1, seed=0)) == [[0, 2], [1]]
+
+
+def test_processes_get_the_same_number_of_batches() -> None:
+    assert len(TokenBatches([9] * 5, budget=10, epochs=3, seed=0, world=4)) == 3 * 8
+
+
+def test_little_is_padding() -> None:
+    lengths = torch.randint(50, 800, (500,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = TokenBatches(lengths, budget=3500, epochs=1, seed=0)
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert sum(lengths) / padded > 0.9
+
+
+def test_muon_takes_the_hidden_matrices_and_a_schedule_scales_both(tmp_path: Path) -> None:
+    create_tiny(tmp_path, width=32, layers=1, heads=2, feed_forward=64)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    optimizer = MuonAdamW(model, muon_lr=0.02, adamw_lr=0.01)
+    hidden, rest = (group["params"] for group in optimizer.param_groups)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert all("_proj" in names[id(p)] for p in hidden)
+    assert {names[id(p)] for p in rest} >= {"model.embed_tokens.weight", "model.norm.weight"}
+    assert len(hidden) == 7
+
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = [p.detach().clone() for p in model.parameters()]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 0))
+    optimizer.step()  # at rate 0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    schedule.step()
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

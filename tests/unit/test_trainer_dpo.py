@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agentprm.prompts import load_prompt
+from agentprm.protocol import Action, Preference
+from services.trainer.dpo import fit_dpo
+from services.trainer.fitting import Metrics, Save, load_tokenizer
+from services.trainer.rows import action_row
+from services.trainer.settings import DPOSettings
+from tests.unit.trainer_episodes import create_small, episode
+
+PROMPT = load_prompt("chat")
+STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in range(6)]
+GOOD = Action(reason="find mug", command="go to cabinet 1")
+BAD = Action(reason="find mug", command="go to fridge 1")
+
+
+class Source:
+    """Preferences without end, or up to `last`, that knows how many were taken."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.taken = 0
+        self.last = last
+
+    def __iter__(self) -> Iterator[Preference]:
+        while self.taken != self.last:
+            self.taken += 1
+            yield Preference(
+                id=str(self.taken),
+                job_id="job",
+                attempt="0",
+                state=STATES[self.taken % len(STATES)],
+                chosen=GOOD,
+                rejected=BAD,
+                chosen_q=0.9,
+                rejected_q=0.1,
+                policy_version="policy/0",
+                prm_version="prm/0",
+                template_hash=PROMPT.hash,
+            )
+
+
+def margin(directory: Path) -> float:
+    """log π(good) − log π(bad) in the third state."""
+    tokenizer = load_tokenizer(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    total: list[float] = []
+    for action in (GOOD, BAD):
+        ids, (start, end) = action_row(tokenizer, PROMPT, STATES[2], action)
+        with torch.no_grad():
+            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        total.append(sum(log_probs[i - 1, ids[i]].item() for i in range(start, end)))
+    return total[0] - total[1]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_it_learns_what_is_preferred_and_reads_no_preference_before_it_is_due(
+    tmp_path: Path,
+    accumulation: int,
+) -> None:
+    small = create_small(tmp_path)
+    source, published, lines = Source(), list[tuple[int, int, Path]](), list[Metrics]()
+
+    def publish(save: Save, step: int) -> None:
+        directory = tmp_path / str(step)
+        save(directory)
+        published.append((step, source.taken, directory))
+
+    settings = DPOSettings(
+        learning_rate=1e-3,
+        max_steps=12,
+        batch_pairs=4,
+        accumulation=accumulation,
+        publish_every=5,
+        log_every=1,
+    )
+    metrics = fit_dpo(
+        small, small, source, tmp_path / "out", settings, PROMPT, publish, log=lines.append
+    )
+    assert metrics["steps"] == 12
+    assert metrics["preferences"] == source.taken == 48
+    assert [(step, taken) for step, taken, _ in published] == [(5, 20), (10, 40)]
+    assert lines[-1]["rewards/accuracies"] == 1
+    margins = [margin(d) for d in (small, published[0][2], published[1][2], tmp_path / "out")]
+    assert margins == sorted(margins)
+    assert margins[-1] > margins[0] + 1
+
+
+def test_it_ends_with_the_preferences(tmp_path: Path) -> None:
+    small = create_small(tmp_path)
+    settings = DPOSettings(max_steps=100, batch_pairs=4)
+    metrics = fit_dpo(small, small, Source(last=10), tmp_path / "out", settings, PROMPT)
+    assert metrics["steps"] == 3  # of 4, 4 and 2
+    assert metrics["preferences"] == 10
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_without_a_preference_that_fits_there_is_nothing_to_train_on(
+    tmp_path: Path,
+) -> None:
+    small = create_small(tmp_path)
+    settings = DPOSettings(max_tokens=16)
+    with pytest.raises(ValueError, match="none was short enough"):
+        fit_dpo(small, small, Source(last=3), tmp_path / "out", settings, PROMPT)

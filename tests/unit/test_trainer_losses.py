@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from services.trainer.calibration import (
+    Scored,
+    area_under_curve,
+    calibration,
+    expected_calibration_error,
+)
+from services.trainer.losses import soft_bce, weighted_nll
+
+
+def test_soft_bce_by_hand() -> None:
+    # sigma(0) = 1/2 whatever the target; sigma(ln 3) = 3/4 against 0.2
+    logits = torch.tensor([[0.0, math.log(3)]])
+    expected = (math.log(2) - 0.2 * math.log(0.75) - 0.8 * math.log(0.25)) / 2
+    loss = soft_bce(logits, torch.tensor([[0.9, 0.2]]), torch.ones(1, 2, dtype=torch.bool))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_gradient_of_soft_bce_is_q_minus_target_and_0_where_masked() -> None:
+    logits = torch.tensor([[0.3, -1.2, 5.0]], requires_grad=True)
+    targets = torch.tensor([[0.95, 0.0, 0.5]])
+    mask = torch.tensor([[True, True, False]])
+    torch.autograd.backward(soft_bce(logits, targets, mask))
+    expected = (torch.sigmoid(logits.detach()) - targets) * mask / 2
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_masked_entries_may_hold_anything() -> None:
+    logits = torch.tensor([[0.0, float("inf")]])
+    mask = torch.tensor([[True, False]])
+    assert soft_bce(logits, torch.tensor([[1.0, 0.0]]), mask).item() == pytest.approx(math.log(2))
+    assert soft_bce(logits, torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool)).item() == 0
+
+
+def test_weighted_nll_by_hand() -> None:
+    log_probs = torch.tensor([[-1.0, -2.0, -4.0]])
+    weights = torch.tensor([[1.0, 0.5, 0.0]])
+    assert weighted_nll(log_probs, weights).item() == pytest.approx((1 + 1) / 1.5)
+
+
+def test_area_under_curve_by_hand() -> None:
+    # of six pairs 0.5 > 0.1, 0.5 = 0.5, 0.9 beats all three, 0.5 < 0.7
+    area = area_under_curve(torch.tensor([0.5, 0.9]), torch.tensor([0.1, 0.5, 0.7]))
+    assert area == pytest.approx((1 + 0.5 + 0 + 3) / 6)
+
+
+def test_expected_calibration_error_by_hand() -> None:
+    q = torch.tensor([0.11, 0.19, 0.95, 1.0])  # two bins of two
+    target = torch.tensor([0.0, 0.2, 1.0, 0.5])
+    gap = (abs(0.30 - 0.2) + abs(1.95 - 1.5)) / 4
+    assert expected_calibration_error(q, target) == pytest.approx(gap, abs=1e-6)
+
+
+def test_a_perfect_model_explains_everything() -> None:
+    targets = [0.2, 0.9, 0.5]
+    measures = calibration(Scored(targets, targets, [0, 1, 1]))
+    assert measures["explained_variance"] == pytest.approx(1)
+    assert measures["bce"] == pytest.approx(measures["entropy"])
+    assert measures["ece"] == pytest.approx(0, abs=1e-6)
+    assert measures["auc"] == 1
+
+
+def test_what_the_data_does_not_define_is_left_out() -> None:
+    measures = calibration(Scored([0.2, 0.3], [1.0, 1.0], [1, 1]))
+    assert "auc" not in measures
+    assert "explained_variance" not in measures

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from agentprm.prompts import load_prompt
+from services.trainer.fitting import load_tokenizer
+from services.trainer.prm import METADATA, fit_prm, load_prm
+from services.trainer.rows import episode_rows
+from services.trainer.settings import PRMSettings
+from services.trainer.targets import monte_carlo_targets
+from tests.unit.trainer_episodes import create_small, episode
+
+# In every game `look` leads to a win, `inventory` to a loss.
+EPISODES = [
+    episode(commands, rewards, game=game, index=i)
+    for i, (game, commands, rewards) in enumerate(
+        (game, commands, rewards)
+        for game in "abcdefgh"
+        for commands, rewards in (
+            (["look", "go to cabinet 1"], [0.0, 1.0]),
+            (["inventory", "go to fridge 1"], [0.0, 0.0]),
+        )
+    )
+]
+TARGETS = monte_carlo_targets(EPISODES, 0.8)
+SETTINGS = PRMSettings(
+    epochs=30, learning_rate=1e-2, batch_tokens=600, gamma=0.8, validation_fraction=0.25
+)
+
+
+@pytest.mark.parametrize("name", ["chat", "state"])
+def test_it_recovers_the_targets_on_games_it_has_not_seen(
+    tmp_path: Path,
+    name: str,
+) -> None:
+    small = create_small(tmp_path)
+    out, prompt = tmp_path / "out", load_prompt(name)
+    metrics = fit_prm(small, EPISODES, TARGETS.values, out, SETTINGS, prompt)
+    assert metrics["val_explained_variance"] > 0.9
+    assert metrics["val_auc"] == 1
+    assert metrics["val_bce"] - metrics["val_entropy"] < 0.1
+
+    metadata = orjson.loads((out / METADATA).read_bytes())
+    assert metadata["gamma"] == 0.8
+    assert metadata["template_hash"] == prompt.hash
+    assert len(metadata["validation_games"]) == 2
+    assert not set(metadata["training_games"]) & set(metadata["validation_games"])
+    assert {p.suffix for p in out.iterdir()} == {".json", ".safetensors", ".jinja"}
+
+    # Plain transformers on the directory, cut after each action.
+    model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32)
+    tokenizer = load_tokenizer(out)
+    for i in (0, 1):
+        for row in episode_rows(tokenizer, prompt, EPISODES[i], 2048):
+            for (_, end), turn in zip(row.spans, row.turns, strict=True):
+                logit = model(torch.tensor([row.ids[:end]])).logits
+                assert torch.sigmoid(logit).item() == pytest.approx(
+                    TARGETS.values[i][turn], abs=0.15
+                )
+
+
+def test_one_pass_scores_every_turn_as_plain_transformers_does_at_each_cut(
+    tmp_path: Path,
+) -> None:
+    small = create_small(tmp_path)
+    tokenizer, prompt = load_tokenizer(small), load_prompt("chat")
+    pad = tokenizer.pad_token_id
+    rows = [episode_rows(tokenizer, prompt, e, 2048)[0] for e in (EPISODES[0], EPISODES[1])]
+    rows[1] = episode_rows(tokenizer, prompt, episode(["look"] * 5, [0] * 5), 2048)[0]
+    width, turns = max(len(r.ids) for r in rows), max(len(r.spans) for r in rows)
+    ids = torch.tensor([r.ids + [pad] * (width - len(r.ids)) for r in rows])
+    mask = torch.tensor([[1] * len(r.ids) + [0] * (width - len(r.ids)) for r in rows])
+    ends = [[end - 1 for _, end in r.spans] for r in rows]
+    positions = torch.tensor([e + [0] * (turns - len(e)) for e in ends])
+    model = load_prm(small, pad, seed=3).eval()
+    with torch.no_grad():
+        together = model(ids, mask, positions)
+        plain = type(model).forward
+        for i, row in enumerate(rows):
+            for k, (_, end) in enumerate(row.spans):
+                alone = plain(model, torch.tensor([row.ids[:end]])).logits.item()
+                assert together[i, k].item() == pytest.approx(alone, abs=1e-5)
+
+
+def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
+    tmp_path: Path,
+) -> None:
+    small = create_small(tmp_path)
+    settings = PRMSettings(epochs=1, batch_tokens=600, validation_fraction=0)
+    out = tmp_path / "out"
+    metrics = fit_prm(small, EPISODES[:2], TARGETS.values[:2], out, settings, load_prompt("chat"))
+    assert metrics["validation_episodes"] == 0
+    earlier = load_prm(out, 0, seed=1).score.weight
+    torch.testing.assert_close(earlier, load_prm(out, 0, seed=2).score.weight)
+    assert not torch.equal(load_prm(small, 0, 1).score.weight, load_prm(small, 0, 2).score.weight)
