@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 
 class ProcessSettings(BaseSettings):
-    """What every process takes. Run one by `CliApp.run(Settings)`; tests build it directly."""
+    """What every process takes. A process calls `from_command_line`; tests build it directly."""
 
     model_config = SettingsConfigDict(
         env_prefix="AGENTPRM_", cli_kebab_case=True, cli_hide_none_type=True
     )
+
+    @classmethod
+    def from_command_line(cls) -> Self:
+        """The settings of this process; what is wrong with them ends it, without a traceback."""
+        try:
+            return CliApp.run(cls)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            sys.exit("\n".join(lines))
 
 
 class ServiceSettings(ProcessSettings):

@@ -374,8 +374,8 @@ class Queue:
     def _to_dead_letters(self, entry_id: str, job_id: str, reason: str, data: bytes) -> None:
         _log.error("job given up", job=job_id, reason=reason)
         bound = self.settings.max_dead
-        fields = (job_id, reason, data)
-        self._run(self._bury, ["jobs", "dead", "ids"], _GROUPS["jobs"], entry_id, bound, *fields)
+        fields = (_GROUPS["jobs"], self.consumer, entry_id, bound, job_id, reason, data)
+        self._run(self._bury, ["jobs", "dead", "ids"], *fields)
 
     def _release(self, entry_id: str, *, idle: float, deliveries: int) -> None:
         fields = (self.consumer, entry_id, round(idle * 1000), deliveries)

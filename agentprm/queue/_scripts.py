@@ -30,11 +30,14 @@ return 1
 """
 
 BURY = """
--- KEYS: jobs, dead, ids   ARGV: group, entry, bound, job id, reason, data
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('SREM', KEYS[3], ARGV[4])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*',
-           'job', ARGV[4], 'reason', ARGV[5], 'data', ARGV[6])
+-- KEYS: jobs, dead, ids   ARGV: group, consumer, entry, bound, job id, reason, data
+-- Only while this consumer holds the entry.
+local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
+if #held == 0 then return 0 end
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[1], ARGV[3])
+redis.call('SREM', KEYS[3], ARGV[5])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
+           'job', ARGV[5], 'reason', ARGV[6], 'data', ARGV[7])
 return 1
 """

@@ -1,0 +1,88 @@
+"""The worker: takes jobs one after the other, plays them, pushes what happened."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import structlog
+
+from agentprm.client import ServiceError
+from agentprm.protocol import JobResult, PreferenceJob, RolloutJob
+from agentprm.queue import Entry, Queue, QueueError
+from services.rollout.player import Played, Player, PlayError
+from services.rollout.shutdown import Interrupted, Shutdown
+
+_TAKE = 5.0
+"""Seconds of one wait for a job."""
+
+_log = structlog.get_logger()
+
+
+class Worker:
+    """One consumer of the jobs of a run. Any number may work at a time, and come and go."""
+
+    def __init__(self, queue: Queue, player: Player, shutdown: Shutdown) -> None:
+        self._queue = queue
+        self._player = player
+        self._shutdown = shutdown
+
+    def run(self) -> None:
+        """Work until the shutdown.
+
+        Raises:
+            QueueError: Redis is gone for good.
+        """
+        _log.info("worker ready", worker=self._queue.consumer)
+        while not self._shutdown.requested.is_set():
+            if entry := self._queue.take(_TAKE):
+                self._work(entry)
+
+    def _work(self, entry: Entry[RolloutJob | PreferenceJob]) -> None:
+        job = entry.record
+        log = _log.bind(job=job.id, delivery=entry.deliveries)
+        started = time.monotonic()
+        try:
+            with self._shutdown.interrupting():
+                played = self._player.play(job)
+        except Interrupted:
+            self._queue.give_back(entry)
+            log.info("job given back")
+            return
+        except (PlayError, ServiceError, httpx.HTTPError) as error:
+            log.warning("job failed", error=str(error))
+            self._queue.fail(entry, str(error))
+            return
+        except Exception as error:
+            # Whatever is wrong with one job must not take the worker from the others.
+            log.error("job failed", exc_info=error)
+            self._queue.fail(entry, f"{type(error).__name__}: {error}")
+            return
+        seconds = time.monotonic() - started
+        try:
+            counted = self._queue.finish(entry, self._result(job.id, seconds, played))
+        except QueueError:
+            if not self._shutdown.requested.is_set():
+                raise
+            self._queue.give_back(entry)
+            log.info("job given back")
+            return
+        log.info(
+            "job done",
+            seconds=round(seconds, 2),
+            episodes=len(played.episodes),
+            won=sum(episode.won for episode in played.episodes),
+            preferences=len(played.preferences),
+            dropped=played.dropped,
+            counted=counted,
+        )
+
+    def _result(self, job_id: str, seconds: float, played: Played) -> JobResult:
+        return JobResult(
+            job_id=job_id,
+            worker=self._queue.consumer,
+            seconds=seconds,
+            episodes=played.episodes,
+            preferences=played.preferences,
+            dropped=played.dropped,
+        )

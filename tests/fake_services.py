@@ -1,0 +1,207 @@
+"""Small real HTTP services for tests: three rooms in a row, and a policy that walks through them.
+
+The agent wins in the easternmost room. The policy goes east with a probability of 0.7; its
+candidates' q are 0.9 for `go east`, 0.1 for `go west`, and equal in fog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import uvicorn
+from fastapi import FastAPI, Response
+
+from agentprm.protocol import (
+    Action,
+    ActRequest,
+    ActResponse,
+    ActResult,
+    Candidate,
+    CreateSessions,
+    Game,
+    Health,
+    Problem,
+    Session,
+    SessionIds,
+    SessionList,
+    Split,
+    State,
+    StepResult,
+    StepResults,
+    StepSessions,
+)
+from agentprm.service import ProblemError, create_app, json_response
+
+EAST, WEST = "go east", "go west"
+LAST_ROOM = 2
+
+
+@dataclass
+class Rooms:
+    """The environment. `step_seconds` makes a call to step last; `broken` games refuse to step."""
+
+    step_seconds: float = 0.0
+    broken: set[str] = field(default_factory=set)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    keys: dict[str, list[str]] = field(default_factory=dict)
+    steps: int = 0
+    stepping: threading.Event = field(default_factory=threading.Event)
+
+    def app(self) -> FastAPI:
+        details = {"engine": "rooms", "engine_version": "3", "data_version": "none"}
+        app = create_app(
+            "env", lambda: Health(service="env", status="ok", package_version="0", details=details)
+        )
+
+        @app.post("/v1/sessions")
+        def create(body: CreateSessions) -> Response:
+            for old in self.keys.pop(body.key or "", []):
+                self.sessions.pop(old, None)
+            made = [self._new(game, body.max_steps or 30) for game in body.games or []]
+            if body.key:
+                self.keys[body.key] = [session.id for session in made]
+            return json_response(SessionList(sessions=made))
+
+        @app.post("/v1/sessions/expert")
+        def expert(body: SessionIds) -> Response:
+            asked = [self._with_expert(self.sessions[i]) for i in body.ids]
+            return json_response(SessionList(sessions=asked))
+
+        @app.post("/v1/sessions/close")
+        def close(body: SessionIds) -> Response:
+            for session_id in body.ids:
+                self.sessions.pop(session_id, None)
+            return json_response(body)
+
+        @app.post("/v1/steps")
+        def step(body: StepSessions) -> Response:
+            self.stepping.set()
+            time.sleep(self.step_seconds)
+            self.steps += 1
+            results = [self._step(s.id, s.turn, s.command) for s in body.steps]
+            if body.expert:
+                results = [
+                    r.model_copy(update={"session": r.session and self._with_expert(r.session)})
+                    for r in results
+                ]
+            return json_response(StepResults(results=results))
+
+        return app
+
+    def _new(self, game: str, max_steps: int) -> Session:
+        session = Session(
+            id=uuid.uuid4().hex,
+            game=Game(id=game, split=Split.TRAIN, task_type="walk", task="go to room 2"),
+            turn=0,
+            observation="You are in room 0.",
+            admissible=[EAST, WEST],
+            reward=0.0,
+            done=False,
+            won=False,
+            truncated=False,
+            max_steps=max_steps,
+        )
+        self.sessions[session.id] = session
+        return session
+
+    def _with_expert(self, session: Session) -> Session:
+        return session.model_copy(update={"expert": Action(reason="east it is", command=EAST)})
+
+    def _step(self, session_id: str, turn: int, command: str) -> StepResult:
+        before = self.sessions.get(session_id)
+        if before is None or before.turn != turn or before.game.id in self.broken:
+            problem = Problem(title="No such turn", status=404)
+            return StepResult(id=session_id, problem=problem)
+        room = int(before.observation.split()[-1].rstrip("."))
+        room = room + 1 if command == EAST else max(0, room - 1)
+        won = room == LAST_ROOM
+        out_of_steps = turn + 1 >= before.max_steps
+        after = before.model_copy(
+            update={
+                "turn": turn + 1,
+                "observation": f"You are in room {room}.",
+                "reward": float(won),
+                "won": won,
+                "done": won or out_of_steps,
+                "truncated": out_of_steps and not won,
+            }
+        )
+        self.sessions[session_id] = after
+        return StepResult(id=session_id, session=after)
+
+
+@dataclass
+class Walker:
+    """The policy. While `loading`, health and acts are 503."""
+
+    version: str = "policy/0"
+    prm_version: str = "prm/0"
+    loading: bool = False
+
+    def app(self) -> FastAPI:
+        app = create_app("policy", self._health)
+
+        @app.post("/v1/act")
+        def act(body: ActRequest) -> Response:
+            if self.loading:
+                raise ProblemError(503, "Loading", retry_after=1)
+            results = [self._act(body, i, state) for i, state in enumerate(body.states)]
+            answer = ActResponse(
+                results=results,
+                policy_version=self.version,
+                prm_version=self.prm_version if body.prm else None,
+                template_hash="0" * 8,
+            )
+            return json_response(answer)
+
+        return app
+
+    def _health(self) -> Health:
+        status = "loading" if self.loading else "ok"
+        return Health(service="policy", status=status, package_version="0", version=self.version)
+
+    def _act(self, body: ActRequest, i: int, state: State) -> ActResult:
+        rng = random.Random(f"{body.seed}/{i}")
+        commands = [EAST if rng.random() < 0.7 else WEST for _ in range(body.n)]
+        if len(state.admissible) == 1:
+            commands = list(state.admissible) * body.n
+        candidates = []
+        for command in dict.fromkeys(commands):
+            q = None
+            if body.prm:
+                q = 0.5 if "fog" in state.observation else 0.9 if command == EAST else 0.1
+            candidates.append(
+                Candidate(
+                    action=Action(reason=f"{command} is a way", command=command),
+                    log_prob=-0.5,
+                    tokens=3,
+                    count=commands.count(command),
+                    q=q,
+                )
+            )
+        chosen = max(range(len(candidates)), key=lambda k: candidates[k].q or 0.0)
+        return ActResult(candidates=candidates, chosen=chosen)
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The app behind a real server on a free port; its URL."""
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)

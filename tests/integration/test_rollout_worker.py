@@ -1,0 +1,220 @@
+"""Rollout workers against real HTTP services and a real Redis, worker processes included."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from agentprm.protocol import Decoding, Episode, PreferenceJob, RolloutJob, Sampling, State
+from agentprm.queue import Queue, QueueSettings
+from agentprm.redis_server import RedisServer
+from services.rollout.player import Player, PlayError
+from tests.fake_services import EAST, WEST, Rooms, Walker, serving
+
+GAMES = ["train/a/1", "train/b/1", "train/a/1"]
+
+
+@dataclass
+class World:
+    rooms: Rooms
+    walker: Walker
+    env_url: str
+    policy_url: str
+
+    def player(self, patience: float = 10.0) -> Player:
+        return Player(self.env_url, self.policy_url, patience=patience)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    rooms, walker = Rooms(), Walker()
+    with serving(rooms.app()) as env_url, serving(walker.app()) as policy_url:
+        yield World(rooms, walker, env_url, policy_url)
+
+
+def rollout(**fields: object) -> RolloutJob:
+    given = {"id": "r/0", "games": GAMES, "seed": 5, "policy_version": "policy/0"} | fields
+    return RolloutJob.model_validate(given)
+
+
+def commands(episode: Episode) -> list[str]:
+    return [turn.action.command for turn in episode.turns]
+
+
+def test_episodes_tell_what_happened_and_where_they_come_from(world: World) -> None:
+    job = rollout(sampling=Sampling(decoding=Decoding.ADMISSIBLE, temperature=0.7))
+    episodes = world.player().play(job).episodes
+    assert [episode.id for episode in episodes] == ["r/0/0", "r/0/1", "r/0/2"]
+    assert [episode.seed for episode in episodes] == [5, 6, 7]
+    assert [episode.game.id for episode in episodes] == GAMES
+    for episode in episodes:
+        room = 0
+        for turn in episode.turns:
+            assert turn.observation == f"You are in room {room}."
+            assert (turn.admissible, turn.log_prob) == ((EAST, WEST), -0.5)
+            assert (turn.policy_version, turn.prm_version, turn.q) == ("policy/0", None, None)
+            room = room + 1 if turn.action.command == EAST else max(0, room - 1)
+        assert episode.final_observation == f"You are in room {room}."
+        assert (episode.won, episode.outcome) == (True, 1.0)
+        provenance = episode.provenance
+        assert (provenance.engine, provenance.data_version) == ("rooms 3", "none")
+        assert (provenance.template_hash, provenance.sampling) == ("00000000", job.sampling)
+    assert world.rooms.steps == max(len(episode.turns) for episode in episodes)
+    assert not world.rooms.sessions, "sessions are given back"
+    assert world.player().play(job).episodes == episodes, "a repeated job repeats its episodes"
+    assert world.player().play(rollout(seed=6)).episodes != episodes
+
+
+def test_the_step_limit_ends_an_episode(world: World) -> None:
+    for episode in world.player().play(rollout(max_steps=1)).episodes:
+        assert (len(episode.turns), episode.won, episode.outcome) == (1, False, 0.0)
+
+
+def test_best_of_n_takes_the_prms_choice(world: World) -> None:
+    job = rollout(best_of=16, prm_version="prm/0")
+    for episode in world.player().play(job).episodes:
+        assert commands(episode) == [EAST, EAST]
+        assert {(turn.q, turn.prm_version) for turn in episode.turns} == {(0.9, "prm/0")}
+        assert episode.provenance.best_of == 16
+
+
+def test_the_expert_plays_without_a_policy(world: World) -> None:
+    world.walker.loading = True
+    for episode in world.player().play(rollout(actor="expert")).episodes:
+        assert commands(episode) == [EAST, EAST]
+        assert episode.turns[0].action.reason == "east it is"
+        assert {turn.policy_version for turn in episode.turns} == {"expert"}
+        assert episode.provenance.sampling is None
+
+
+def test_preferences_set_best_against_worst_and_count_what_is_dropped(world: World) -> None:
+    both = State(task="t", observation="room", admissible=(EAST, WEST))
+    alike = State(task="t", observation="room", admissible=(EAST,))
+    fog = State(task="t", observation="fog", admissible=(EAST, WEST))
+    job = PreferenceJob(
+        id="p/0", attempt="1", states=[alike, both, fog], seed=1, n=16, prm_version="prm/0"
+    )
+    played = world.player().play(job)
+    [preference] = played.preferences
+    assert (preference.id, preference.attempt, preference.state) == ("p/0/1", "1", both)
+    assert (preference.chosen.command, preference.rejected.command) == (EAST, WEST)
+    assert (preference.chosen_q, preference.rejected_q) == (0.9, 0.1)
+    assert (preference.policy_version, preference.prm_version) == ("policy/0", "prm/0")
+    assert played.dropped == 2
+
+
+def test_another_version_than_the_jobs_is_refused(world: World) -> None:
+    with pytest.raises(PlayError, match="policy is ok and serves policy/0, not policy/1"):
+        world.player(patience=0.1).play(rollout(policy_version="policy/1"))
+    with pytest.raises(PlayError, match="prm answered with prm/0, not prm/1"):
+        world.player().play(rollout(best_of=2, prm_version="prm/1"))
+    assert not world.rooms.sessions
+
+
+def test_a_policy_that_loads_is_waited_for(world: World) -> None:
+    world.walker.loading = True
+    timer = threading.Timer(0.5, setattr, (world.walker, "loading", False))
+    timer.start()
+    assert len(world.player().play(rollout()).episodes) == 3
+    timer.join()
+
+
+def test_a_refused_step_fails_the_job_and_gives_the_sessions_back(world: World) -> None:
+    world.rooms.broken = {"train/b/1"}
+    with pytest.raises(PlayError, match="train/b/1: No such turn"):
+        world.player().play(rollout())
+    assert not world.rooms.sessions
+
+
+# --- worker processes ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def worker(
+    server: RedisServer, world: World, run: str, name: str, claim_after: float
+) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "services.rollout", "--redis-url", server.url, "--run", run]
+    command += ["--env-url", world.env_url, "--policy-url", world.policy_url]
+    command += ["--name", name, "--claim-after", str(claim_after)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def test_a_killed_workers_job_is_played_by_another_and_counts_once(
+    redis_server: RedisServer, world: World
+) -> None:
+    settings = QueueSettings(claim_after=1.0)
+    world.rooms.step_seconds = 60.0
+    with Queue(redis_server.url, "killed", settings=settings) as queue:
+        queue.publish(rollout())
+        with worker(redis_server, world, "killed", "first", 1.0) as first:
+            assert world.rooms.stepping.wait(timeout=30)
+            first.kill()
+        world.rooms.step_seconds = 0.0
+        with worker(redis_server, world, "killed", "second", 1.0):
+            [entry] = queue.results("episodes", count=8, timeout=30)
+        assert entry.record.worker.startswith("second-")
+        assert [episode.id for episode in entry.record.episodes] == ["r/0/0", "r/0/1", "r/0/2"]
+        assert queue.lengths() == {"jobs": 0, "episodes": 1, "preferences": 0, "dead": 0}
+    assert not world.rooms.sessions, "those of the killed worker are closed, too"
+
+
+def test_a_worker_told_to_end_gives_its_job_back_at_once(
+    redis_server: RedisServer, world: World
+) -> None:
+    settings = QueueSettings(claim_after=600.0)
+    world.rooms.step_seconds = 30.0
+    with Queue(redis_server.url, "told", settings=settings) as queue:
+        queue.publish(rollout())
+        with worker(redis_server, world, "told", "first", 600.0) as process:
+            assert world.rooms.stepping.wait(timeout=30)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+        entry = queue.take(timeout=10)
+        assert entry is not None
+        assert (entry.record.id, entry.deliveries) == ("r/0", 1)
+        assert queue.lengths()["episodes"] == 0
+
+
+def test_a_job_that_cannot_be_played_ends_in_the_dead_letters(
+    redis_server: RedisServer, world: World
+) -> None:
+    settings = QueueSettings(claim_after=0.3)
+    world.rooms.broken = {"train/b/1"}
+    with Queue(redis_server.url, "broken", settings=settings) as queue:
+        queue.publish(rollout(id="bad"))
+        queue.publish(rollout(id="good", games=["train/a/1"]))
+        with worker(redis_server, world, "broken", "w", 0.3):
+            [entry] = queue.results("episodes", count=8, timeout=30)
+            assert entry.record.job_id == "good"
+            for _ in range(300):
+                if dead := queue.dead():
+                    break
+                threading.Event().wait(0.1)
+        assert [(letter.job_id, letter.reason) for letter in dead] == [
+            ("bad", "train/b/1: No such turn.")
+        ]
+
+
+def test_bad_flags_are_told_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "services.rollout", "--run", "r"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode != 0
+    assert answer.stderr.splitlines() == ["env_url: Field required", "policy_url: Field required"]
