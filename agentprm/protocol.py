@@ -185,6 +185,21 @@ class StepResults(Record):
     results: list[StepResult]
 
 
+class HiddenState(Record):
+    """Where everything is, by the names the agent reads; only from a privileged server."""
+
+    agent: list[str]
+    """The receptacles within reach; none in the middle of the room."""
+    holding: str | None
+    objects: dict[str, str]
+    """The receptacle of every object that lies in or on one."""
+    open: list[str]
+    hot: list[str]
+    cool: list[str]
+    clean: list[str]
+    on: list[str]
+
+
 class SessionIds(Request):
     """Sessions to close or to ask about."""
 

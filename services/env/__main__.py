@@ -1,0 +1,78 @@
+"""`python -m services.env`: the environment service."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import CliApp
+
+from agentprm.protocol import Game
+from agentprm.service import configure_logging, serve
+from agentprm.settings import ServiceSettings
+from services.env.app import build_app
+from services.env.engine.textworld import TextWorldHost
+from services.env.expert.base import Expert
+from services.env.expert.handcoded import HandcodedExpert
+from services.env.expert.search import SearchExpert
+from services.env.games import DataError, GameIndex
+from services.env.sessions import Sessions
+
+
+def _default_data() -> Path:
+    """Where alfworld itself would look."""
+    return Path(os.environ.get("ALFWORLD_DATA") or "~/.cache/alfworld")
+
+
+class EnvSettings(ServiceSettings):
+    """The environment service: ALFWorld games as sessions over HTTP."""
+
+    port: int = Field(default=8001, description="port to listen on")
+    data: Path = Field(
+        default_factory=_default_data,
+        description="what alfworld-download filled, by default $ALFWORLD_DATA or ~/.cache/alfworld",
+    )
+    index: Path | None = Field(
+        default=None, description="file that caches the game index, by default beside the data"
+    )
+    engine: Literal["textworld"] = Field(default="textworld", description="what plays the games")
+    pool: int = Field(default=4, ge=1, le=256, description="TextWorld processes, one a session")
+    recycle: int = Field(default=50, ge=1, description="games after which a process is replaced")
+    max_steps: int = Field(default=30, ge=1, le=200, description="step limit unless a request's")
+    idle_seconds: float = Field(default=300.0, gt=0, description="sessions idle longer are closed")
+    privileged: bool = Field(default=False, description="offer the expert and the hidden state")
+    expert: Literal["search", "handcoded"] = Field(
+        default="search", description="by the text alone, or alfworld's own"
+    )
+
+
+def main() -> None:
+    """Serve until SIGTERM. Ends with 2 where there are no games."""
+    settings = CliApp.run(EnvSettings)
+    configure_logging("env")
+    try:
+        index = GameIndex.open(settings.data, settings.index)
+    except DataError as error:
+        print(f"services.env: {error}", file=sys.stderr)
+        sys.exit(2)
+
+    def expert(game: Game, seed: int) -> Expert:
+        if settings.expert == "handcoded":
+            return HandcodedExpert()
+        return SearchExpert(game.task, index.placement, seed)
+
+    host = TextWorldHost(
+        settings.pool, recycle=settings.recycle, handcoded=settings.expert == "handcoded"
+    )
+    sessions = Sessions(
+        host, index, expert, max_steps=settings.max_steps, idle_seconds=settings.idle_seconds
+    )
+    app = build_app(sessions, index, host, privileged=settings.privileged)
+    serve(app, settings.host, settings.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The HTTP side of the environment service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import FastAPI, Query, Response
+
+from agentprm import __version__
+from agentprm.protocol import (
+    CreateSessions,
+    GameList,
+    Health,
+    SessionIds,
+    SessionList,
+    Split,
+    StepResults,
+    StepSessions,
+)
+from agentprm.service import ProblemError, create_app, json_response
+from services.env.engine.base import EngineHost
+from services.env.games import GameIndex
+from services.env.sessions import Sessions
+
+REAP_SECONDS = 5.0
+
+
+def build_app(
+    sessions: Sessions, index: GameIndex, host: EngineHost, *, privileged: bool = False
+) -> FastAPI:
+    """The service over these sessions. Closes them and the host when it ends.
+
+    Routes that reach the engine are plain functions, which FastAPI runs in its thread pool: they
+    may block, and `/health` answers meanwhile.
+    """
+    facts: dict[str, str | int | float | bool | None] = {
+        "engine": host.name,
+        "engine_version": host.version,
+        "data_version": index.data_version,
+        "capacity": host.capacity,
+        "privileged": privileged,
+        **{f"games_{split}": len(index.select(split)) for split in Split},
+    }
+
+    def health() -> Health:
+        return Health(
+            service="env",
+            status="ok",
+            package_version=__version__,
+            details=facts | {"sessions": len(sessions)},
+        )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        reaper = asyncio.create_task(_reap(sessions))
+        yield
+        reaper.cancel()
+        with suppress(asyncio.CancelledError):
+            await reaper
+        await to_thread.run_sync(sessions.close_all)
+        await to_thread.run_sync(host.close)
+
+    def require_privilege() -> None:
+        if not privileged:
+            raise ProblemError(403, "Not privileged", "start the server with --privileged")
+
+    app = create_app("env", health, lifespan)
+
+    @app.get("/v1/games")
+    def games(
+        split: Split | None = None,
+        task_type: Annotated[str | None, Query(max_length=100)] = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+        offset: Annotated[int, Query(ge=0)] = 0,
+    ) -> Response:
+        found = index.select(split, task_type)
+        return json_response(GameList(games=found[offset : offset + limit], total=len(found)))
+
+    @app.post("/v1/sessions")
+    def create(request: CreateSessions) -> Response:
+        return json_response(SessionList(sessions=sessions.create(request)))
+
+    @app.post("/v1/steps")
+    def step(request: StepSessions) -> Response:
+        if request.expert:
+            require_privilege()
+        results = sessions.step(request.steps, expert=request.expert)
+        return json_response(StepResults(results=results))
+
+    @app.post("/v1/sessions/expert")
+    def experts(request: SessionIds) -> Response:
+        require_privilege()
+        answers = [sessions.get(session_id, expert=True) for session_id in request.ids]
+        return json_response(SessionList(sessions=answers))
+
+    @app.post("/v1/sessions/close")
+    def close(request: SessionIds) -> Response:
+        # `model_construct`: none of them may have been open, and an empty answer is right.
+        return json_response(SessionIds.model_construct(ids=sessions.close(request.ids)))
+
+    @app.get("/v1/sessions/{session_id}")
+    def get(session_id: str) -> Response:
+        return json_response(sessions.get(session_id))
+
+    @app.delete("/v1/sessions/{session_id}")
+    def delete(session_id: str) -> Response:
+        answer = sessions.get(session_id)
+        sessions.close([session_id])
+        return json_response(answer)
+
+    @app.get("/v1/sessions/{session_id}/hidden")
+    def hidden(session_id: str) -> Response:
+        require_privilege()
+        return json_response(sessions.hidden(session_id))
+
+    return app
+
+
+async def _reap(sessions: Sessions) -> None:
+    while True:
+        await asyncio.sleep(REAP_SECONDS)
+        await to_thread.run_sync(sessions.reap)

@@ -1,0 +1,205 @@
+"""The reference engine: the `alfworld` package on TextWorld, in a pool of worker processes.
+
+TextWorld is not safe to use from several threads and leaks memory, so every engine has a process
+while it plays. A process serves one game after another and is replaced after some resets. When one
+dies or hangs, its engine takes another and replays its commands there: games are deterministic.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from agentprm.protocol import HiddenState
+from services.env.engine.base import EngineError, Frame, R, T
+
+REPLY_SECONDS = 30.0
+"""A process that has not answered by then counts as hung. A slow reset takes a few seconds."""
+ATTEMPTS = 3
+"""Processes that an engine wears out on one call before it gives up."""
+
+_WORKER = "services.env.engine.worker"
+_log = structlog.get_logger()
+
+
+class TextWorldHost:
+    """A pool of at most `pool` processes, each replaced after `recycle` resets."""
+
+    name = "textworld"
+
+    def __init__(self, pool: int, *, recycle: int = 50, handcoded: bool = False) -> None:
+        self.capacity = pool
+        self.version = f"alfworld {version('alfworld')}, textworld {version('textworld')}"
+        self._recycle = recycle
+        self._handcoded = handcoded
+        self._idle: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(pool, thread_name_prefix="textworld")
+        # A fork server that has imported TextWorld forks a worker in milliseconds; forking this
+        # process itself, with its threads, would not be safe.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([_WORKER, __name__])
+
+    def engine(self) -> TextWorldEngine:
+        """A new engine; its process is taken at its first reset."""
+        return TextWorldEngine(self)
+
+    def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`call` on all items at the same time, a thread each, for they wait for processes."""
+        if len(items) == 1:
+            return [call(items[0])]
+        futures: list[Future[R]] = [self._threads.submit(call, item) for item in items]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """End the idle processes; those in play end with their engines."""
+        self._threads.shutdown()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.stop()
+
+    def take(self) -> _Worker:
+        """A process without a game."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return _Worker(self._context, self._handcoded)
+
+    def give(self, worker: _Worker) -> None:
+        """A process that is no longer needed."""
+        if worker.resets < self._recycle:
+            with self._lock:
+                self._idle.append(worker)
+        else:
+            worker.stop()
+
+
+class TextWorldEngine:
+    """A game in one of the host's processes."""
+
+    def __init__(self, host: TextWorldHost) -> None:
+        self._host = host
+        self._worker: _Worker | None = None
+        self._game: Path | None = None
+        self._commands: list[str] = []
+
+    def reset(self, game: Path) -> Frame:
+        """Start a game; 0.4 to 1 s of a core."""
+        self._game, self._commands = game, []
+        return _frame(self._ask(None))
+
+    def step(self, command: str) -> Frame:
+        """Play a command; 26 ms of a core."""
+        frame = _frame(self._ask({"op": "step", "command": command}))
+        self._commands.append(command)
+        return frame
+
+    def hidden_state(self) -> HiddenState:
+        """Where everything is, from the facts of the planner's state."""
+        return HiddenState.model_validate(self._ask({"op": "hidden"}))
+
+    def close(self) -> None:
+        """Give the process back to the pool."""
+        if self._worker is not None:
+            self._host.give(self._worker)
+            self._worker = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process that plays now."""
+        return self._worker.pid if self._worker else None
+
+    def _ask(self, request: dict[str, str] | None) -> dict[str, Any]:
+        """The answer to `request`, or to the reset alone if it is None."""
+        for attempt in range(ATTEMPTS):
+            try:
+                if request is None or self._worker is None:
+                    answer = self._replay()
+                    if request is None:
+                        return answer
+                assert self._worker is not None
+                return self._worker.ask(request)
+            except EngineError:
+                self._drop()  # its game may be half way through the step
+                raise
+            except _DeadError as error:
+                _log.warning("worker lost", attempt=attempt + 1, reason=str(error))
+                self._drop()
+        raise EngineError(f"{ATTEMPTS} processes in a row died or hung on this game")
+
+    def _replay(self) -> dict[str, Any]:
+        """Bring a process to where the game is."""
+        if self._worker is None:
+            self._worker = self._host.take()
+        self._worker.resets += 1
+        answer = self._worker.ask({"op": "reset", "game": str(self._game)})
+        for command in self._commands:
+            answer = self._worker.ask({"op": "step", "command": command})
+        return answer
+
+    def _drop(self) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+
+class _DeadError(Exception):
+    """The process died or hung."""
+
+
+class _Worker:
+    """A process and the pipe to it."""
+
+    def __init__(self, context: multiprocessing.context.ForkServerContext, handcoded: bool) -> None:
+        self.resets = 0
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_run, args=(theirs, handcoded), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def ask(self, request: dict[str, str]) -> dict[str, Any]:
+        """One request, one answer.
+
+        Raises:
+            _DeadError: no answer, and none will come.
+            EngineError: TextWorld itself failed.
+        """
+        try:
+            self._pipe.send_bytes(orjson.dumps(request))
+            if not self._pipe.poll(REPLY_SECONDS):
+                raise _DeadError(f"no answer after {REPLY_SECONDS} s")
+            answer: dict[str, Any] = orjson.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise _DeadError(f"{type(error).__name__}: {error}") from error
+        if "error" in answer:
+            raise EngineError(answer["error"])
+        return answer
+
+    def stop(self) -> None:
+        self._pipe.close()
+        self._process.kill()
+        self._process.join(5)
+
+
+def _run(connection: Any, handcoded: bool) -> None:
+    from services.env.engine.worker import main  # TextWorld is imported in the worker alone
+
+    main(connection, handcoded)
+
+
+def _frame(answer: dict[str, Any]) -> Frame:
+    return Frame(**{**answer, "admissible": tuple(answer["admissible"])})

@@ -1,0 +1,1 @@
+"""Experts: who knows what to do next. `search` needs only the text; `handcoded` is alfworld's."""

@@ -1,0 +1,202 @@
+"""The index of the data directory: which games there are, built once and cached in a file.
+
+The layout is the one `alfworld-download` makes, json_2.1.1/<split>/<task>/<trial>/, and the games
+are those that alfworld itself would load: solvable, nothing movable or sliced, the six task types.
+At start the cache is compared with the names, sizes and times of the game files; reading them is
+what takes long, and happens only when these changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from agentprm.protocol import Game, Split
+from services.env.games.placement import Placement, PlacementCounter
+
+LAYOUT = "json_2.1.1"
+CACHE_NAME = "agentprm-games.json"
+CACHE_FORMAT = 1
+TASK_TYPES = frozenset(
+    {
+        "pick_and_place_simple",
+        "look_at_obj_in_light",
+        "pick_clean_then_place_in_recep",
+        "pick_heat_then_place_in_recep",
+        "pick_cool_then_place_in_recep",
+        "pick_two_obj_and_place",
+    }
+)
+
+_TASK = re.compile(r'"rhs":\s*"Your task is to: ([^"]+)"')
+_PUT = re.compile(r"action PutObject \{\s*template :: \"(\w+) ")
+_log = structlog.get_logger()
+
+
+class DataError(Exception):
+    """There are no games where they were looked for; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class GameIndex:
+    """Games by id, and what their text and their train split say."""
+
+    games: Mapping[str, Game]
+    root: Path
+    generations: tuple[str, ...]
+    """The verbs that put an object down: `move` since alfworld 0.4.0, `put` before."""
+    placement: Placement
+
+    @property
+    def data_version(self) -> str:
+        """Layout and grammar generation, such as `json_2.1.1/move`."""
+        return f"{LAYOUT}/{'+'.join(self.generations) or 'none'}"
+
+    def path(self, game: Game) -> Path:
+        """The game's file."""
+        return self.root / game.id / "game.tw-pddl"
+
+    def select(self, split: Split | None = None, task_type: str | None = None) -> list[Game]:
+        """Games in order of their ids."""
+        return [
+            game
+            for game in self.games.values()
+            if split in (None, game.split) and task_type in (None, game.task_type)
+        ]
+
+    @classmethod
+    def open(cls, data: Path, cache: Path | None = None) -> GameIndex:
+        """The index of `data`, from the cache if that still describes it.
+
+        Args:
+            data: the directory that holds json_2.1.1, or the one that holds the splits.
+            cache: the cache file; by default one beside the splits, or in the user's cache
+                directory where they are read-only.
+
+        Raises:
+            DataError: there is no such directory, or no game in it.
+        """
+        root = _root(data)
+        files = dict(_files(root))
+        fingerprint = hashlib.sha256(orjson.dumps(sorted(files.items()))).hexdigest()
+        places = [cache] if cache else [root / CACHE_NAME, _user_cache(root)]
+        for place in places:
+            found = _read(place, fingerprint)
+            if found is not None:
+                return _index(root, found)
+        _log.info("reading games", games=len(files), root=str(root))
+        built = _build(root, list(files))
+        if not built["games"]:
+            raise DataError(f"no playable game in {root}: {_ADVICE}")
+        _write(places, built | {"format": CACHE_FORMAT, "fingerprint": fingerprint})
+        return _index(root, built)
+
+
+_ADVICE = (
+    "run `alfworld-download`, then set ALFWORLD_DATA (or --data) to the directory it filled, "
+    "by default ~/.cache/alfworld"
+)
+
+
+def _root(data: Path) -> Path:
+    data = data.expanduser().absolute()
+    for root in (data / LAYOUT, data):
+        if any((root / split).is_dir() for split in Split):
+            return root
+    raise DataError(f"no ALFWorld games in {data}: {_ADVICE}")
+
+
+def _files(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Game ids, each with time and size of its file; a fraction of a second for 3,553 games."""
+    for split in Split:
+        if not (root / split).is_dir():
+            continue
+        for task in os.scandir(root / split):
+            if "movable" in task.name or "Sliced" in task.name or not task.is_dir():
+                continue
+            for trial in os.scandir(task.path):
+                try:
+                    status = Path(trial.path, "game.tw-pddl").stat()
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                name = f"{split}/{task.name}/{trial.name}"
+                yield name, (status.st_mtime_ns, status.st_size)
+
+
+def _build(root: Path, names: list[str]) -> dict[str, Any]:
+    games: list[dict[str, str]] = []
+    generations: set[str] = set()
+    counter = PlacementCounter()
+    for name in sorted(names):
+        try:
+            content = orjson.loads((root / name / "game.tw-pddl").read_bytes())
+            trajectory = orjson.loads((root / name / "traj_data.json").read_bytes())
+            task, put = _TASK.search(content["grammar"]), _PUT.search(content["grammar"])
+            task_type, solvable = trajectory["task_type"], content.get("solvable", False)
+            problem = content["pddl_problem"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("game left out", game=name, reason=repr(error))
+            continue
+        if task_type not in TASK_TYPES or not solvable or task is None:
+            continue
+        split = name.split("/", 1)[0]
+        games.append({"id": name, "split": split, "task_type": task_type, "task": task[1]})
+        generations.add(put[1] if put else "unknown")
+        if split == Split.TRAIN:
+            counter.add(problem)
+    placement = counter.result()
+    return {
+        "games": games,
+        "generations": sorted(generations),
+        "placement": placement.probability,
+        "openable": sorted(placement.openable),
+    }
+
+
+def _index(root: Path, content: dict[str, Any]) -> GameIndex:
+    games = (Game.model_construct(**g | {"split": Split(g["split"])}) for g in content["games"])
+    return GameIndex(
+        games={game.id: game for game in games},
+        root=root,
+        generations=tuple(content["generations"]),
+        placement=Placement(content["placement"], frozenset(content["openable"])),
+    )
+
+
+def _user_cache(root: Path) -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return base / "agentprm" / f"games-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}.json"
+
+
+def _read(place: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The cache, or None where it is missing, damaged or out of date."""
+    try:
+        content = orjson.loads(place.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    current = content.get("format") == CACHE_FORMAT and content.get("fingerprint") == fingerprint
+    return content if current else None
+
+
+def _write(places: list[Path], content: dict[str, Any]) -> None:
+    """Into the first place that can be written; a reader sees the old file or the new one."""
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = place.with_name(f".{place.name}.{os.getpid()}")
+            temporary.write_bytes(orjson.dumps(content))
+            temporary.replace(place)
+        except OSError as error:
+            _log.warning("cannot cache the index", path=str(place), reason=str(error))
+        else:
+            return

@@ -1,0 +1,304 @@
+"""Sessions: games in play, each with a turn number that makes steps safe to repeat.
+
+Everything here is synchronous and may be called from many threads. What takes time, the engine, is
+called under the lock of its session; the lock of the registry is held for dictionary work alone.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from agentprm.protocol import (
+    Action,
+    CreateSessions,
+    Game,
+    HiddenState,
+    Problem,
+    Session,
+    StepResult,
+    StepSession,
+)
+from agentprm.service import ProblemError
+from services.env.engine.base import Engine, EngineError, EngineHost, Frame
+from services.env.expert.base import Expert, ExpertError
+from services.env.games import GameIndex
+
+LOCK_SECONDS = 60.0
+"""Longest wait for a step of the same session that is under way."""
+RETRY_SECONDS = 2.0
+"""What a client is told to wait for when the server is full."""
+
+ExpertMaker = Callable[[Game, int], Expert]
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class _Session:
+    """A game in play and all that it has answered: `frames[t]` is what was seen before turn t."""
+
+    id: str
+    game: Game
+    key: str | None
+    seed: int
+    max_steps: int
+    engine: Engine
+    used: float
+    frames: list[Frame] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
+    expert: Expert | None = None
+    followed: int = 0
+    """How many frames the expert has seen."""
+
+    def answer(self, turn: int, expert: Action | None = None) -> Session:
+        """The state after turn `turn`."""
+        frame = self.frames[turn]
+        truncated = not frame.done and turn >= self.max_steps
+        return Session(
+            id=self.id,
+            game=self.game,
+            turn=turn,
+            observation=frame.observation,
+            admissible=list(frame.admissible),
+            reward=frame.reward,
+            done=frame.done or truncated,
+            won=frame.won,
+            truncated=truncated,
+            max_steps=self.max_steps,
+            expert=expert,
+        )
+
+    @property
+    def turn(self) -> int:
+        """Turns played."""
+        return len(self.commands)
+
+
+class Sessions:
+    """The registry of sessions on one host of engines."""
+
+    def __init__(
+        self,
+        host: EngineHost,
+        index: GameIndex,
+        expert: ExpertMaker,
+        *,
+        max_steps: int = 30,
+        idle_seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.capacity = host.capacity
+        self._host = host
+        self._index = index
+        self._make_expert = expert
+        self._max_steps = max_steps
+        self._idle_seconds = idle_seconds
+        self._clock = clock
+        self._sessions: dict[str, _Session] = {}
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Engines in use, those that are starting included."""
+        return self._used
+
+    def create(self, request: CreateSessions) -> list[Session]:
+        """New sessions at turn 0: all that were asked for, or none.
+
+        Raises:
+            ProblemError: 404 for an unknown game, 422 for more than there ever is room for, 429
+                where there is no room now.
+        """
+        games = self._games(request)
+        if len(games) > self.capacity:
+            detail = f"{len(games)} sessions, and this server holds {self.capacity} at most"
+            raise ProblemError(422, "Too many sessions", detail)
+        if request.key is not None:
+            with self._lock:
+                old = [s.id for s in self._sessions.values() if s.key == request.key]
+            self.close(old)
+        self._reserve(len(games))
+        made = [
+            _Session(
+                id=uuid.uuid4().hex,
+                game=game,
+                key=request.key,
+                seed=request.seed + k,
+                max_steps=request.max_steps or self._max_steps,
+                engine=self._host.engine(),
+                used=self._clock(),
+            )
+            for k, game in enumerate(games)
+        ]
+        try:
+            self._host.map(self._start, made)
+        except Exception as error:
+            for session in made:
+                self._end(session)
+            if isinstance(error, EngineError):
+                raise ProblemError(500, "The engine failed", str(error)) from error
+            raise
+        with self._lock:
+            self._sessions.update((session.id, session) for session in made)
+        return [session.answer(0) for session in made]
+
+    def step(self, steps: Sequence[StepSession], *, expert: bool = False) -> list[StepResult]:
+        """Step several sessions; what goes wrong with one is the problem in its own result.
+
+        Raises:
+            ProblemError: 422 where a session occurs twice.
+        """
+        if len({step.id for step in steps}) < len(steps):
+            raise ProblemError(422, "Invalid request", "steps: a session at most once in a batch")
+        return self._host.map(lambda step: self._step_or_problem(step, expert), steps)
+
+    def get(self, session_id: str, *, expert: bool = False) -> Session:
+        """The session as it stands.
+
+        Raises:
+            ProblemError: 404 where it is unknown, 409 where the expert cannot advise.
+        """
+        with self._held(session_id) as session:
+            advice = self._advice(session, session.turn) if expert else None
+            return session.answer(session.turn, advice)
+
+    def hidden(self, session_id: str) -> HiddenState:
+        """Where everything is.
+
+        Raises:
+            ProblemError: 404 where the session is unknown.
+        """
+        with self._held(session_id) as session:
+            try:
+                return session.engine.hidden_state()
+            except EngineError as error:
+                raise ProblemError(500, "The engine failed", str(error)) from error
+
+    def close(self, ids: Sequence[str]) -> list[str]:
+        """Close sessions; unknown ones are passed over. Returns those that were open."""
+        with self._lock:
+            found = [self._sessions.pop(i) for i in dict.fromkeys(ids) if i in self._sessions]
+        for session in found:
+            with session.lock:  # a step under way ends first
+                self._end(session)
+        return [session.id for session in found]
+
+    def close_all(self) -> None:
+        """Close every session."""
+        with self._lock:
+            ids = list(self._sessions)
+        self.close(ids)
+
+    def reap(self) -> list[str]:
+        """Close the sessions that nobody has asked for in `idle_seconds`."""
+        limit = self._clock() - self._idle_seconds
+        with self._lock:
+            idle = [s.id for s in self._sessions.values() if s.used < limit and not s.lock.locked()]
+        if idle:
+            _log.info("idle sessions closed", sessions=len(idle))
+        return self.close(idle)
+
+    # --- below the registry ---------------------------------------------------------------------
+
+    def _games(self, request: CreateSessions) -> list[Game]:
+        if request.games is not None:
+            unknown = [name for name in request.games if name not in self._index.games]
+            if unknown:
+                raise ProblemError(404, "Unknown game", unknown[0][:200])
+            return [self._index.games[name] for name in request.games]
+        games = self._index.select(request.split)
+        if len(games) < request.count:
+            detail = f"{request.split} has {len(games)} games, {request.count} were asked for"
+            raise ProblemError(422, "Too few games", detail)
+        random.Random(request.seed).shuffle(games)
+        return games[: request.count]
+
+    def _reserve(self, count: int) -> None:
+        self.reap()
+        with self._lock:
+            if self._used + count > self.capacity:
+                detail = f"{self._used} of {self.capacity} sessions are in use"
+                raise ProblemError(429, "At capacity", detail, retry_after=RETRY_SECONDS)
+            self._used += count
+
+    def _start(self, session: _Session) -> None:
+        session.frames.append(session.engine.reset(self._index.path(session.game)))
+
+    def _end(self, session: _Session) -> None:
+        """Give the engine back, then the room."""
+        if session.closed:
+            return
+        session.closed = True
+        session.engine.close()
+        with self._lock:
+            self._used -= 1
+
+    @contextmanager
+    def _held(self, session_id: str) -> Iterator[_Session]:
+        """The session, locked against other steps."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+        if session is None:
+            raise ProblemError(404, "Unknown session", session_id[:200])
+        if not session.lock.acquire(timeout=LOCK_SECONDS):
+            raise ProblemError(503, "Session busy", session_id, retry_after=RETRY_SECONDS)
+        try:
+            if session.closed:
+                raise ProblemError(404, "Unknown session", session_id)
+            session.used = self._clock()
+            yield session
+            session.used = self._clock()
+        finally:
+            session.lock.release()
+
+    def _step_or_problem(self, step: StepSession, expert: bool) -> StepResult:
+        try:
+            return StepResult(id=step.id, session=self._step(step, expert))
+        except ProblemError as error:
+            return StepResult(id=step.id, problem=error.problem)
+        except EngineError as error:
+            problem = Problem(title="The engine failed", status=500, detail=str(error))
+            return StepResult(id=step.id, problem=problem)
+
+    def _step(self, step: StepSession, expert: bool) -> Session:
+        with self._held(step.id) as session:
+            if step.turn > session.turn:
+                detail = f"turn {step.turn} is ahead: the session is at turn {session.turn}"
+                raise ProblemError(409, "Turn ahead", detail)
+            if step.turn < session.turn:
+                if step.command != session.commands[step.turn]:
+                    detail = f"turn {step.turn} was played with another command"
+                    raise ProblemError(409, "Turn already played", detail)
+            elif session.answer(step.turn).done:
+                raise ProblemError(409, "Session over", f"it ended at turn {session.turn}")
+            else:
+                session.frames.append(session.engine.step(step.command))
+                session.commands.append(step.command)
+            after = step.turn + 1
+            return session.answer(after, self._advice(session, after) if expert else None)
+
+    def _advice(self, session: _Session, turn: int) -> Action | None:
+        """What the expert would do at `turn`; None where the game is over."""
+        if session.answer(turn).done:
+            return None
+        try:
+            if session.expert is None or session.followed > turn + 1:
+                session.expert = self._make_expert(session.game, session.seed)
+                session.followed = 0
+            for t in range(session.followed, turn + 1):
+                command = session.commands[t - 1] if t else None
+                session.expert.observe(command, session.frames[t])
+            session.followed = turn + 1
+            return session.expert.act()
+        except ExpertError as error:
+            raise ProblemError(409, "No advice", str(error)) from error
