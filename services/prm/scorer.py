@@ -1,0 +1,297 @@
+"""Q(s, a) from a one-label sequence classifier.
+
+Q(s, a) = sigmoid(logit), the logit being the score head at the last token of the action: what
+transformers computes for the conversation that ends with it. A causal model knows that number
+for every turn of an episode after one forward pass, and for many actions in one state after one
+pass over the state: the actions lie one after the other behind it in a single row, and the
+attention mask lets each see the state and itself, never its neighbours.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from agentprm.encoding import encode, encode_answers
+from agentprm.prompts import Prompt
+from agentprm.protocol import Action, Message, ScoreRequest, State, Step, Transcript
+from agentprm.registry import CheckpointError
+from agentprm.service import ProblemError
+
+PACKED_TOKENS = 4096
+"""Longest row of packed actions: its mask takes this squared."""
+FORWARD_TOKENS = {"cpu": 2048, "cuda": 32768}
+"""Most tokens in one forward pass, padding included. A CPU gains nothing from more, and a short
+request waits for the pass before it."""
+CANARY = Transcript(
+    task="put a mug in cabinet",
+    steps=[
+        Step(
+            observation="You are in the middle of a room.",
+            action=Action(reason="find mug", command="look"),
+        )
+    ],
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids of one sequence, with the positions whose scores are asked for.
+
+    The first `trunk` tokens are seen by all that follows. After them come branches of the given
+    `branches` lengths that do not see each other; a plain conversation has none.
+    """
+
+    ids: list[int]
+    ends: list[int]
+    trunk: int
+    branches: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Plan:
+    """The rows of a request, and for each number of its answer the row and the place in it."""
+
+    rows: list[Row] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    choices: list[list[tuple[int, int]]] = field(default_factory=list)
+    transcripts: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all rows."""
+        return sum(map(len, self.rows))
+
+
+_Asked = tuple[dict[str, tuple[int, int]], list[str]]
+"""Where the actions of a state are to be found, by text, and the texts that were asked for."""
+
+
+class Scorer:
+    """A PRM checkpoint on a device, with the prompt that renders states for it."""
+
+    def __init__(
+        self, path: Path, prompt: Prompt, *, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        """Load the Hugging Face directory `path`.
+
+        Raises:
+            CheckpointError: it is not a complete one-label classifier on a causal model.
+            OSError, ValueError: transformers cannot read it.
+        """
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        if config.num_labels != 1:
+            raise CheckpointError(
+                f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
+            )
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"])[:5])
+            raise CheckpointError(f"{path} lacks the weights {missing}")
+        if not hasattr(model, "score"):
+            raise CheckpointError(
+                f"{path} is a {type(model).__name__}, which does not score at the last token"
+            )
+        self.prompt = prompt
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self.device = torch.device(pick_device(device))
+        self._head: Any = model.to(self.device).eval().score
+        self._body: Any = model.base_model
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.parameters = sum(p.numel() for p in model.parameters())
+        text = config.get_text_config()
+        self.max_tokens: int | None = getattr(text, "max_position_embeddings", None)
+        self.forward_tokens = FORWARD_TOKENS.get(self.device.type, FORWARD_TOKENS["cuda"])
+        self._packs = _takes_trees(self._body, text)
+        if len(self.tokenizer) > text.vocab_size:
+            raise CheckpointError(
+                f"{path}: the tokenizer knows {len(self.tokenizer)} tokens, "
+                f"the model {text.vocab_size}"
+            )
+
+    def plan(self, request: ScoreRequest) -> Plan:
+        """Rows for a request. Equal states share a row, equal actions in them a branch.
+
+        Raises:
+            ProblemError: 422, something is longer than the model can read.
+        """
+        plan = Plan()
+        forks: dict[tuple[Message, ...], dict[str, tuple[int, int]]] = {}
+
+        def ask(state: State, actions: Iterable[Action]) -> _Asked:
+            places = forks.setdefault(tuple(self.prompt.messages(state)), {})
+            texts = [self.prompt.action_text(action) for action in actions]
+            places.update(dict.fromkeys(texts, (0, 0)))
+            return places, texts
+
+        pairs = [ask(pair.state, [pair.action]) for pair in request.pairs]
+        choices = [ask(choice.state, choice.actions) for choice in request.choices]
+        episodes: list[list[_Asked]] = []
+        for k, transcript in enumerate(request.transcripts):
+            if self.prompt.append_only:
+                row = self._transcript(transcript, f"transcripts.{k}")
+                plan.transcripts.append([(len(plan.rows), t) for t in range(len(row.ends))])
+                plan.rows.append(row)
+            else:
+                episodes.append([ask(state, [action]) for state, action in _turns(transcript)])
+        for messages, places in forks.items():
+            for texts, row in self._fork(messages, list(places)):
+                places.update({text: (len(plan.rows), k) for k, text in enumerate(texts)})
+                plan.rows.append(row)
+        plan.pairs = [places[text] for places, (text,) in pairs]
+        plan.choices = [[places[text] for text in texts] for places, texts in choices]
+        plan.transcripts += [[places[text] for places, (text,) in turns] for turns in episodes]
+        return plan
+
+    def score(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Q at the ends of each row. Independent of what else is in the batch."""
+        scores: list[list[float]] = [[] for _ in rows]
+        for batch in self._batches(rows):
+            for k, values in zip(batch, self._forward([rows[k] for k in batch]), strict=True):
+                scores[k] = values
+        return scores
+
+    def check(self) -> None:
+        """Raise where the weights do not give finite scores."""
+        scores = self.score(self.plan(ScoreRequest(transcripts=[CANARY])).rows)
+        if not all(0.0 <= q <= 1.0 for row in scores for q in row):
+            raise CheckpointError(f"the scores of a short episode are not finite: {scores}")
+
+    def _transcript(self, transcript: Transcript, name: str) -> Row:
+        messages = self.prompt.transcript(transcript.task, transcript.steps)
+        encoded = encode(self.tokenizer, messages)
+        self._fits(len(encoded.ids), name)
+        return Row(encoded.ids, [end - 1 for _, end in encoded.spans], trunk=len(encoded.ids))
+
+    def _fork(
+        self, messages: Sequence[Message], texts: Sequence[str]
+    ) -> Iterator[tuple[list[str], Row]]:
+        """The actions of one state, as many in a row as `PACKED_TOKENS` allows."""
+        trunk, branches = encode_answers(self.tokenizer, messages, texts)
+        self._fits(len(trunk) + max(map(len, branches)), "a state with an action")
+        limit = PACKED_TOKENS if self._packs else 0
+        group: list[int] = []
+        length = len(trunk)
+        for k, ids in enumerate(branches):
+            if group and length + len(ids) > limit:
+                yield [texts[j] for j in group], _fork_row(trunk, [branches[j] for j in group])
+                group, length = [], len(trunk)
+            group.append(k)
+            length += len(ids)
+        yield [texts[j] for j in group], _fork_row(trunk, [branches[j] for j in group])
+
+    def _fits(self, tokens: int, what: str) -> None:
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            raise ProblemError(
+                422, "Too long", f"{what} is {tokens} tokens, the model reads {self.max_tokens}"
+            )
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Indices of rows to compute together: alike in kind and length, so little is padding."""
+        batch: list[int] = []
+        for k in sorted(range(len(rows)), key=lambda k: (bool(rows[k].branches), len(rows[k]))):
+            if batch:
+                first, width = rows[batch[0]], len(rows[k])
+                alike = bool(first.branches) == bool(rows[k].branches)
+                too_many = (len(batch) + 1) * width > self.forward_tokens
+                if not alike or too_many or width > 1.5 * len(first):
+                    yield batch
+                    batch = []
+            batch.append(k)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Row]) -> list[list[float]]:
+        # Padding is on the right: a causal model never looks at what follows a token, and counts
+        # positions from 0 by itself, so that neither a mask nor positions are needed without trees.
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row.ids, *[0] * (width - len(row))] for row in rows])
+        extra: dict[str, torch.Tensor] = {}
+        if rows[0].branches:
+            extra = _trees(rows, width, self._body.dtype, self.device)
+        hidden = self._body(
+            input_ids=ids.to(self.device), use_cache=False, **extra
+        ).last_hidden_state
+        where = [k for k, row in enumerate(rows) for _ in row.ends]
+        ends = [end for row in rows for end in row.ends]
+        scores = iter(torch.sigmoid(self._head(hidden[where, ends]).float()).flatten().tolist())
+        return [[next(scores) for _ in row.ends] for row in rows]
+
+
+def pick_device(name: str) -> str:
+    """`auto` is a GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _turns(transcript: Transcript) -> Iterator[tuple[State, Action]]:
+    steps = tuple(transcript.steps)
+    for t, step in enumerate(steps):
+        state = State(task=transcript.task, history=steps[:t], observation=step.observation)
+        yield state, step.action
+
+
+def _fork_row(trunk: list[int], branches: Sequence[list[int]]) -> Row:
+    ids = [*trunk, *(token for branch in branches for token in branch)]
+    if len(branches) == 1:
+        return Row(ids, [len(ids) - 1], trunk=len(ids))
+    lengths = tuple(map(len, branches))
+    ends = [len(trunk) + end - 1 for end in accumulate(lengths)]
+    return Row(ids, ends, len(trunk), lengths)
+
+
+def _trees(
+    rows: Sequence[Row], width: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Additive attention mask [rows, 1, width, width] and position ids [rows, width].
+
+    Token i sees token j <= i of the trunk (branch 0) or of its own branch; the positions of each
+    branch go on from the trunk. Padding counts as trunk: it comes last, so nothing sees it.
+    """
+    branch = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    for k, row in enumerate(rows):
+        positions[k, : row.trunk] = torch.arange(row.trunk)
+        start = row.trunk
+        for b, length in enumerate(row.branches, start=1):
+            branch[k, start : start + length] = b
+            positions[k, start : start + length] = torch.arange(row.trunk, row.trunk + length)
+            start += length
+    branch = branch.to(device)
+    seen = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    seen &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+    mask.masked_fill_(~seen, torch.finfo(dtype).min)
+    return {"attention_mask": mask[:, None], "position_ids": positions.to(device)}
+
+
+def _takes_trees(body: Any, config: Any) -> bool:
+    """Whether the model attends by a mask and by positions that it is given, over its full length.
+
+    Where it does not (a sliding window, a recurrent layer, ALiBi), actions are scored row by row.
+    """
+    layers: Iterable[str] = getattr(config, "layer_types", None) or ()
+    return (
+        bool(getattr(body, "_supports_attention_backend", False))
+        and "position_ids" in inspect.signature(body.forward).parameters
+        and all(layer == "full_attention" for layer in layers)
+        and getattr(config, "sliding_window", None) is None
+    )
