@@ -4,7 +4,9 @@ Q(s, a) = sigmoid(logit), the logit being the score head at the last token of th
 transformers computes for the conversation that ends with it. A causal model knows that number
 for every turn of an episode after one forward pass, and for many actions in one state after one
 pass over the state: the actions lie one after the other behind it in a single row, and the
-attention mask lets each see the state and itself, never its neighbours.
+attention mask lets each see the state and itself, never its neighbours. Such a row takes two
+passes, the state and then its actions on the state's keys and values: the first is plain causal
+attention, and only the second, short one needs a mask.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from agentprm.protocol import Action, Message, ScoreRequest, State, Step, Transc
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
 
-PACKED_TOKENS = 4096
-"""Longest row of packed actions: its mask takes this squared."""
-FORWARD_TOKENS = {"cpu": 2048, "cuda": 32768}
-"""Most tokens in one forward pass, padding included. A CPU gains nothing from more, and a short
-request waits for the pass before it."""
+PACKED_TOKENS = 2048
+"""Most tokens of actions behind one state: their mask takes this times the length of the row."""
+FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Most tokens computed at once, padding included. A CPU is slower on more, and a short request
+waits for the pass before it."""
+PADDING = 1.3
+"""Most tokens with padding, per token without."""
 CANARY = Transcript(
     task="put a mug in cabinet",
     steps=[
@@ -187,13 +191,13 @@ class Scorer:
         self._fits(len(trunk) + max(map(len, branches)), "a state with an action")
         limit = PACKED_TOKENS if self._packs else 0
         group: list[int] = []
-        length = len(trunk)
+        tokens = 0
         for k, ids in enumerate(branches):
-            if group and length + len(ids) > limit:
+            if group and tokens + len(ids) > limit:
                 yield [texts[j] for j in group], _fork_row(trunk, [branches[j] for j in group])
-                group, length = [], len(trunk)
+                group, tokens = [], 0
             group.append(k)
-            length += len(ids)
+            tokens += len(ids)
         yield [texts[j] for j in group], _fork_row(trunk, [branches[j] for j in group])
 
     def _fits(self, tokens: int, what: str) -> None:
@@ -205,14 +209,16 @@ class Scorer:
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
         """Indices of rows to compute together: alike in kind and length, so little is padding."""
         batch: list[int] = []
-        for k in sorted(range(len(rows)), key=lambda k: (bool(rows[k].branches), len(rows[k]))):
-            if batch:
-                first, width = rows[batch[0]], len(rows[k])
-                alike = bool(first.branches) == bool(rows[k].branches)
-                too_many = (len(batch) + 1) * width > self.forward_tokens
-                if not alike or too_many or width > 1.5 * len(first):
-                    yield batch
-                    batch = []
+        real = trunk = tail = 0
+        for k in sorted(range(len(rows)), key=lambda k: _shape(rows[k])):
+            packed, row_trunk, row_tail = _shape(rows[k])
+            real += len(rows[k])
+            trunk, tail = max(trunk, row_trunk), max(tail, row_tail)
+            padded = (len(batch) + 1) * (trunk + tail)
+            mixed = bool(batch) and packed != bool(rows[batch[0]].branches)
+            if batch and (mixed or padded > min(self.forward_tokens, PADDING * real)):
+                yield batch
+                batch, real, trunk, tail = [], len(rows[k]), row_trunk, row_tail
             batch.append(k)
         if batch:
             yield batch
@@ -220,18 +226,26 @@ class Scorer:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Row]) -> list[list[float]]:
         # Padding is on the right: a causal model never looks at what follows a token, and counts
-        # positions from 0 by itself, so that neither a mask nor positions are needed without trees.
-        width = max(map(len, rows))
-        ids = torch.tensor([[*row.ids, *[0] * (width - len(row))] for row in rows])
-        extra: dict[str, torch.Tensor] = {}
-        if rows[0].branches:
-            extra = _trees(rows, width, self._body.dtype, self.device)
-        hidden = self._body(
-            input_ids=ids.to(self.device), use_cache=False, **extra
-        ).last_hidden_state
+        # positions from 0 by itself, so that a plain row needs neither a mask nor positions.
+        packed = bool(rows[0].branches)
+        trunks = _pad([row.ids[: row.trunk] for row in rows]).to(self.device)
+        output = self._body(input_ids=trunks, use_cache=packed)
+        skipped = [0] * len(rows)
+        if packed:
+            tails = _pad([row.ids[row.trunk :] for row in rows]).to(self.device)
+            mask, positions = _trees(rows, trunks.shape[1], tails.shape[1])
+            output = self._body(
+                input_ids=tails,
+                attention_mask=_additive(mask.to(self.device), self._body.dtype),
+                position_ids=positions.to(self.device),
+                past_key_values=output.past_key_values,
+                use_cache=True,
+            )
+            skipped = [row.trunk for row in rows]
         where = [k for k, row in enumerate(rows) for _ in row.ends]
-        ends = [end for row in rows for end in row.ends]
-        scores = iter(torch.sigmoid(self._head(hidden[where, ends]).float()).flatten().tolist())
+        ends = [end - skip for row, skip in zip(rows, skipped, strict=True) for end in row.ends]
+        logits = self._head(output.last_hidden_state[where, ends])
+        scores = iter(torch.sigmoid(logits.float()).flatten().tolist())
         return [[next(scores) for _ in row.ends] for row in rows]
 
 
@@ -258,29 +272,39 @@ def _fork_row(trunk: list[int], branches: Sequence[list[int]]) -> Row:
     return Row(ids, ends, len(trunk), lengths)
 
 
-def _trees(
-    rows: Sequence[Row], width: int, dtype: torch.dtype, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Additive attention mask [rows, 1, width, width] and position ids [rows, width].
+def _shape(row: Row) -> tuple[bool, int, int]:
+    """Whether it is packed, the length of its trunk, and of all its branches together."""
+    return bool(row.branches), row.trunk, len(row) - row.trunk
 
-    Token i sees token j <= i of the trunk (branch 0) or of its own branch; the positions of each
-    branch go on from the trunk. Padding counts as trunk: it comes last, so nothing sees it.
+
+def _pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+
+
+def _trees(rows: Sequence[Row], trunk: int, tail: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the branches see [rows, tail, trunk + tail], and their positions [rows, tail].
+
+    A token sees the trunk of its row and, of its own branch, itself and what came before. The
+    positions of each branch go on from the trunk. Padding counts as one more branch.
     """
-    branch = torch.zeros(len(rows), width, dtype=torch.long)
-    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    branch = torch.full((len(rows), tail), -1)
+    positions = torch.zeros(len(rows), tail, dtype=torch.long)
     for k, row in enumerate(rows):
-        positions[k, : row.trunk] = torch.arange(row.trunk)
-        start = row.trunk
-        for b, length in enumerate(row.branches, start=1):
-            branch[k, start : start + length] = b
-            positions[k, start : start + length] = torch.arange(row.trunk, row.trunk + length)
-            start += length
-    branch = branch.to(device)
-    seen = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    seen &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~seen, torch.finfo(dtype).min)
-    return {"attention_mask": mask[:, None], "position_ids": positions.to(device)}
+        lengths = torch.tensor(row.branches)
+        own = torch.repeat_interleave(torch.arange(len(row.branches)), lengths)
+        starts = torch.cumsum(lengths, 0) - lengths
+        branch[k, : len(own)] = own
+        positions[k, : len(own)] = row.trunk + torch.arange(len(own)) - starts[own]
+    sees_trunk = torch.arange(trunk) < torch.tensor([row.trunk for row in rows])[:, None]
+    sees_tail = (branch[:, None, :] == branch[:, :, None]).tril()
+    return torch.cat([sees_trunk[:, None].expand(-1, tail, -1), sees_tail], dim=-1), positions
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as what is added to attention scores, for all heads [rows, 1, ...]."""
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return added.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
 
 
 def _takes_trees(body: Any, config: Any) -> bool:

@@ -37,6 +37,17 @@ def within(batcher: Batcher, scenario: Callable[[], Coroutine[Any, Any, None]]) 
     asyncio.run(main())
 
 
+@contextmanager
+def held(batcher: Batcher) -> Iterator[None]:
+    """Nothing is computed inside this block."""
+    gate = threading.Event()
+    batcher._computing.submit(gate.wait, 30)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
 def request(turns: int, seed: int = 0, count: int = 1) -> ScoreRequest:
     return ScoreRequest(transcripts=[episode(turns, seed + k) for k in range(count)])
 
@@ -104,7 +115,7 @@ def test_a_short_request_overtakes_a_large_one(versions: list[Served[Scorer]]) -
         with held(batcher):
             large = asyncio.create_task(ask("large", request(20, count=40)))
             short = [asyncio.create_task(ask("short", request(1, seed))) for seed in range(5)]
-            while len({id(w.job) for w in batcher._heap}) < 6:
+            while batcher._pushed < 45:
                 await asyncio.sleep(0.001)
         await asyncio.gather(large, *short)
 
@@ -150,17 +161,6 @@ def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
         assert caught.value.problem.status == 500
 
     within(batcher, scenario)
-
-
-@contextmanager
-def held(batcher: Batcher) -> Iterator[None]:
-    """Nothing is computed inside this block."""
-    gate = threading.Event()
-    batcher._computing.submit(gate.wait, 30)
-    try:
-        yield
-    finally:
-        gate.set()
 
 
 def test_what_waits_is_bounded(versions: list[Served[Scorer]]) -> None:

@@ -107,7 +107,7 @@ def test_a_state_with_more_actions_than_a_row_takes_is_split(
     actions = [Action(reason="find mug", command=f"go to desk {k}") for k in range(10)]
     request = ScoreRequest(choices=[Choice(state=state, actions=actions)])
     whole, together = run(llama, request)
-    monkeypatch.setattr(module, "PACKED_TOKENS", whole.rows[0].trunk + 40)
+    monkeypatch.setattr(module, "PACKED_TOKENS", 40)
     split, apart = run(llama, request)
     assert len(whole.rows) == 1
     assert 1 < len(split.rows) < 10
