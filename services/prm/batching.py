@@ -3,7 +3,8 @@
 What waits is a heap of rows. A row's place is the amount of work (in tokens) done when its request
 came, plus the tokens of the request up to and including the row: fair queueing by token count. So a
 short request overtakes long episodes and large requests, by no more than their own length, and
-nothing waits for ever. One thread plans (tokenises), one computes.
+nothing waits for ever. A few threads plan (tokenise), so that large requests do not hold up small
+ones there either; one computes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from agentprm.protocol import ScoreRequest, ScoreResponse
@@ -39,8 +39,6 @@ ROWS = Counter("agentprm_prm_rows_total", "Rows computed")
 SCORES = Counter("agentprm_prm_scores_total", "Scores answered")
 WAITING_ROWS = Gauge("agentprm_prm_waiting_rows", "Rows that wait")
 WAITING_TOKENS = Gauge("agentprm_prm_waiting_tokens", "Tokens of the rows that wait")
-
-log = structlog.get_logger()
 
 
 @dataclass
@@ -78,7 +76,7 @@ class Batcher:
         self._clock = 0
         self._pushed = 0
         self._arrived = asyncio.Event()
-        self._planning = ThreadPoolExecutor(1, "plan")
+        self._planning = ThreadPoolExecutor(4, "plan")
         self._computing = ThreadPoolExecutor(1, "compute")
 
     @property

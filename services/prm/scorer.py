@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from agentprm.encoding import encode, encode_answers
 from agentprm.prompts import Prompt
-from agentprm.protocol import Action, Message, ScoreRequest, State, Step, Transcript
+from agentprm.protocol import Action, Choice, Message, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
 
@@ -34,15 +34,30 @@ FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
 waits for the pass before it."""
 PADDING = 1.3
 """Most tokens with padding, per token without."""
-CANARY = Transcript(
-    task="put a mug in cabinet",
-    steps=[
-        Step(
-            observation="You are in the middle of a room.",
-            action=Action(reason="find mug", command="look"),
+_SEEN = Step(
+    observation="You are in the middle of a room.",
+    action=Action(reason="find mug", command="look"),
+)
+_NEXT = Action(reason="find mug", command="go to shelf 1")
+CANARY = ScoreRequest(
+    transcripts=[
+        Transcript(
+            task="put a mug in cabinet",
+            steps=[_SEEN, Step(observation="You see nothing.", action=_NEXT)],
+        )
+    ],
+    choices=[
+        Choice(
+            state=State(
+                task="put a mug in cabinet", history=(_SEEN,), observation="You see nothing."
+            ),
+            actions=[_SEEN.action, _NEXT],
         )
     ],
 )
+"""An episode, and two actions in its last state; the second is the one it took."""
+CANARY_TOLERANCE = 0.05
+"""Largest difference between the ways to score that action; reduced precision needs some."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +187,22 @@ class Scorer:
         return scores
 
     def check(self) -> None:
-        """Raise where the weights do not give finite scores."""
-        scores = self.score(self.plan(ScoreRequest(transcripts=[CANARY])).rows)
+        """Try the weights on `CANARY`.
+
+        Raises:
+            CheckpointError: a score is not finite, or an action scores otherwise when packed.
+            ValueError: the tokenizer's chat template does not take the conversation.
+        """
+        plan = self.plan(CANARY)
+        scores = self.score(plan.rows)
         if not all(0.0 <= q <= 1.0 for row in scores for q in row):
             raise CheckpointError(f"the scores of a short episode are not finite: {scores}")
+        alone, packed = (scores[row][k] for row, k in (plan.transcripts[0][1], plan.choices[0][1]))
+        if abs(alone - packed) > CANARY_TOLERANCE:
+            raise CheckpointError(
+                f"the model scores an action {alone} at the end of an episode and {packed} beside "
+                "another action: it does not keep to the attention mask it is given"
+            )
 
     def _transcript(self, transcript: Transcript, name: str) -> Row:
         messages = self.prompt.transcript(transcript.task, transcript.steps)

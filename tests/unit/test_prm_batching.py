@@ -175,7 +175,7 @@ def test_what_waits_is_bounded(versions: list[Served[Scorer]]) -> None:
         assert sum(isinstance(answer, ScoreResponse) for answer in answers) == len(asked) - count
         return {p.problem.status for p in problems if isinstance(p, ProblemError)}
 
-    few, small = Batcher(max_requests=2), Batcher(max_waiting=3000)
+    few, small = Batcher(max_requests=2), Batcher(max_waiting=4500)
 
     async def many_requests() -> None:
         assert await refused(few, [request(1)] * 5, 3) == {429}
@@ -183,7 +183,7 @@ def test_what_waits_is_bounded(versions: list[Served[Scorer]]) -> None:
 
     async def many_tokens() -> None:
         assert await refused(small, [request(20, count=9)], 1) == {413}
-        # The first is taken at once, the second waits, for two more there is no room.
+        # Of 1,900 tokens each, two find room and two do not.
         assert await refused(small, [request(20, count=3)] * 4, 2) == {429}
         assert small.waiting == (0, 0)
 

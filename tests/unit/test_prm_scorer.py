@@ -189,3 +189,31 @@ def test_the_canary_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="not finite"):
         Scorer(tmp_path, load_prompt("chat")).check()
+
+
+def test_the_canary_refuses_a_template_that_rewrites_earlier_turns(tmp_path: Path) -> None:
+    tiny_scorer(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>"
+        "{% if loop.last or message.role != 'assistant' %}{{ message.content }}{% endif %}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="rewrites earlier messages"):
+        Scorer(tmp_path, load_prompt("chat")).check()
+
+
+def test_the_canary_refuses_a_model_whose_packed_actions_see_each_other(
+    llama: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama.check()
+    monkeypatch.setattr(module, "CANARY_TOLERANCE", 1e-5)
+    llama.check()
+    additive = module._additive
+    causal = torch.ones(1, 1, dtype=torch.bool)
+    monkeypatch.setattr(
+        module, "_additive", lambda mask, dtype: additive(mask | causal.expand_as(mask), dtype)
+    )
+    with pytest.raises(CheckpointError, match="does not keep to the attention mask"):
+        llama.check()
