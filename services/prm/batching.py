@@ -22,7 +22,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from agentprm.protocol import ScoreRequest, ScoreResponse
 from agentprm.service import ProblemError
 from agentprm.serving import Served
-from services.prm.scorer import Plan, Row, Scorer
+from services.prm.packing import Row
+from services.prm.scorer import Plan, Scorer
 
 MAX_REQUESTS = 512
 """Most requests between admission and answer."""

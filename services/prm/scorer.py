@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,14 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Action, Choice, Message, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
+from services.prm.packing import Row, additive, batches, fork_row, pad, tree_mask
 
 PACKED_TOKENS = 2048
 """Most tokens of actions behind one state: their mask takes this times the length of the row."""
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Most tokens computed at once, padding included. A CPU is slower on more, and a short request
 waits for the pass before it."""
-PADDING = 1.3
-"""Most tokens with padding, per token without."""
+
 _SEEN = Step(
     observation="You are in the middle of a room.",
     action=Action(reason="find mug", command="look"),
@@ -58,23 +57,6 @@ CANARY = ScoreRequest(
 """An episode, and two actions in its last state; the second is the one it took."""
 CANARY_TOLERANCE = 0.05
 """Largest difference between the ways to score that action; reduced precision needs some."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Token ids of one sequence, with the positions whose scores are asked for.
-
-    The first `trunk` tokens are seen by all that follows. After them come branches of the given
-    `branches` lengths that do not see each other; a plain conversation has none.
-    """
-
-    ids: list[int]
-    ends: list[int]
-    trunk: int
-    branches: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass
@@ -181,7 +163,7 @@ class Scorer:
     def score(self, rows: Sequence[Row]) -> list[list[float]]:
         """Q at the ends of each row. Independent of what else is in the batch."""
         scores: list[list[float]] = [[] for _ in rows]
-        for batch in self._batches(rows):
+        for batch in batches(rows, self.forward_tokens):
             for k, values in zip(batch, self._forward([rows[k] for k in batch]), strict=True):
                 scores[k] = values
         return scores
@@ -221,11 +203,11 @@ class Scorer:
         tokens = 0
         for k, ids in enumerate(branches):
             if group and tokens + len(ids) > limit:
-                yield [texts[j] for j in group], _fork_row(trunk, [branches[j] for j in group])
+                yield [texts[j] for j in group], fork_row(trunk, [branches[j] for j in group])
                 group, tokens = [], 0
             group.append(k)
             tokens += len(ids)
-        yield [texts[j] for j in group], _fork_row(trunk, [branches[j] for j in group])
+        yield [texts[j] for j in group], fork_row(trunk, [branches[j] for j in group])
 
     def _fits(self, tokens: int, what: str) -> None:
         if self.max_tokens is not None and tokens > self.max_tokens:
@@ -233,37 +215,20 @@ class Scorer:
                 422, "Too long", f"{what} is {tokens} tokens, the model reads {self.max_tokens}"
             )
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
-        """Indices of rows to compute together: alike in kind and length, so little is padding."""
-        batch: list[int] = []
-        real = trunk = tail = 0
-        for k in sorted(range(len(rows)), key=lambda k: _shape(rows[k])):
-            packed, row_trunk, row_tail = _shape(rows[k])
-            real += len(rows[k])
-            trunk, tail = max(trunk, row_trunk), max(tail, row_tail)
-            padded = (len(batch) + 1) * (trunk + tail)
-            mixed = bool(batch) and packed != bool(rows[batch[0]].branches)
-            if batch and (mixed or padded > min(self.forward_tokens, PADDING * real)):
-                yield batch
-                batch, real, trunk, tail = [], len(rows[k]), row_trunk, row_tail
-            batch.append(k)
-        if batch:
-            yield batch
-
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Row]) -> list[list[float]]:
         # Padding is on the right: a causal model never looks at what follows a token, and counts
         # positions from 0 by itself, so that a plain row needs neither a mask nor positions.
         packed = bool(rows[0].branches)
-        trunks = _pad([row.ids[: row.trunk] for row in rows]).to(self.device)
+        trunks = pad([row.ids[: row.trunk] for row in rows]).to(self.device)
         output = self._body(input_ids=trunks, use_cache=packed)
         skipped = [0] * len(rows)
         if packed:
-            tails = _pad([row.ids[row.trunk :] for row in rows]).to(self.device)
-            mask, positions = _trees(rows, trunks.shape[1], tails.shape[1])
+            tails = pad([row.ids[row.trunk :] for row in rows]).to(self.device)
+            mask, positions = tree_mask(rows, trunks.shape[1], tails.shape[1])
             output = self._body(
                 input_ids=tails,
-                attention_mask=_additive(mask.to(self.device), self._body.dtype),
+                attention_mask=additive(mask.to(self.device), self._body.dtype),
                 position_ids=positions.to(self.device),
                 past_key_values=output.past_key_values,
                 use_cache=True,
@@ -288,50 +253,6 @@ def _turns(transcript: Transcript) -> Iterator[tuple[State, Action]]:
     for t, step in enumerate(steps):
         state = State(task=transcript.task, history=steps[:t], observation=step.observation)
         yield state, step.action
-
-
-def _fork_row(trunk: list[int], branches: Sequence[list[int]]) -> Row:
-    ids = [*trunk, *(token for branch in branches for token in branch)]
-    if len(branches) == 1:
-        return Row(ids, [len(ids) - 1], trunk=len(ids))
-    lengths = tuple(map(len, branches))
-    ends = [len(trunk) + end - 1 for end in accumulate(lengths)]
-    return Row(ids, ends, len(trunk), lengths)
-
-
-def _shape(row: Row) -> tuple[bool, int, int]:
-    """Whether it is packed, the length of its trunk, and of all its branches together."""
-    return bool(row.branches), row.trunk, len(row) - row.trunk
-
-
-def _pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-
-
-def _trees(rows: Sequence[Row], trunk: int, tail: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the branches see [rows, tail, trunk + tail], and their positions [rows, tail].
-
-    A token sees the trunk of its row and, of its own branch, itself and what came before. The
-    positions of each branch go on from the trunk. Padding counts as one more branch.
-    """
-    branch = torch.full((len(rows), tail), -1)
-    positions = torch.zeros(len(rows), tail, dtype=torch.long)
-    for k, row in enumerate(rows):
-        lengths = torch.tensor(row.branches)
-        own = torch.repeat_interleave(torch.arange(len(row.branches)), lengths)
-        starts = torch.cumsum(lengths, 0) - lengths
-        branch[k, : len(own)] = own
-        positions[k, : len(own)] = row.trunk + torch.arange(len(own)) - starts[own]
-    sees_trunk = torch.arange(trunk) < torch.tensor([row.trunk for row in rows])[:, None]
-    sees_tail = (branch[:, None, :] == branch[:, :, None]).tril()
-    return torch.cat([sees_trunk[:, None].expand(-1, tail, -1), sees_tail], dim=-1), positions
-
-
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as what is added to attention scores, for all heads [rows, 1, ...]."""
-    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return added.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
 
 
 def _takes_trees(body: Any, config: Any) -> bool:

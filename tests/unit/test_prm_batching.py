@@ -15,7 +15,8 @@ from agentprm.service import ProblemError
 from agentprm.serving import Served
 from services.prm import batching
 from services.prm.batching import Batcher
-from services.prm.scorer import Plan, Row, Scorer
+from services.prm.packing import Row
+from services.prm.scorer import Plan, Scorer
 from tests.scorers import episode, tiny_scorer
 
 

@@ -17,7 +17,8 @@ from agentprm.protocol import (
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
 from services.prm import scorer as module
-from services.prm.scorer import Plan, Row, Scorer
+from services.prm.packing import Row, additive, batches
+from services.prm.scorer import Plan, Scorer
 from tests.scorers import episode, tiny_scorer
 
 CLOSE = 1e-5
@@ -128,7 +129,7 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(
         ),
     ]
     rows = [row for request in requests for row in llama.plan(request).rows]
-    assert len(list(llama._batches(rows))) < len(rows)
+    assert len(list(batches(rows, llama.forward_tokens))) < len(rows)
     alone = [llama.score([row])[0] for row in rows]
     for mixed, single in zip(llama.score(rows), alone, strict=True):
         assert mixed == pytest.approx(single, abs=CLOSE)
@@ -136,9 +137,9 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(
 
 def test_a_forward_pass_keeps_to_its_tokens(llama: Scorer) -> None:
     rows = [Row([1] * n, [n - 1], n) for n in (3, 900, 700, 5, 1000, 800, 4, 650)]
-    batches = list(llama._batches(rows))
-    assert sorted(k for batch in batches for k in batch) == list(range(len(rows)))
-    for batch in batches:
+    found = list(batches(rows, llama.forward_tokens))
+    assert sorted(k for batch in found for k in batch) == list(range(len(rows)))
+    for batch in found:
         assert len(batch) * max(len(rows[k]) for k in batch) <= llama.forward_tokens
 
 
@@ -210,10 +211,9 @@ def test_the_canary_refuses_a_model_whose_packed_actions_see_each_other(
     llama.check()
     monkeypatch.setattr(module, "CANARY_TOLERANCE", 1e-5)
     llama.check()
-    additive = module._additive
     causal = torch.ones(1, 1, dtype=torch.bool)
     monkeypatch.setattr(
-        module, "_additive", lambda mask, dtype: additive(mask | causal.expand_as(mask), dtype)
+        module, "additive", lambda mask, dtype: additive(mask | causal.expand_as(mask), dtype)
     )
     with pytest.raises(CheckpointError, match="does not keep to the attention mask"):
         llama.check()
