@@ -74,8 +74,33 @@ def encode(
             start = len(ids)
             extend(render(k + 1))
             spans.append((start, len(ids)))
-        elif k + 1 == len(messages) or messages[k + 1].role != "assistant":
+        elif k + 1 < len(messages) and messages[k + 1].role != "assistant":
             extend(render(k + 1))
-    if generation_prompt:
-        extend(render(len(messages), prompt=True))
+    # The last message and the header of the answer are one segment, as they will be once the
+    # answer is part of the conversation: else the ids would not be a prefix of the later ones.
+    extend(render(len(messages), prompt=generation_prompt))
     return Encoded(ids=ids, spans=spans)
+
+
+def encode_answers(
+    tokenizer: Tokenizer, messages: Sequence[Message], answers: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """The ids up to where the assistant answers, and for each answer the ids that follow.
+
+    Together they are what `encode` makes of the conversation with that answer; the conversation is
+    rendered and tokenised once for all answers.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    prompt = encode(tokenizer, messages, generation_prompt=True).ids
+    raw = [message.model_dump() for message in messages]
+    before = tokenizer.apply_chat_template(raw, tokenize=False, add_generation_prompt=True)
+    branches = []
+    for answer in answers:
+        whole = [*raw, {"role": "assistant", "content": answer}]
+        rendered = tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=False)
+        if not rendered.startswith(before):
+            raise ValueError("the tokenizer's chat template rewrites the prompt of an answer")
+        branches.append(tokenizer.encode(rendered[len(before) :], add_special_tokens=False))
+    return prompt, branches

@@ -3,15 +3,18 @@
 `root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
 the fit of π_1 handed to the policy service. A directory is written under a temporary name, synced,
 renamed, and only then gets its STABLE mark, which lists every file with its size and SHA-256.
+What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked versions.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,10 @@ class CheckpointError(Exception):
     """A checkpoint that is not there, not complete, or not what was written. Says which file."""
 
 
+class NoCheckpointError(CheckpointError):
+    """There is no checkpoint of that version."""
+
+
 class Registry:
     """The checkpoints below `root`."""
 
@@ -37,10 +44,10 @@ class Registry:
         """Where `version` lies, or would lie. Never outside the root.
 
         Raises:
-            CheckpointError: `version` is not of the form `policy/1`, `prm/0` or `online/1.3`.
+            NoCheckpointError: `version` is not of the form `policy/1`, `prm/0` or `online/1.3`.
         """
         if _VERSION.fullmatch(version) is None:
-            raise CheckpointError(f"{version!r} is not a checkpoint version such as policy/1")
+            raise NoCheckpointError(f"{version!r} is not a checkpoint version such as policy/1")
         return self.root / version
 
     def exists(self, version: str) -> bool:
@@ -49,26 +56,29 @@ class Registry:
 
     def versions(self, kind: str) -> list[str]:
         """The STABLE versions of `policy`, `prm` or `online`, oldest first."""
-        found = [f"{kind}/{p.parent.name}" for p in (self.root / kind).glob(f"*/{STABLE}")]
-        return sorted(found, key=number)
+        found = (f"{kind}/{p.parent.name}" for p in (self.root / kind).glob(f"*/{STABLE}"))
+        return sorted(filter(_VERSION.fullmatch, found), key=number)
 
     def open(self, version: str) -> Path:
         """The directory of `version`, its files compared with the mark.
 
         Raises:
-            CheckpointError: it is missing, unmarked, or a file differs from what was written.
+            CheckpointError: it is missing, unmarked, or its files are not those that were written.
         """
         path = self.path(version)
         if not path.is_dir():
-            raise CheckpointError(f"there is no checkpoint {version} below {self.root}")
+            raise NoCheckpointError(f"there is no checkpoint {version} below {self.root}")
         mark = path / STABLE
         if not mark.is_file():
             raise CheckpointError(f"{path} has no {STABLE} mark: it was not written to its end")
-        for name, expected in orjson.loads(mark.read_bytes()).items():
-            file = path / name
-            if not file.is_file():
-                raise CheckpointError(f"{file} is missing")
-            if _digest(file) != expected:
+        expected = _read_mark(mark)
+        found = {_name(file, path): file for file in _files(path) if file != mark}
+        for name in sorted(expected.keys() - found.keys()):
+            raise CheckpointError(f"{path / name} is missing")
+        for name in sorted(found.keys() - expected.keys()):
+            raise CheckpointError(f"{path / name} was added to a finished checkpoint")
+        for name, file in found.items():
+            if _digest(file) != expected[name]:
                 raise CheckpointError(f"{file} differs from what was written (size or SHA-256)")
         return path
 
@@ -80,22 +90,26 @@ class Registry:
             CheckpointError: `version` exists (checkpoints are immutable) or holds pickled files.
         """
         target = self.path(version)
-        if self.exists(version):
-            raise CheckpointError(f"{version} exists already: checkpoints are immutable")
+        self._refuse_existing(version)
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
+        draft.chmod(0o755)  # the services may run as another user than the trainer
         try:
             yield draft
-            _seal(draft)
-            if target.exists():  # an unmarked directory, left by a process that was killed
-                shutil.rmtree(target)
-            (draft / STABLE).rename(draft.parent / f"{draft.name}.mark")
-            draft.rename(target)
-            (draft.parent / f"{draft.name}.mark").rename(target / STABLE)
-            _sync(target)
-            _sync(target.parent)
+            mark = _seal(draft)
+            with _locked(target.parent):
+                self._refuse_existing(version)
+                if target.exists():  # unmarked, left by a process that was killed
+                    shutil.rmtree(target)
+                draft.rename(target)
+                _sync(target.parent)
+                write_atomic(target / STABLE, mark)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def _refuse_existing(self, version: str) -> None:
+        if self.exists(version):
+            raise CheckpointError(f"{version} exists already: checkpoints are immutable")
 
     def serving(self, service: str) -> str | None:
         """The version that `service` (`policy` or `prm`) was last told to serve, if any.
@@ -132,23 +146,53 @@ def number(version: str) -> tuple[int, int]:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace the file as a whole: readers see the old content or the new, also after a crash."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     draft.write_bytes(content)
     _sync(draft)
     draft.rename(path)
     _sync(path.parent)
 
 
-def _seal(draft: Path) -> None:
-    files = sorted(p for p in draft.rglob("*") if p.is_file())
-    for file in files:
+def _seal(draft: Path) -> bytes:
+    """Bring all files to the disk; return the mark that lists them."""
+    mark = {}
+    for file in sorted(_files(draft)):
         if file.suffix in _PICKLE:
             raise CheckpointError(f"{file.name} is a pickle; checkpoints are safetensors only")
         _sync(file)
-    mark = {str(file.relative_to(draft)): _digest(file) for file in files}
-    (draft / STABLE).write_bytes(orjson.dumps(mark, option=orjson.OPT_INDENT_2))
-    _sync(draft / STABLE)
-    _sync(draft)
+        mark[_name(file, draft)] = _digest(file)
+    for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
+        _sync(folder)
+    return orjson.dumps(mark, option=orjson.OPT_INDENT_2)
+
+
+def _read_mark(mark: Path) -> dict[str, list[int | str]]:
+    try:
+        content = orjson.loads(mark.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{mark} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{mark} is damaged: it does not list files")
+    return content
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process (or thread) at a time in this block."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _digest(file: Path) -> list[int | str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -19,7 +20,7 @@ from fastapi import FastAPI, Response
 from prometheus_client import Counter
 
 from agentprm.protocol import LoadCheckpoint, Loaded
-from agentprm.registry import CheckpointError, Registry
+from agentprm.registry import CheckpointError, NoCheckpointError, Registry
 from agentprm.service import ProblemError, json_response
 
 W = TypeVar("W")
@@ -84,13 +85,13 @@ class Serving(Generic[W]):
             except CheckpointError as error:
                 SWAPS.labels(self.service, "refused").inc()
                 log.warning("checkpoint refused", version=version, reason=str(error))
-                status = 409 if self.registry.path(version).is_dir() else 404
+                status = 404 if isinstance(error, NoCheckpointError) else 409
                 raise ProblemError(status, "Checkpoint refused", str(error)) from error
             ready = time.perf_counter()
             previous = self.version
             self._served = Served(version, weights)
             paused = time.perf_counter() - ready
-            self.registry.set_serving(self.service, version)
+            self._remember(version)
             SWAPS.labels(self.service, "done").inc()
             log.info("serving", version=version, previous=previous, seconds=ready - started)
             return Loaded(
@@ -101,12 +102,24 @@ class Serving(Generic[W]):
             )
 
     async def resume(self, version: str | None = None) -> None:
-        """At start: serve `version`, or the one served last where that is still there."""
-        last = self.registry.serving(self.service)
-        if version is None and last is not None and self.registry.exists(last):
-            version = last
+        """At start: serve `version`, or the one served last where that can still be served.
+
+        Raises:
+            ProblemError: `version` was given and is refused.
+        """
         if version is not None:
             await self.load(version)
+            return
+        last = self.registry.serving(self.service)
+        if last is not None:
+            with suppress(ProblemError):  # `load` has logged why; what to serve is told anew
+                await self.load(last)
+
+    def _remember(self, version: str) -> None:
+        try:
+            self.registry.set_serving(self.service, version)
+        except OSError as error:  # such as a registry that is mounted read-only
+            log.warning("not remembered across restarts", version=version, reason=str(error))
 
     def _stage(self, version: str) -> W:
         path = self.registry.open(version)

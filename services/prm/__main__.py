@@ -1,0 +1,21 @@
+"""`python -m services.prm --port 8003 --registry RUN/checkpoints`."""
+
+import torch
+from pydantic_settings import CliApp
+from transformers.utils import logging
+
+from agentprm.service import configure_logging, serve
+from services.prm.app import Settings, build
+
+
+def main() -> None:
+    """Run the service until it is told to stop."""
+    settings = CliApp.run(Settings)
+    configure_logging("prm")
+    logging.disable_progress_bar()
+    torch.set_num_threads(settings.threads)
+    serve(build(settings), settings.host, settings.port)
+
+
+if __name__ == "__main__":
+    main()
