@@ -74,8 +74,9 @@ def encode(
             start = len(ids)
             extend(render(k + 1))
             spans.append((start, len(ids)))
-        elif k + 1 == len(messages) or messages[k + 1].role != "assistant":
+        elif k + 1 < len(messages) and messages[k + 1].role != "assistant":
             extend(render(k + 1))
-    if generation_prompt:
-        extend(render(len(messages), prompt=True))
+    # The last message and the header of the answer are one segment, as they will be once the
+    # answer is part of the conversation: else the ids would not be a prefix of the later ones.
+    extend(render(len(messages), prompt=generation_prompt))
     return Encoded(ids=ids, spans=spans)
