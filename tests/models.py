@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from transformers.models.gpt_neox import GPTNeoXConfig
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen2 import Qwen2Config
 
-WORDS = (
-    "find have put take go to open close heat cool clean use examine move from in on with the a"
-    " you are see nothing happens room middle of your task is some it and at arrive mug apple"
-    " cabinet fridge drawer table desk lamp microwave look inventory act text world complete turn"
-    " told what observe answer two lines after few words one command carry out now each"
-).split()
+WORDS = re.findall(
+    r"\w+",
+    """
+    find have put take go to open close heat cool clean use examine move from in on with the a you
+    are see nothing happens room middle of your task is some it and at arrive mug apple cabinet
+    fridge drawer table desk lamp microwave look inventory act text world complete turn told what
+    observe answer two lines after few words one command carry out now each
+    """,
+)
 PIECES = ["REASON:", "ACTION:", "\n", " ", ".", ",", ":", ";", "-", "="]
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"

@@ -1,4 +1,4 @@
-"""How an action is made of a policy's answers: free text, or a draw from the admissible commands."""
+"""How actions are made of a policy's answers: free text, or draws from the admissible commands."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,11 +53,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_causal_lm(tmp_path_factory.mktemp("llama"), 0)
 
 
+@cache
+def plain(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
+
+
 def plain_log_probs(path: Path, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
     """Of each token of `answer`, by one forward pass without any cache or padding."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
     with torch.inference_mode():
-        logits = model(torch.tensor([[*prompt, *answer]])).logits[0]
+        logits = plain(path)(torch.tensor([[*prompt, *answer]])).logits[0]
     log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     return [float(log_probs[k, token]) for k, token in enumerate(answer)]
 
@@ -86,10 +92,9 @@ def test_log_probs_equal_a_plain_forward_pass(checkpoint: Path) -> None:
 def test_greedy_equals_transformers_generate(checkpoint: Path) -> None:
     prompts = [Prompt(conversation(t)) for t in (3, 1, 5)]
     answers = load(checkpoint).generate(prompts, Draw(temperature=0, max_tokens=20))
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
     for prompt, (sample,) in zip(prompts, answers, strict=True):
         ids = torch.tensor([prompt_ids(checkpoint, prompt.messages)])
-        whole = model.generate(
+        whole = plain(checkpoint).generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20
         )
         assert sample.ids == whole[0, ids.shape[1] :].tolist()
@@ -118,7 +123,11 @@ def test_a_seed_gives_the_same_samples_in_any_batch(llama: Path) -> None:
 
 
 def test_scores_equal_one_plain_forward_pass_per_answer(checkpoint: Path) -> None:
-    commands = [f"go to cabinet {k}" for k in (1, 10, 11, 2)] + ["look", "go to fridge 1", "look at"]
+    commands = [f"go to cabinet {k}" for k in (1, 10, 11, 2)] + [
+        "look",
+        "go to fridge 1",
+        "look at",
+    ]
     reasons = ["find mug", "find apple . heat"]
     answers = tuple(
         (f"REASON: {reason}\nACTION:", f" {command}") for reason in reasons for command in commands
@@ -158,9 +167,8 @@ def test_sampling_follows_the_models_distribution(llama: Path) -> None:
     engine = load(llama)
     prompts = [Prompt(conversation(1), (11, k)) for k in range(200)]
     drawn = [s.ids[0] for row in engine.generate(prompts, Draw(20, 0.7, 1)) for s in row]
-    model = AutoModelForCausalLM.from_pretrained(llama, dtype="float32")
     with torch.inference_mode():
-        logits = model(torch.tensor([prompt_ids(llama, conversation(1))])).logits[0, -1]
+        logits = plain(llama)(torch.tensor([prompt_ids(llama, conversation(1))])).logits[0, -1]
     expected = (logits / 0.7).softmax(-1).double().numpy() * len(drawn)
     seen = np.bincount(drawn, minlength=len(expected))
     often = expected >= 5

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from agentprm.protocol import Message
 
+CONTEXT_TOO_LONG = "Conversation too long"
+"""Title of the problem that a conversation beyond the model's length is."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -38,10 +41,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled answer after its opening. `text` leaves out the end-of-turn mark and the stop text.
+    """A sampled answer after its opening.
 
-    `log_probs[k]` is the natural log-probability of `ids[k]` at temperature 1; both include the
-    token that ended the answer. `finished` is False where the limit cut it.
+    `text` leaves out the end-of-turn mark and the stop text. `log_probs[k]` is the natural
+    log-probability of `ids[k]` at temperature 1; both include the token that ended the answer.
+    `finished` is False where the limit cut it.
     """
 
     text: str
@@ -89,6 +93,10 @@ class Engine(ABC):
         Raises:
             ProblemError: 422, a conversation with an answer is longer than the model takes.
         """
+
+    @abstractmethod
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones included."""
 
     @abstractmethod
     def check(self) -> None:

@@ -7,7 +7,7 @@ an answer and an observation; here only those are rendered and tokenised.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, TypeVar
 
 from agentprm.encoding import encode
@@ -27,7 +27,7 @@ class Codec:
         ValueError: the tokenizer has no chat template, or it does not render answers verbatim.
     """
 
-    def __init__(self, tokenizer: Any, eos: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, eos: Collection[int]) -> None:
         self._tokenizer = tokenizer
         self._prompts: _Bounded[tuple[Message, ...], tuple[str, list[int]]] = _Bounded(8192)
         self._segments: _Bounded[str, list[int]] = _Bounded(200_000)
@@ -57,6 +57,10 @@ class Codec:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones included."""
+        return [self._tokenizer.decode([token]) for token in ids]
 
     def _from_scratch(self, messages: tuple[Message, ...]) -> tuple[str, list[int]]:
         ids = encode(self._tokenizer, messages, generation_prompt=True).ids

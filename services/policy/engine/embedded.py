@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
-from services.policy.engine import Draw, Engine, Prompt, Question, Sample, Score
+from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Question, Sample, Score
 from services.policy.engine.codec import Codec, cut, stopper
 from services.policy.engine.kv import BatchKV
-from services.policy.engine.prefix_cache import Entry, PrefixCache
+from services.policy.engine.prefix_cache import Entry, PrefixCache, common_length
 from services.policy.engine.sampling import draw_tokens, generator
 from services.policy.engine.tree import Tree, build_trees
 
@@ -124,13 +124,14 @@ class EmbeddedEngine(Engine):
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        """Prefill what is not known yet, then sample in batches of prompts of similar length."""
         samples: list[list[Sample]] = [[] for _ in prompts]
         rows = []
         for number, prompt in enumerate(prompts):
             ids = self.codec.prompt(prompt.messages) + self.codec.opening(prompt.opening)
             self._require(len(ids) + 1)
             rows.append(self._row(number, ids))
-        for group in self._groups(rows, draw.n * STEPS):
+        for group in self._groups(rows, draw.n * min(draw.max_tokens, self.max_length)):
             kv, visible, logits = self._prefill(group, draw.n * STEPS)
             keys = [prompts[row.number].key for row in group]
             branches = self._decode(group, keys, kv, visible, logits, draw)
@@ -140,6 +141,7 @@ class EmbeddedEngine(Engine):
 
     @torch.inference_mode()
     def score(self, questions: Sequence[Question]) -> list[list[Score]]:
+        """All answers to a question as one tree (or a few) behind the prompt's keys and values."""
         scores: list[list[Score | None]] = []
         packed: list[_Packed] = []
         openings: list[list[int]] = []
@@ -152,7 +154,7 @@ class EmbeddedEngine(Engine):
                 packed.append(_Packed(row, tree, number, numbers))
             openings.append(
                 [
-                    _common(self.codec.opening(opening), ids)
+                    common_length(self.codec.opening(opening), ids)
                     for (opening, _), ids in zip(question.answers, found, strict=True)
                 ]
             )
@@ -169,6 +171,10 @@ class EmbeddedEngine(Engine):
                         opening_log_prob=float(steps[:opening].sum()),
                     )
         return [[score for score in found if score is not None] for found in scores]
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones included."""
+        return self.codec.tokens(ids)
 
     @torch.inference_mode()
     def check(self) -> None:
@@ -279,7 +285,9 @@ class EmbeddedEngine(Engine):
             uniform = np.stack([streams[row].random(n) for row in alive])
             tokens, log_probs = draw_tokens(logits, draw.temperature, uniform)
             for row, ids, values in zip(alive, tokens.tolist(), log_probs.tolist(), strict=True):
-                full = step + 1 == draw.max_tokens or len(rows[row].ids) + step + 1 == self.max_length
+                full = (
+                    step + 1 == draw.max_tokens or len(rows[row].ids) + step + 1 == self.max_length
+                )
                 for branch, token, value in zip(branches[row], ids, values, strict=True):
                     if branch.end:
                         continue
@@ -366,18 +374,10 @@ class EmbeddedEngine(Engine):
         if tokens > self.max_length:
             raise ProblemError(
                 422,
-                "Conversation too long",
+                CONTEXT_TOO_LONG,
                 f"the conversation and its answer take at least {tokens} tokens, "
                 f"the model takes {self.max_length}",
             )
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens `a` and `b` have in common at their beginnings."""
-    for k, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return k
-    return min(len(a), len(b))
 
 
 def _eos(model: Any, tokenizer: Any) -> set[int]:

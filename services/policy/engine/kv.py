@@ -19,6 +19,7 @@ class _Layer(DynamicLayer):
 
     def __init__(self, room: int) -> None:
         super().__init__()
+        self.is_initialized = False
         self.length = 0
         self._room = room
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import torch
 
@@ -48,12 +47,11 @@ class PrefixCache:
         if entry is None:
             return None, 0
         self._entries.move_to_end(entry)
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, entry.ids)))
-        return entry, common
+        return entry, common_length(ids, entry.ids)
 
     def add(self, entry: Entry, *, replaces: Entry | None = None) -> None:
         """Keep `entry`; `replaces` is one whose whole conversation `entry` begins with."""
-        if replaces in self._entries:
+        if replaces is not None and replaces in self._entries:
             self._remove(replaces)
         if len(entry.ids) > self.capacity:
             return
@@ -69,6 +67,14 @@ class PrefixCache:
         for digest in self._entries.pop(entry):
             if self._by_hash.get(digest) is entry:
                 del self._by_hash[digest]
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` have in common at their beginnings."""
+    for k, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return k
+    return min(len(a), len(b))
 
 
 def _hashes(ids: Sequence[int]) -> Iterator[int]:
