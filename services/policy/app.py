@@ -39,7 +39,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
             cache_tokens=settings.cache_tokens,
         )
 
-    serving = Serving("policy", Registry(settings.registry), build, Engine.check)
+    serving = Serving("policy", Registry(settings.registry), build, lambda engine: engine.check())
     decoder = Decoder(load_prompt(settings.prompt))
     batcher = Batcher(serving, max_waiting=settings.queue)
     prm = (

@@ -9,7 +9,7 @@ from agentprm.protocol import ActResult, Candidate, Choice, ScoreRequest, State
 from agentprm.service import ProblemError
 
 
-async def choosebest(
+async def choose_best(
     prm: AsyncPRMClient | None, states: Sequence[State], results: Sequence[ActResult]
 ) -> tuple[str, list[ActResult]]:
     """The PRM's version, and the results with every candidate's Q and the best one chosen.
