@@ -1,0 +1,24 @@
+"""`python -m services.policy --registry RUN/checkpoints`."""
+
+from __future__ import annotations
+
+import torch
+from pydantic_settings import CliApp
+from transformers.utils.logging import disable_progress_bar
+
+from agentprm.service import configure_logging, serve
+from services.policy.app import build_app
+from services.policy.settings import PolicySettings
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    settings = CliApp.run(PolicySettings)
+    configure_logging("policy")
+    disable_progress_bar()
+    torch.set_num_threads(settings.threads)
+    serve(build_app(settings), settings.host, settings.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""One thread for the model, a bounded queue before it, and waiting requests merged into batches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+from prometheus_client import Gauge, Histogram
+
+from agentprm.service import ProblemError
+from agentprm.serving import Served, Serving
+
+W = TypeVar("W")
+
+BATCH = Histogram(
+    "agentprm_policy_batch_items", "Conversations in a batch", buckets=[2**k for k in range(11)]
+)
+WAITING = Gauge("agentprm_policy_waiting_samples", "Samples asked for that wait for the model")
+
+log = structlog.get_logger()
+
+Work = Callable[[W, Sequence[Any]], Sequence[Any]]
+
+
+@dataclass
+class _Job(Generic[W]):
+    """Items of one request. Jobs of equal `kind` may be computed together by either's `work`."""
+
+    kind: Hashable
+    work: Work[W]
+    items: Sequence[Any]
+    cost: int
+    answer: asyncio.Future[tuple[str, Sequence[Any]]]
+
+
+class Batcher(Generic[W]):
+    """Computes jobs in the order of their arrival, on the weights that serve when their turn comes.
+
+    While a batch is computed, what arrives waits; then all that waits and is of the first one's
+    kind goes into one batch of at most `max_items`. So a lone request never waits for company.
+    """
+
+    def __init__(self, serving: Serving[W], *, max_waiting: int, max_items: int = 256) -> None:
+        self._serving = serving
+        self._max_waiting = max_waiting
+        self._max_items = max_items
+        self._jobs: deque[_Job[W]] = deque()
+        self.waiting = 0
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "model")
+
+    async def submit(
+        self, kind: Hashable, work: Work[W], items: Sequence[Any], cost: int
+    ) -> tuple[str, Sequence[Any]]:
+        """The version that computed, and a result for each item.
+
+        `work(weights, items)` runs in the model's thread and gives one result an item. `cost` is
+        the number of samples, which the queue's bound counts.
+
+        Raises:
+            ProblemError: 429, the queue is full; 503, nothing is loaded; or what `work` raises.
+        """
+        self._serving.current()
+        if self.waiting and self.waiting + cost > self._max_waiting:
+            detail = f"{self.waiting} samples wait already"
+            raise ProblemError(429, "Too many requests", detail, retry_after=1)
+        answer: asyncio.Future[tuple[str, Sequence[Any]]]
+        answer = asyncio.get_running_loop().create_future()
+        self._jobs.append(_Job(kind, work, items, cost, answer))
+        self._count(cost)
+        self._arrived.set()
+        return await answer
+
+    async def run(self) -> None:
+        """Compute until cancelled."""
+        try:
+            while True:
+                await self._arrived.wait()
+                batch = self._take()
+                if batch:
+                    await self._compute(batch)
+        finally:
+            for job in self._jobs:
+                job.answer.cancel()
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self) -> list[_Job[W]]:
+        """The job that waited longest and those of its kind. Requests given up are passed over."""
+        batch: list[_Job[W]] = []
+        rest: deque[_Job[W]] = deque()
+        items = 0
+        for job in self._jobs:
+            if job.answer.done():
+                self._count(-job.cost)
+            elif not batch or (
+                job.kind == batch[0].kind and items + len(job.items) <= self._max_items
+            ):
+                self._count(-job.cost)
+                batch.append(job)
+                items += len(job.items)
+            else:
+                rest.append(job)
+        self._jobs = rest
+        if not rest:
+            self._arrived.clear()
+        return batch
+
+    async def _compute(self, batch: Sequence[_Job[W]]) -> None:
+        served = self._serving.current()
+        items = [item for job in batch for item in job.items]
+        BATCH.observe(len(items))
+        try:
+            results = await self._in_thread(batch[0].work, served, items)
+        except Exception as error:
+            if len(batch) > 1:  # one request's fault must not be the others'
+                for job in batch:
+                    await self._compute([job])
+            elif not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        start = 0
+        for job in batch:
+            end = start + len(job.items)
+            if not job.answer.done():
+                job.answer.set_result((served.version, results[start:end]))
+            start = end
+
+    async def _in_thread(
+        self, work: Work[W], served: Served[W], items: Sequence[Any]
+    ) -> Sequence[Any]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, work, served.weights, items)
+
+    def _count(self, change: int) -> None:
+        self.waiting += change
+        WAITING.set(self.waiting)
+
+
+@contextlib.asynccontextmanager
+async def running(batcher: Batcher[W]) -> AsyncIterator[None]:
+    """Run the batcher while the block runs."""
+    task = asyncio.create_task(batcher.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,163 @@
+"""How actions are made of a policy's answers: free text, or draws from the admissible commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agentprm.prompts import Prompt as Template
+from agentprm.prompts import parse_action
+from agentprm.protocol import MAX_TEXT, Action, ActResult, Candidate, Decoding, Sampling, State
+from services.policy.engine import Draw, Engine, Prompt, Question, Score
+from services.policy.engine.sampling import draw_index, generator
+
+
+@dataclass(frozen=True)
+class Query:
+    """A state to act in. `key` is (seed, index), on which its samples depend."""
+
+    state: State
+    key: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The literal parts of an action's text: before REASON's content, between, behind ACTION's."""
+
+    head: str
+    middle: str
+    tail: str
+
+    @classmethod
+    def of(cls, template: Template) -> _Frame:
+        """Taken from a rendered probe.
+
+        Raises:
+            ValueError: the template does not render the reason, then the command, verbatim.
+        """
+        text = template.action_text(Action(reason="<reason>", command="<command>"))
+        head, found_reason, rest = text.partition("<reason>")
+        middle, found_command, tail = rest.partition("<command>")
+        if not found_reason or not found_command or not middle.strip():
+            raise ValueError("the prompt template's output is not a reason, then a command")
+        return cls(head, middle, tail)
+
+
+class Decoder:
+    """Candidate actions from an engine's answers, for one prompt template."""
+
+    def __init__(self, template: Template) -> None:
+        self.template = template
+        self._frame = _Frame.of(template)
+
+    def act(
+        self, engine: Engine, queries: Sequence[Query], n: int, sampling: Sampling
+    ) -> list[ActResult]:
+        """`n` samples in each state, equal actions merged; the first drawn is the chosen.
+
+        Where a state lists no admissible commands, the text is decoded freely.
+        """
+        results: list[ActResult | None] = [None] * len(queries)
+        restricted = [
+            sampling.decoding is Decoding.ADMISSIBLE and any(query.state.admissible)
+            for query in queries
+        ]
+        for way, decode in ((True, self._admissible), (False, self._free)):
+            numbers = [k for k, flag in enumerate(restricted) if flag is way]
+            if numbers:
+                found = decode(engine, [queries[k] for k in numbers], n, sampling)
+                for k, candidates in zip(numbers, found, strict=True):
+                    results[k] = ActResult(candidates=candidates, chosen=0)
+        return [result for result in results if result is not None]
+
+    def _free(
+        self, engine: Engine, queries: Sequence[Query], n: int, sampling: Sampling
+    ) -> list[list[Candidate]]:
+        prompts = [Prompt(tuple(self.template.messages(q.state)), q.key) for q in queries]
+        draw = Draw(n, sampling.temperature, sampling.max_tokens)
+        found = []
+        for samples in engine.generate(prompts, draw):
+            candidates = []
+            for sample in samples:
+                action, well_formed = parse_action(sample.text)
+                candidates.append(
+                    Candidate(
+                        action=action,
+                        log_prob=sum(sample.log_probs),
+                        tokens=len(sample.ids),
+                        well_formed=well_formed,
+                    )
+                )
+            found.append(_merged(candidates))
+        return found
+
+    def _admissible(
+        self, engine: Engine, queries: Sequence[Query], n: int, sampling: Sampling
+    ) -> list[list[Candidate]]:
+        """REASON token by token up to the end of its line, then a command as a whole.
+
+        The action's text is then encoded as training encodes it, and every command scored behind
+        every distinct reason. So what is scored does not depend on how the reason was tokenised
+        when it was sampled.
+        """
+        frame = self._frame
+        messages = [tuple(self.template.messages(query.state)) for query in queries]
+        prompts = [
+            Prompt(conversation, query.key, opening=frame.head.rstrip())
+            for conversation, query in zip(messages, queries, strict=True)
+        ]
+        stop = ("\n", frame.middle.strip())
+        sampled = engine.generate(prompts, Draw(n, sampling.temperature, sampling.max_tokens, stop))
+        reasons = [[s.text.strip()[:MAX_TEXT] for s in samples] for samples in sampled]
+        commands = [[c for c in dict.fromkeys(q.state.admissible) if c] for q in queries]
+        questions = []
+        for conversation, drawn, allowed in zip(messages, reasons, commands, strict=True):
+            answers = []
+            for reason in dict.fromkeys(drawn):
+                opening = f"{frame.head}{reason}{frame.middle.rstrip()}"
+                space = frame.middle[len(frame.middle.rstrip()) :]
+                answers += [(opening, f"{space}{command}{frame.tail}") for command in allowed]
+            questions.append(Question(conversation, tuple(answers)))
+        found = []
+        for query, drawn, allowed, scores in zip(
+            queries, reasons, commands, engine.score(questions), strict=True
+        ):
+            of_reason = {
+                reason: scores[k * len(allowed) : (k + 1) * len(allowed)]
+                for k, reason in enumerate(dict.fromkeys(drawn))
+            }
+            uniform = generator(query.key, 1).random(n)
+            candidates = []
+            for reason, at in zip(drawn, uniform, strict=True):
+                row = of_reason[reason]
+                chosen = draw_index([s.log_prob for s in row], sampling.temperature, at)
+                candidates.append(
+                    Candidate(
+                        action=Action(reason=reason, command=allowed[chosen]),
+                        log_prob=_log_prob(row, chosen),
+                        tokens=len(row[chosen].ids),
+                    )
+                )
+            found.append(_merged(candidates))
+        return found
+
+
+def _log_prob(scores: Sequence[Score], chosen: int) -> float:
+    """Of REASON, plus that of the command among the admissible ones."""
+    totals = np.array([score.log_prob for score in scores])
+    among = totals[chosen] - np.logaddexp.reduce(totals)
+    return float(scores[chosen].opening_log_prob + among)
+
+
+def _merged(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Equal actions as one candidate with their count, in order of first appearance."""
+    distinct: dict[tuple[Action, bool], Candidate] = {}
+    for candidate in candidates:
+        key = (candidate.action, candidate.well_formed)
+        first = distinct.get(key)
+        distinct[key] = (
+            candidate if first is None else first.model_copy(update={"count": first.count + 1})
+        )
+    return list(distinct.values())

@@ -1,0 +1,103 @@
+"""What the policy service asks of an engine, whatever runs the model.
+
+An engine holds one checkpoint. It samples answers to conversations, and scores answers that are
+given. How actions are made of answers is `services.policy.decoding`'s business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentprm.protocol import Message
+
+CONTEXT_TOO_LONG = "Conversation too long"
+"""Title of the problem that a conversation beyond the model's length is."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that the agent answers next.
+
+    `key` is (seed, index): samples depend on it and the conversation alone. `opening` is how the
+    answer has to begin.
+    """
+
+    messages: tuple[Message, ...]
+    key: tuple[int, int] = (0, 0)
+    opening: str = ""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How to sample. An answer ends at the end-of-turn mark, at a `stop` text, or at the limit."""
+
+    n: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled answer after its opening.
+
+    `text` leaves out the end-of-turn mark and the stop text. `log_probs[k]` is the natural
+    log-probability of `ids[k]` at temperature 1; both include the token that ended the answer.
+    `finished` is False where the limit cut it.
+    """
+
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+    prompt_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whole answers to score after one conversation; each is an opening and its rest."""
+
+    messages: tuple[Message, ...]
+    answers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The log-probability of a whole answer and of its opening, the end-of-turn mark included.
+
+    `ids` are the answer's tokens as training encodes them.
+    """
+
+    ids: list[int]
+    log_prob: float
+    opening_log_prob: float
+
+
+class Engine(ABC):
+    """One checkpoint of a policy, ready to answer. Called from one thread at a time."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        """`draw.n` samples for each prompt.
+
+        Raises:
+            ProblemError: 422, a conversation is longer than the model takes.
+        """
+
+    @abstractmethod
+    def score(self, questions: Sequence[Question]) -> list[list[Score]]:
+        """A score for each answer of each question.
+
+        Raises:
+            ProblemError: 422, a conversation with an answer is longer than the model takes.
+        """
+
+    @abstractmethod
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones included."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """The canary: raise where the model does not compute what it should."""

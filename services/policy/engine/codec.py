@@ -1,0 +1,160 @@
+"""Text to token ids and back, as `agentprm.encoding` defines it, at the pace of serving.
+
+`encode` renders a conversation once per message. While an episode runs, its conversation grows by
+an answer and an observation; here only those are rendered and tokenised.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Generic, TypeVar
+
+from agentprm.encoding import encode
+from agentprm.protocol import Message
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Codec:
+    """The ids of conversations and answers, and the text of sampled ids, for one tokenizer.
+
+    `ends` are the tokens that end a turn: the checkpoint's end-of-sequence tokens and the mark
+    that the chat template puts behind an answer.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or it does not render answers verbatim.
+    """
+
+    def __init__(self, tokenizer: Any, eos: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._prompts: _Bounded[tuple[Message, ...], tuple[str, list[int]]] = _Bounded(8192)
+        self._segments: _Bounded[str, list[int]] = _Bounded(200_000)
+        self._before, self._after = self._frame()
+        self.ends = frozenset(eos) | self._end_mark()
+
+    def prompt(self, messages: tuple[Message, ...]) -> list[int]:
+        """The ids up to where the assistant's answer begins; equal to `encode`'s."""
+        known = self._prompts.get(messages)
+        if known is None:
+            known = self._extended(messages) or self._from_scratch(messages)
+            self._prompts.put(messages, known)
+        return known[1]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of whole answers, each up to its first end-of-turn token."""
+        found = self._encode([f"{self._before}{text}{self._after}" for text in texts])
+        return [self._to_end(ids) for ids in found]
+
+    def opening(self, text: str) -> list[int]:
+        """The ids of the beginning of an answer."""
+        return self._encode([self._before + text])[0] if text else []
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of sampled tokens, without special ones."""
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones included."""
+        return [self._tokenizer.decode([token]) for token in ids]
+
+    def _from_scratch(self, messages: tuple[Message, ...]) -> tuple[str, list[int]]:
+        ids = encode(self._tokenizer, messages, generation_prompt=True).ids
+        return self._render(messages, prompt=True), ids
+
+    def _extended(self, messages: tuple[Message, ...]) -> tuple[str, list[int]] | None:
+        """From the conversation of the turn before, where that is known."""
+        if len(messages) < 3 or messages[-2].role != "assistant":
+            return None
+        earlier = self._prompts.get(messages[:-2])
+        if earlier is None:
+            return None
+        text, ids = earlier
+        answered = self._render(messages[:-1], prompt=False)
+        whole = self._render(messages, prompt=True)
+        if not (answered.startswith(text) and whole.startswith(answered)):
+            return None  # `encode` says what is wrong
+        answer, observation = self._encode([answered[len(text) :], whole[len(answered) :]])
+        return whole, ids + answer + observation
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        found = {text: self._segments.get(text) for text in texts}
+        missing = [text for text, ids in found.items() if ids is None]
+        if missing:
+            batch = self._tokenizer(missing, add_special_tokens=False)["input_ids"]
+            for text, ids in zip(missing, batch, strict=True):
+                found[text] = ids
+                self._segments.put(text, ids)
+        return [found[text] or [] for text in texts]
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        raw = [{"role": m.role, "content": m.content} for m in messages]
+        text: str = self._tokenizer.apply_chat_template(
+            raw, tokenize=False, add_generation_prompt=prompt
+        )
+        return text
+
+    def _frame(self) -> tuple[str, str]:
+        """What the template puts between the header and an answer, and behind an answer."""
+        asked = [Message(role="user", content="x")]
+        answer = "REASON: y\nACTION: z"
+        header = self._render(asked, prompt=True)
+        whole = self._render([*asked, Message(role="assistant", content=answer)], prompt=False)
+        if not whole.startswith(header) or answer not in whole[len(header) :]:
+            raise ValueError("the chat template does not render the assistant's answer verbatim")
+        before, _, after = whole[len(header) :].partition(answer)
+        return before, after
+
+    def _end_mark(self) -> set[int]:
+        """The first token behind an answer, unless it is white space, which answers contain."""
+        ids = self._encode([self._after])[0] if self._after else []
+        mark = self._tokenizer.decode(ids[:1])
+        return set(ids[:1]) if mark.strip() else set()
+
+    def _to_end(self, ids: list[int]) -> list[int]:
+        for k, token in enumerate(ids):
+            if token in self.ends:
+                return ids[: k + 1]
+        return ids
+
+
+class _Bounded(Generic[K, V]):
+    """A mapping that forgets what was not used for longest."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        value = self._items.get(key)
+        if value is not None:
+            self._items.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        self._items[key] = value
+        if len(self._items) > self._size:
+            self._items.popitem(last=False)
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of `stops` in it."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(found)] if found else text
+
+
+def stopper(codec: Codec, stops: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+    """Whether the tokens sampled so far end in, or contain at their end, one of `stops`."""
+    window = max((len(stop.encode()) for stop in stops), default=0)
+
+    def stopped(ids: Sequence[int]) -> bool:
+        if not stops:
+            return False
+        tail = codec.text(ids[-window:])
+        return any(stop in tail for stop in stops)
+
+    return stopped

@@ -1,0 +1,407 @@
+"""The engine inside the service's process: any `AutoModelForCausalLM`, by transformers.
+
+Masks and positions are always given explicitly, as every batch mixes conversations of different
+lengths, several samples side by side in one row, or a tree of commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from prometheus_client import Counter
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agentprm.protocol import Message
+from agentprm.service import ProblemError
+from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Question, Sample, Score
+from services.policy.engine.codec import Codec, cut, stopper
+from services.policy.engine.kv import BatchKV
+from services.policy.engine.prefix_cache import Entry, PrefixCache, common_length
+from services.policy.engine.sampling import draw_tokens, generator
+from services.policy.engine.tree import Tree, build_trees
+
+NEW_TOKENS = 8192
+"""Most tokens of one forward pass, padding included."""
+HELD_TOKENS = 131_072
+"""Most tokens whose keys and values a batch holds, padding included."""
+TREE_NODES = 512
+"""Most command tokens packed into one row."""
+STEPS = 16
+"""Columns of storage for decoding before it has to grow, per sample."""
+
+PROMPT_TOKENS = Counter(
+    "agentprm_policy_prompt_tokens_total", "Prompt tokens by source", ["source"]
+)
+FORWARD_TOKENS = Counter(
+    "agentprm_policy_forward_tokens_total", "Tokens through the model, padding included", ["phase"]
+)
+
+
+@dataclass
+class _Row:
+    """A prompt's place in a batch: it has `common` tokens in common with `entry`."""
+
+    number: int
+    ids: list[int]
+    entry: Entry | None = None
+    common: int = 0
+
+    @property
+    def hit(self) -> int:
+        """Tokens taken from `entry`. The last is computed anew: its logits are wanted."""
+        return min(self.common, len(self.ids) - 1)
+
+    @property
+    def new(self) -> int:
+        return len(self.ids) - self.hit
+
+
+@dataclass
+class _Branch:
+    """One sample in the making."""
+
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    end: str = ""
+    """`mark`, `stop` or `limit` once it is finished."""
+
+
+@dataclass
+class _Packed:
+    """A tree in a batch, for the answers `numbers` of question `question`."""
+
+    row: _Row
+    tree: Tree
+    question: int
+    numbers: list[int]
+
+    @property
+    def new(self) -> int:
+        return len(self.tree.tokens)
+
+    @property
+    def hit(self) -> int:
+        return self.row.hit
+
+
+R = TypeVar("R", _Row, _Packed)
+
+
+class EmbeddedEngine(Engine):
+    """A causal language model, its tokenizer, and the keys and values of recent conversations."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, cache_tokens: int) -> None:
+        text_config = model.config.get_text_config()
+        self._model = model.eval()
+        self._device = model.device
+        self._layers: int = text_config.num_hidden_layers
+        self._vocabulary: int = text_config.vocab_size
+        self._pad = 0
+        self._cache = PrefixCache(cache_tokens)
+        self.codec = Codec(tokenizer, _eos(model, tokenizer))
+        self.max_length = _max_length(text_config)
+
+    @classmethod
+    def load(cls, path: Path, *, device: str, dtype: str, cache_tokens: int) -> EmbeddedEngine:
+        """The checkpoint in the directory `path`: safetensors only, nothing fetched or executed."""
+        where = _device(device)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="float32" if dtype == "auto" and where.type == "cpu" else dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        return cls(model.to(where), tokenizer, cache_tokens=cache_tokens)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        """Prefill what is not known yet, then sample in batches of prompts of similar length."""
+        samples: list[list[Sample]] = [[] for _ in prompts]
+        rows = []
+        for number, prompt in enumerate(prompts):
+            ids = self.codec.prompt(prompt.messages) + self.codec.opening(prompt.opening)
+            self._require(len(ids) + 1)
+            rows.append(self._row(number, ids))
+        for group in self._groups(rows, draw.n * min(draw.max_tokens, self.max_length)):
+            kv, visible, logits = self._prefill(group, draw.n * STEPS)
+            keys = [prompts[row.number].key for row in group]
+            branches = self._decode(group, keys, kv, visible, logits, draw)
+            for row, found in zip(group, branches, strict=True):
+                samples[row.number] = [self._sample(row, branch, draw) for branch in found]
+        return samples
+
+    @torch.inference_mode()
+    def score(self, questions: Sequence[Question]) -> list[list[Score]]:
+        """All answers to a question as one tree (or a few) behind the prompt's keys and values."""
+        scores: list[list[Score | None]] = []
+        packed: list[_Packed] = []
+        openings: list[list[int]] = []
+        answers: list[list[list[int]]] = []
+        for number, question in enumerate(questions):
+            row = self._row(number, self.codec.prompt(question.messages))
+            found = self.codec.answers([opening + rest for opening, rest in question.answers])
+            self._require(len(row.ids) + max(map(len, found)))
+            for tree, numbers in build_trees(row.ids[row.hit :], found, TREE_NODES):
+                packed.append(_Packed(row, tree, number, numbers))
+            openings.append(
+                [
+                    common_length(self.codec.opening(opening), ids)
+                    for (opening, _), ids in zip(question.answers, found, strict=True)
+                ]
+            )
+            answers.append(found)
+            scores.append([None] * len(found))
+        for group in self._groups(packed, 0):
+            for item, log_probs in zip(group, self._score_trees(group), strict=True):
+                for answer, path in zip(item.numbers, item.tree.paths, strict=True):
+                    steps = log_probs[path]
+                    opening = openings[item.question][answer]
+                    scores[item.question][answer] = Score(
+                        ids=answers[item.question][answer],
+                        log_prob=float(steps.sum()),
+                        opening_log_prob=float(steps[:opening].sum()),
+                    )
+        return [[score for score in found if score is not None] for found in scores]
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones included."""
+        return self.codec.tokens(ids)
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Finite logits, and the same ones whether a prefix is computed before or at once."""
+        ids = self.codec.prompt((Message(role="user", content="You are in the middle of a room."),))
+        row = _Row(0, ids)
+        _, _, whole = self._prefill([row], 1)
+        if not torch.isfinite(whole).all():
+            raise ValueError("its logits are not finite")
+        half = len(ids) // 2
+        kv, _, _ = self._prefill([_Row(0, ids[:half])], 1)
+        entry = Entry(tuple(ids[:half]), kv.row(0, 0, 0, half))
+        _, _, parts = self._prefill([_Row(0, ids, entry, half)], 1)
+        tolerance = 1e-3 if whole.dtype == torch.float32 else 0.5
+        if not torch.allclose(whole, parts, atol=tolerance, rtol=tolerance):
+            raise ValueError("its keys and values cannot be kept from turn to turn")
+
+    # --- prefill --------------------------------------------------------------------------------
+
+    def _row(self, number: int, ids: list[int]) -> _Row:
+        entry, common = self._cache.find(ids)
+        return _Row(number, ids, entry, common)
+
+    def _prefill(
+        self, rows: Sequence[_Row], room: int
+    ) -> tuple[BatchKV, torch.Tensor, torch.Tensor]:
+        """Keys and values of the rows, which columns count [rows, columns], last logits [rows, V].
+
+        The columns are those known from before, then the new tokens, aligned at the right.
+        """
+        kv = BatchKV(self._layers, [(row.entry, row.hit) for row in rows], room)
+        past = kv.get_seq_length()
+        width = max(row.new for row in rows)
+        tokens = np.full((len(rows), width), self._pad)
+        positions = np.zeros((len(rows), width), dtype=np.int64)
+        visible = np.zeros((len(rows), past + width), dtype=np.bool_)
+        for number, row in enumerate(rows):
+            tokens[number, width - row.new :] = row.ids[row.hit :]
+            positions[number, width - row.new :] = range(row.hit, len(row.ids))
+            visible[number, : row.hit] = True
+            visible[number, past + width - row.new :] = True
+        mask = np.repeat(visible[:, None], width, axis=1)
+        mask[:, :, past:] &= np.tri(width, dtype=np.bool_)
+        mask[:, range(width), range(past, past + width)] = True  # padding sees itself, lest NaN
+        logits = self._forward(kv, tokens, positions, torch.from_numpy(mask), "prefill", keep=1)
+        PROMPT_TOKENS.labels("cached").inc(sum(row.hit for row in rows))
+        PROMPT_TOKENS.labels("computed").inc(sum(row.new for row in rows))
+        for number, row in enumerate(rows):
+            if row.common < len(row.ids):
+                end = past + width
+                entry = Entry(tuple(row.ids), kv.row(number, row.hit, end - row.new, end))
+                extended = row.entry is not None and row.common == len(row.entry.ids)
+                self._cache.add(entry, replaces=row.entry if extended else None)
+        return kv, torch.from_numpy(visible).to(self._device), logits[:, -1]
+
+    def _forward(
+        self,
+        kv: BatchKV,
+        tokens: Any,
+        positions: Any,
+        mask: torch.Tensor,
+        phase: str,
+        keep: int = 0,
+    ) -> torch.Tensor:
+        """Logits [rows, tokens or `keep`, V]. `mask` [rows, tokens, columns] is True where seen."""
+        mask = mask.to(self._device)
+        dtype = self._model.dtype
+        additive = torch.zeros(mask.shape, dtype=dtype, device=self._device)
+        additive.masked_fill_(~mask, torch.finfo(dtype).min)
+        FORWARD_TOKENS.labels(phase).inc(mask.shape[0] * mask.shape[1])
+        positions = torch.as_tensor(positions, device=self._device)
+        output = self._model(
+            input_ids=torch.as_tensor(tokens, device=self._device),
+            position_ids=positions.clamp(max=self.max_length - 1),
+            attention_mask=additive[:, None],
+            past_key_values=kv,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    # --- decoding -------------------------------------------------------------------------------
+
+    def _decode(
+        self,
+        rows: Sequence[_Row],
+        keys: Sequence[tuple[int, int]],
+        kv: BatchKV,
+        visible: torch.Tensor,
+        logits: torch.Tensor,
+        draw: Draw,
+    ) -> list[list[_Branch]]:
+        """`draw.n` branches side by side in each row: the prompt is held and read once.
+
+        Finished rows are computed along until half of the batch is finished: to drop them is to
+        copy what remains.
+        """
+        n = draw.n
+        streams = [generator(key, 0) for key in keys]
+        branches = [[_Branch() for _ in range(n)] for _ in rows]
+        stopped = stopper(self.codec, draw.stop)
+        alive = list(range(len(rows)))
+        starts = np.array([len(row.ids) for row in rows])
+        own = torch.eye(n, dtype=torch.bool, device=self._device)
+        logits = logits[:, None].expand(-1, n, -1)
+        for step in range(draw.max_tokens):
+            uniform = np.stack([streams[row].random(n) for row in alive])
+            tokens, log_probs = draw_tokens(logits, draw.temperature, uniform)
+            for row, ids, values in zip(alive, tokens.tolist(), log_probs.tolist(), strict=True):
+                full = (
+                    step + 1 == draw.max_tokens or len(rows[row].ids) + step + 1 == self.max_length
+                )
+                for branch, token, value in zip(branches[row], ids, values, strict=True):
+                    if branch.end:
+                        continue
+                    branch.ids.append(token)
+                    branch.log_probs.append(value)
+                    if token in self.codec.ends:
+                        branch.end = "mark"
+                    elif stopped(branch.ids):
+                        branch.end = "stop"
+                    elif full:
+                        branch.end = "limit"
+            open_ = [k for k, row in enumerate(alive) if not all(b.end for b in branches[row])]
+            if not open_:
+                break
+            if 2 * len(open_) <= len(alive):
+                keep = torch.tensor(open_, device=self._device)
+                kv.select(keep)
+                visible, tokens = visible[keep], tokens[keep]
+                alive = [alive[k] for k in open_]
+            mask = torch.cat(
+                [
+                    visible[:, None].expand(-1, n, -1),
+                    own.repeat(1, step + 1).expand(len(alive), -1, -1),
+                ],
+                dim=-1,
+            )
+            positions = np.repeat(starts[alive, None] + step, n, axis=1)
+            logits = self._forward(kv, tokens, positions, mask, "decode")
+        return branches
+
+    def _sample(self, row: _Row, branch: _Branch, draw: Draw) -> Sample:
+        ids = branch.ids[:-1] if branch.end == "mark" else branch.ids
+        return Sample(
+            text=cut(self.codec.text(ids), draw.stop),
+            ids=branch.ids,
+            log_probs=branch.log_probs,
+            prompt_tokens=len(row.ids),
+            finished=branch.end != "limit",
+        )
+
+    # --- scoring --------------------------------------------------------------------------------
+
+    def _score_trees(self, group: Sequence[_Packed]) -> list[np.ndarray[Any, Any]]:
+        """Of each tree the log-probabilities of its edges."""
+        kv = BatchKV(self._layers, [(item.row.entry, item.hit) for item in group], 0)
+        past = kv.get_seq_length()
+        width = max(item.new for item in group)
+        tokens = np.full((len(group), width), self._pad)
+        positions = np.zeros((len(group), width), dtype=np.int64)
+        mask = np.zeros((len(group), width, past + width), dtype=np.bool_)
+        mask[:, range(width), range(past, past + width)] = True
+        for number, item in enumerate(group):
+            tokens[number, : item.new] = item.tree.tokens
+            positions[number, : item.new] = np.array(item.tree.depths) + item.hit
+            mask[number, : item.new, : item.hit] = True
+            mask[number, : item.new, past : past + item.new] = item.tree.ancestors()
+        logits = self._forward(kv, tokens, positions, torch.from_numpy(mask), "score").float()
+        totals = logits.logsumexp(dim=-1)
+        result = []
+        for number, item in enumerate(group):
+            nodes, predicted = torch.tensor(item.tree.edges, device=self._device).T
+            values = logits[number, nodes, predicted] - totals[number, nodes]
+            result.append(values.double().cpu().numpy())
+        return result
+
+    # --- batches --------------------------------------------------------------------------------
+
+    def _groups(self, rows: Sequence[R], room: int) -> Iterator[list[R]]:
+        """Batches of rows of similar size, each within the bounds on tokens computed and held."""
+        new_bound = min(NEW_TOKENS, max(1, 2**28 // self._vocabulary))
+        group: list[R] = []
+        for row in sorted(rows, key=lambda row: (row.new, row.hit)):
+            width = row.new  # rows come in order of it, so it is the widest
+            held = width + room + max([row.hit, *(other.hit for other in group)])
+            count = len(group) + 1
+            if group and (count * width > new_bound or count * held > HELD_TOKENS):
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
+
+    def _require(self, tokens: int) -> None:
+        if tokens > self.max_length:
+            raise ProblemError(
+                422,
+                CONTEXT_TOO_LONG,
+                f"the conversation and its answer take at least {tokens} tokens, "
+                f"the model takes {self.max_length}",
+            )
+
+
+def _eos(model: Any, tokenizer: Any) -> set[int]:
+    found: set[int] = set()
+    for eos in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
+    return found
+
+
+def _max_length(config: Any) -> int:
+    """Tokens that the model takes; where attention slides, no more than its window.
+
+    Explicit masks do not slide, so beyond the window they would differ from training.
+    """
+    lengths = [
+        getattr(config, "max_position_embeddings", None),
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None,
+    ]
+    return min((length for length in lengths if length), default=2**20)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

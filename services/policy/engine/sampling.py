@@ -1,0 +1,47 @@
+"""Drawing tokens. Each prompt has a random stream of its own, so no batch changes its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+def generator(key: tuple[int, int], purpose: int) -> np.random.Generator:
+    """The random stream of (seed, index) for one purpose: 0 samples tokens, 1 draws commands."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, purpose])))
+
+
+def draw_tokens(
+    logits: torch.Tensor, temperature: float, uniform: npt.NDArray[np.float64]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens drawn by inverting the distribution function at `uniform`; the likeliest at 0.
+
+    Args:
+        logits: [rows, n, vocabulary].
+        temperature: 0 or more.
+        uniform: [rows, n], in [0, 1).
+
+    Returns:
+        Tokens [rows, n] and their log-probabilities at temperature 1 [rows, n].
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    if temperature == 0:
+        tokens = log_probs.argmax(dim=-1)
+    else:
+        mass = torch.softmax(log_probs.double() / temperature, dim=-1).cumsum(dim=-1)
+        at = torch.as_tensor(uniform, device=mass.device)[..., None] * mass[..., -1:]
+        tokens = torch.searchsorted(mass, at, right=True)[..., 0]
+        tokens = tokens.clamp_(max=logits.shape[-1] - 1)
+    return tokens, log_probs.gather(-1, tokens[..., None])[..., 0]
+
+
+def draw_index(log_weights: Sequence[float], temperature: float, uniform: float) -> int:
+    """An index by softmax(`log_weights` / `temperature`); the first of the largest at 0."""
+    weights = np.asarray(log_weights, dtype=np.float64)
+    if temperature == 0:
+        return int(weights.argmax())
+    mass = np.exp((weights - weights.max()) / temperature).cumsum()
+    return min(int(np.searchsorted(mass, uniform * mass[-1], side="right")), len(weights) - 1)

@@ -1,0 +1,21 @@
+"""What the policy service takes."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from agentprm.settings import ModelSettings
+
+
+class PolicySettings(ModelSettings):
+    """The policy service: samples actions, and with a PRM returns the best of N."""
+
+    port: int = Field(default=8002, description="port to listen on")
+    prm_url: str | None = Field(default=None, description="PRM service, for requests with `prm`")
+    prm_deadline: float = Field(
+        default=60.0, gt=0, description="seconds until a PRM that does not answer is a 503"
+    )
+    cache_tokens: int = Field(
+        default=262_144, ge=0, description="tokens whose keys and values are kept between turns"
+    )
+    queue: int = Field(default=4096, ge=1, description="most samples that wait; then 429")

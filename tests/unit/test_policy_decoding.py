@@ -1,0 +1,176 @@
+"""Actions from a real engine: admissible draws against brute force, free decoding, best of N."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agentprm.encoding import encode
+from agentprm.prompts import load_prompt
+from agentprm.protocol import (
+    Action,
+    ActResult,
+    Candidate,
+    Decoding,
+    Message,
+    Sampling,
+    State,
+    Step,
+)
+from services.policy.best_of_n import best
+from services.policy.decoding import Decoder, Query
+from services.policy.engine import Question
+from services.policy.engine.embedded import EmbeddedEngine
+from tests.models import tiny_causal_lm
+
+STATE = State(
+    task="put some mug in cabinet",
+    history=(
+        Step(
+            observation="You are in the middle of a room. You see a cabinet 1.",
+            action=Action(reason="find mug", command="go to cabinet 1"),
+        ),
+    ),
+    observation="You arrive at cabinet 1. You see a mug 1.",
+    admissible=("go to cabinet 1", "go to cabinet 10", "take mug 1 from cabinet 1", "look"),
+)
+COMMANDS = ("go to cabinet 1", "go to cabinet 10", "open the fridge 1", "use desk lamp 1")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_lm(tmp_path_factory.mktemp("policy"), 1, initializer_range=0.1)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> EmbeddedEngine:
+    return EmbeddedEngine.load(checkpoint, device="cpu", dtype="auto", cache_tokens=10_000)
+
+
+@cache
+def plain(path: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def brute_force(path: Path, state: State, reason: str, prompt: str) -> tuple[float, list[float]]:
+    """log p(REASON ... ACTION:) and log p of each whole action, a plain forward pass for each."""
+    model, tokenizer = plain(path)
+    template = load_prompt(prompt)
+    opening_ids = tokenizer.encode(f"REASON: {reason}\nACTION:")
+    totals = []
+    opening = 0.0
+    for command in state.admissible:
+        text = template.action_text(Action(reason=reason, command=command))
+        messages = [*template.messages(state), Message(role="assistant", content=text)]
+        whole = encode(tokenizer, messages)
+        start, end = whole.spans[-1]
+        with torch.inference_mode():
+            log_probs = model(torch.tensor([whole.ids])).logits[0].log_softmax(-1)
+        steps = [float(log_probs[k - 1, whole.ids[k]]) for k in range(start, end)]
+        totals.append(sum(steps))
+        opening = sum(steps[: len(opening_ids)])
+    return opening, totals
+
+
+@pytest.mark.parametrize("prompt", ["chat", "state"])
+def test_log_prob_is_that_of_reason_and_of_the_command_among_the_admissible(
+    checkpoint: Path, engine: EmbeddedEngine, prompt: str
+) -> None:
+    decoder = Decoder(load_prompt(prompt))
+    (result,) = decoder.act(engine, [Query(STATE, (1, 0))], 6, Sampling(max_tokens=8))
+    assert sum(c.count for c in result.candidates) == 6
+    for candidate in result.candidates:
+        action = candidate.action
+        opening, totals = brute_force(checkpoint, STATE, action.reason, prompt)
+        chosen = STATE.admissible.index(action.command)
+        expected = opening + totals[chosen] - np.logaddexp.reduce(totals)
+        assert candidate.log_prob == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_commands_are_drawn_by_their_whole_probability(
+    engine: EmbeddedEngine, temperature: float
+) -> None:
+    """2,560 draws behind reasons of one word: how often each command comes, in standard errors."""
+    template = load_prompt("chat")
+    state = STATE.model_copy(update={"admissible": COMMANDS})
+    queries = [Query(state, (5, k)) for k in range(40)]
+    sampling = Sampling(temperature=temperature, max_tokens=1)
+    drawn = [
+        (candidate.action, candidate.count)
+        for result in Decoder(template).act(engine, queries, 64, sampling)
+        for candidate in result.candidates
+    ]
+    reasons = list({action.reason: None for action, _ in drawn})
+    answers = tuple(
+        (f"REASON: {reason}\nACTION:", f" {command}") for reason in reasons for command in COMMANDS
+    )
+    (scores,) = engine.score([Question(tuple(template.messages(state)), answers)])
+    logits = np.array([score.log_prob for score in scores]).reshape(len(reasons), -1) / temperature
+    p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    seen, expected, variance = np.zeros((3, len(COMMANDS)))
+    for action, count in drawn:
+        probability = p[reasons.index(action.reason)]
+        seen[COMMANDS.index(action.command)] += count
+        expected += count * probability
+        variance += count * probability * (1 - probability)
+    assert seen.sum() == 2560
+    assert np.all(np.abs(seen - expected) < 4 * np.sqrt(variance)), (seen, expected)
+    assert np.all(expected > 5)
+
+
+def test_temperature_0_takes_the_likeliest(checkpoint: Path, engine: EmbeddedEngine) -> None:
+    decoder = Decoder(load_prompt("chat"))
+    sampling = Sampling(temperature=0, max_tokens=5)
+    (result,) = decoder.act(engine, [Query(STATE, (1, 0))], 3, sampling)
+    (candidate,) = result.candidates
+    assert candidate.count == 3
+    _, totals = brute_force(checkpoint, STATE, candidate.action.reason, "chat")
+    assert candidate.action.command == STATE.admissible[int(np.argmax(totals))]
+
+
+def test_a_state_is_sampled_from_its_seed_alone(engine: EmbeddedEngine) -> None:
+    decoder = Decoder(load_prompt("chat"))
+    other = STATE.model_copy(update={"history": (), "admissible": ("look", "inventory")})
+    unlisted = STATE.model_copy(update={"admissible": ()})
+    queries = [
+        Query(state, (9, k)) for k, state in enumerate([STATE, other, unlisted, STATE, other])
+    ]
+    together = decoder.act(engine, queries, 4, Sampling(max_tokens=12))
+    for query, result in zip(queries, together, strict=True):
+        (alone,) = decoder.act(engine, [query], 4, Sampling(max_tokens=12))
+        assert [(c.action, c.count) for c in alone.candidates] == [
+            (c.action, c.count) for c in result.candidates
+        ]
+    assert together[0] != together[3]
+
+
+def test_free_text_without_both_lines_is_not_well_formed(engine: EmbeddedEngine) -> None:
+    decoder = Decoder(load_prompt("chat"))
+    sampling = Sampling(decoding=Decoding.FREE, max_tokens=4)
+    (result,) = decoder.act(engine, [Query(STATE, (1, 0))], 2, sampling)
+    for candidate in result.candidates:
+        assert not candidate.well_formed
+        assert candidate.action.command == ""
+        assert 1 <= candidate.tokens <= 4
+
+
+def test_ties_of_q_go_to_the_count_then_to_the_likelier_then_to_the_first() -> None:
+    def candidate(log_prob: float, count: int) -> Candidate:
+        return Candidate(action=Action(command="look"), log_prob=log_prob, tokens=1, count=count)
+
+    result = ActResult(
+        candidates=[candidate(-9, 1), candidate(-3, 2), candidate(-1, 2), candidate(-1, 2)],
+        chosen=0,
+    )
+    assert best(result, [0.9, 0.5, 0.5, 0.5]).chosen == 0
+    assert best(result, [0.5, 0.5, 0.1, 0.1]).chosen == 1
+    assert best(result, [0.5, 0.5, 0.5, 0.5]).chosen == 2
+    assert [c.q for c in best(result, [0.1, 0.2, 0.3, 0.4]).candidates] == [0.1, 0.2, 0.3, 0.4]
