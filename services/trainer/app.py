@@ -40,7 +40,5 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
             env=stack.enter_context(EnvClient(settings.env_url)),
             policy=stack.enter_context(PolicyClient(settings.policy_url, deadline=_LOAD_DEADLINE)),
             prm=stack.enter_context(PRMClient(settings.prm_url, deadline=_LOAD_DEADLINE)),
-            queue=stack.enter_context(
-                Queue(settings.redis_url, run=name)
-            ),
+            queue=stack.enter_context(Queue(settings.redis_url, run=name)),
         )

@@ -21,6 +21,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
+from agentprm.config import DPOSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import Prompt
 from agentprm.protocol import Preference
@@ -37,7 +38,6 @@ from services.trainer.fitting import (
     save_fit,
 )
 from services.trainer.rows import action_row
-from services.trainer.settings import DPOSettings
 
 Publish = Callable[[Save, int], None]
 """Takes what writes the weights of now to a directory, and the optimizer step they are of."""

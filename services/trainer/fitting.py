@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from agentprm.config import FitSettings
 from services.trainer.batches import TokenBatches
-from services.trainer.settings import FitSettings
 
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]

@@ -106,10 +106,9 @@ class Loop:
         episodes = [e for e in self.records.episodes("demonstrations") if e.won]
         self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
         base = self._base_model()
+        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, "pi_0")})
         with self.registry.write("policy/0") as out:
-            summary = fit_sft(
-                base, episodes, out, self.config.sft, self.prompt, **self._reports("pi_0")
-            )
+            summary = fit_sft(base, episodes, out, settings, self.prompt, **self._reports("pi_0"))
         self.progress.end(summary)
 
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
@@ -132,6 +131,8 @@ class Loop:
         episodes = self.records.episodes(f"pi_{i}-rollouts")
         self.progress.start(f"q_{i}", f"fitting the PRM on {len(episodes)} episodes")
         targets = monte_carlo_targets(episodes, self.config.gamma)
+        updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
+        settings = self.config.prm.model_copy(update=updates)
         with self.registry.write(f"prm/{i}") as out:
             base = self.registry.open(f"policy/{i}")
             summary = fit_prm(
@@ -139,7 +140,7 @@ class Loop:
                 episodes,
                 targets.values,
                 out,
-                self.config.prm,
+                settings,
                 self.prompt,
                 **self._reports(f"q_{i}"),
             )
@@ -173,13 +174,14 @@ class Loop:
         def publish(save: Callable[[Path], None], _step: int) -> None:
             source.updated(self._publish_online(i, save))
 
+        settings = self.config.dpo.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
         with self.registry.write(f"policy/{i}") as out:
             summary = fit_dpo(
                 reference,
                 reference,
                 source,
                 out,
-                self.config.dpo,
+                settings,
                 self.prompt,
                 publish,
                 **self._reports(f"pi_{i}"),

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
+from agentprm.config import PRMSettings
 from agentprm.prompts import Prompt
 from agentprm.protocol import Episode
 from services.trainer.batches import TokenBatches, under_budget
@@ -32,7 +33,6 @@ from services.trainer.fitting import (
 )
 from services.trainer.losses import soft_bce
 from services.trainer.rows import Row, all_rows
-from services.trainer.settings import PRMSettings
 from services.trainer.targets import split_by_game
 
 METADATA = "agentprm.json"

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from agentprm.config import SFTSettings
 from agentprm.prompts import Prompt
 from agentprm.protocol import Episode
 from services.trainer.batches import TokenBatches
@@ -31,7 +32,6 @@ from services.trainer.fitting import (
 from services.trainer.losses import weighted_nll
 from services.trainer.optim import MuonAdamW
 from services.trainer.rows import Row, all_rows
-from services.trainer.settings import SFTSettings
 
 
 def fit_sft(

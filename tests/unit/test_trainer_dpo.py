@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Preference
 from services.trainer.dpo import fit_dpo
 from services.trainer.fitting import Metrics, Save, load_tokenizer
 from services.trainer.rows import action_row
-from services.trainer.settings import DPOSettings
 from tests.unit.trainer_episodes import create_small, episode
 
 PROMPT = load_prompt("chat")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from agentprm.config import PRMSettings
 from agentprm.prompts import load_prompt
 from services.trainer.fitting import load_tokenizer
 from services.trainer.prm import METADATA, fit_prm, load_prm
 from services.trainer.rows import episode_rows
-from services.trainer.settings import PRMSettings
 from services.trainer.targets import monte_carlo_targets
 from tests.unit.trainer_episodes import create_small, episode
 

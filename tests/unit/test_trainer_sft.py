@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agentprm.config import SFTSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
 from services.trainer.fitting import Metrics, load_tokenizer
 from services.trainer.rows import episode_rows
-from services.trainer.settings import SFTSettings
 from services.trainer.sft import fit_sft
 from tests.unit.trainer_episodes import create_small, episode
 

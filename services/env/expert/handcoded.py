@@ -12,7 +12,7 @@ class HandcodedExpert:
     def __init__(self) -> None:
         self._advice = "look"
 
-    def observe(self, command: str | None, frame: Frame) -> None:  # noqa: ARG002
+    def observe(self, command: str | None, frame: Frame) -> None:
         """Keep the latest advice."""
         self._advice = frame.advice or "look"
 

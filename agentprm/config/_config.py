@@ -12,9 +12,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.protocol import Sampling, Split
 
-_PRESETS = Path(__file__).parent / "presets"
+_PRESETS = Path(__file__).parents[1] / "presets"
 
 
 class Settings(BaseModel):
@@ -104,6 +105,9 @@ class Config(Settings):
     rollouts: Rollouts
     preferences: Preferences
     evaluation: Evaluation = Evaluation()
+    sft: SFTSettings = SFTSettings()
+    prm: PRMSettings = PRMSettings()
+    dpo: DPOSettings = DPOSettings()
 
 
 def load_config(preset: str, seed: int = 0) -> Config:

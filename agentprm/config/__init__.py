@@ -1,0 +1,26 @@
+"""Typed settings: what a training run is made of, and what each fit takes."""
+
+from agentprm.config._config import (
+    Config,
+    Demonstrations,
+    Evaluation,
+    Preferences,
+    Rollouts,
+    load_config,
+    read_config,
+)
+from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+
+__all__ = [
+    "Config",
+    "DPOSettings",
+    "Demonstrations",
+    "Evaluation",
+    "FitSettings",
+    "PRMSettings",
+    "Preferences",
+    "Rollouts",
+    "SFTSettings",
+    "load_config",
+    "read_config",
+]
