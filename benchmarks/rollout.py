@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,17 @@ def report(figures: dict[str, object]) -> None:
 def temporary_redis() -> Iterator[RedisServer]:
     with tempfile.TemporaryDirectory() as directory, RedisServer(Path(directory)) as server:
         yield server
+
+
+def wait_until_ready(workers: list[subprocess.Popen[str]]) -> None:
+    """The workers' start is not measured; their logs go on to our stderr."""
+    for worker in workers:
+        assert worker.stderr is not None
+        for line in worker.stderr:
+            sys.stderr.write(line)
+            if "worker ready" in line:
+                break
+        threading.Thread(target=sys.stderr.writelines, args=(worker.stderr,), daemon=True).start()
 
 
 @app.command()
@@ -104,11 +116,14 @@ def episodes(
         queue = stack.enter_context(Queue(server.url, "bench"))
         flags = ["--redis-url", server.url, "--run", "bench"]
         flags += ["--env-url", env_url, "--policy-url", policy_url]
+        processes: list[subprocess.Popen[str]] = []
         for _ in range(workers):
-            process = subprocess.Popen([sys.executable, "-m", "services.rollout", *flags])
+            command = [sys.executable, "-m", "services.rollout", *flags]
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            processes.append(process)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-        time.sleep(3)  # the workers' start is not measured
+        wait_until_ready(processes)
         started = time.perf_counter()
         for i in range(jobs):
             queue.publish(

@@ -320,7 +320,7 @@ class Queue:
         try:
             # One attempt a beat: the next beat is the retry.
             held = self._streams.run(self._set_idle, ["jobs"], *fields, patience=0.0)
-        except (QueueError, redis.ResponseError):
+        except (QueueError, redis.RedisError):
             return True
         return bool(held)
 
