@@ -17,7 +17,10 @@ What holds:
 - The first to finish a job leaves its result, and leaves it once; a later finish does nothing.
 - Entries are deleted as they are acknowledged, so a stream's length is what is outstanding, and
   it never passes its bound.
+- A trainer that restarts gets at once what it had taken and not acknowledged.
 - Calls outlast a Redis that is gone or loading for up to `QueueSettings.patience` seconds.
+
+Redis 6.2 or newer, not set to evict keys.
 """
 
 from agentprm.queue._link import QueueError

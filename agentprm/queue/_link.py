@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 
 class QueueError(Exception):
-    """Redis did not answer in time, or a wait was ended by the shutdown."""
+    """Redis did not answer in time or let us in, or a wait was ended by the shutdown."""
 
 
 def _transient(error: BaseException) -> bool:
@@ -40,13 +40,16 @@ class Link:
     """
 
     def __init__(self, url: str, *, patience: float, stopped: threading.Event) -> None:
-        self.redis = redis.Redis.from_url(
-            url,
-            protocol=2,
-            socket_timeout=SOCKET_TIMEOUT,
-            socket_connect_timeout=SOCKET_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
+        try:
+            self.redis = redis.Redis.from_url(
+                url,
+                protocol=2,
+                socket_timeout=SOCKET_TIMEOUT,
+                socket_connect_timeout=SOCKET_TIMEOUT,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError as error:
+            raise QueueError(f"not the URL of a Redis: {error}") from error
         self._patience = patience
         self._stopped = stopped
         self._lock = threading.Lock()
@@ -68,10 +71,8 @@ class Link:
         )
         try:
             answer: T = retrying(self._once, command)
-        except redis.RedisError as error:
-            if _transient(error):
-                raise QueueError(f"Redis does not answer: {error}") from error
-            raise
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise QueueError(f"Redis does not answer: {error}") from error
         return answer
 
     def close(self) -> None:

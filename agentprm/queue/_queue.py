@@ -16,20 +16,17 @@ import orjson
 import redis
 import structlog
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from redis.commands.core import Script
 
 from agentprm.protocol import Job, JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import _scripts
 from agentprm.queue._heartbeat import Heartbeat
-from agentprm.queue._link import Link, QueueError
+from agentprm.queue._link import QueueError
+from agentprm.queue._streams import GROUPS, Row, Streams
 
 Results = Literal["episodes", "preferences"]
 
 T = TypeVar("T")
 
-_GROUPS: dict[str, str] = {"jobs": "workers", "episodes": "trainer", "preferences": "trainer"}
-_BLOCK = 1.0
-"""Seconds of one blocking read: between two, abandoned jobs and the shutdown are looked for."""
 _CONSUMER = "trainer"
 """Results have one consumer, always of this name, so that a restarted trainer finds at once what
 it had taken and not acknowledged."""
@@ -69,7 +66,7 @@ class Offer(StrEnum):
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A record taken from a stream: the how-manieth delivery it is, from 1."""
+    """A record taken from a stream; `deliveries` counts this one."""
 
     id: str
     record: T
@@ -106,16 +103,13 @@ class Queue:
         self.settings = settings or QueueSettings()
         self.consumer = f"{name}-{uuid.uuid4().hex[:8]}"
         self._stopped = stopped or threading.Event()
-        self._link = Link(url, patience=self.settings.patience, stopped=self._stopped)
-        self._redis = self._link.redis
-        names = (*_GROUPS, "dead", "ids")
-        self._keys = {name: f"agentprm:{run}:{name}" for name in names}
+        self._streams = Streams(url, run, patience=self.settings.patience, stopped=self._stopped)
+        self._redis = self._streams.redis
         self._publish = self._redis.register_script(_scripts.PUBLISH)
         self._finish = self._redis.register_script(_scripts.FINISH)
         self._set_idle = self._redis.register_script(_scripts.SET_IDLE)
         self._bury = self._redis.register_script(_scripts.BURY)
         self._heartbeat = Heartbeat(self._touch, self.settings.claim_after / 3)
-        self._link.call(self._create_groups)
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +122,7 @@ class Queue:
     def close(self) -> None:
         """Stop the heartbeat and close the connections."""
         self._heartbeat.close()
-        self._link.close()
+        self._streams.close()
 
     # --- jobs: the trainer's side ---------------------------------------------------------------
 
@@ -139,7 +133,7 @@ class Queue:
         """
         bound = self.settings.max_jobs
         fields = (job.id, _attempt(job), _dump(job))
-        return Offer(self._run(self._publish, ["ids", "jobs"], bound, *fields).decode())
+        return Offer(self._streams.run(self._publish, ["ids", "jobs"], bound, *fields).decode())
 
     def publish(self, job: RolloutJob | PreferenceJob) -> bool:
         """Queue the job unless its id is known; wait while the stream is full.
@@ -151,20 +145,22 @@ class Queue:
 
     def forget(self, prefix: str) -> int:
         """Forget the job ids that begin with `prefix`, so that they can be published again."""
-        found = self._call(lambda: list(self._redis.sscan_iter(self._keys["ids"], count=1000)))
-        ids = [job_id for job_id in found if job_id.startswith(prefix.encode())]
+        key = self._streams.keys["ids"]
+        known = self._streams.call(lambda: list(self._redis.sscan_iter(key, count=1000)))
+        ids = [job_id for job_id in known if job_id.startswith(prefix.encode())]
         if ids:
-            self._call(lambda: self._redis.srem(self._keys["ids"], *ids))
+            self._streams.call(lambda: self._redis.srem(key, *ids))
         return len(ids)
 
     def dead(self) -> list[DeadJob]:
         """The dead letters, oldest first. Their ids are forgotten: publishing runs them again."""
-        rows = self._call(lambda: self._redis.xrange(self._keys["dead"]))
-        return [DeadJob(f[b"job"].decode(), f[b"reason"].decode()) for _, f in rows]
+        rows = self._streams.rows("dead")
+        return [DeadJob(r.fields[b"job"].decode(), r.fields[b"reason"].decode()) for r in rows]
 
     def clear_dead(self) -> None:
         """Drop the dead letters."""
-        self._call(lambda: self._redis.delete(self._keys["dead"]))
+        key = self._streams.keys["dead"]
+        self._streams.call(lambda: self._redis.delete(key))
 
     # --- jobs: the worker's side ----------------------------------------------------------------
 
@@ -177,11 +173,11 @@ class Queue:
         deadline = time.monotonic() + timeout
         while not self._stopped.is_set():
             left = deadline - time.monotonic()
-            found = self._claim_abandoned() or self._read("jobs", self.consumer, ">", 1, left)
-            entries = [entry for row in found if (entry := self._open(row))]
-            if entries:
-                self._heartbeat.hold(entries[0].id)
-                return entries[0]
+            row = self._streams.claim("jobs", self.consumer, self.settings.claim_after)
+            rows = [row] if row else self._streams.read("jobs", self.consumer, 1, left)
+            for entry in filter(None, map(self._open, rows)):
+                self._heartbeat.hold(entry.id)
+                return entry
             if left <= 0:
                 return None
         return None
@@ -203,8 +199,8 @@ class Queue:
         fields = (job.id, _attempt(job), _dump(result))
 
         def once() -> str:
-            done = self._run(
-                self._finish, ["jobs", stream], _GROUPS["jobs"], entry.id, bound, *fields
+            done = self._streams.run(
+                self._finish, ["jobs", stream], GROUPS["jobs"], entry.id, bound, *fields
             )
             return str(done.decode())
 
@@ -220,12 +216,12 @@ class Queue:
             self._to_dead_letters(entry.id, entry.record.id, reason, data)
             return
         pause = min(2.0**entry.deliveries - 1, self.settings.claim_after)
-        self._release(entry.id, idle=self.settings.claim_after - pause, deliveries=0)
+        self._release(entry.id, self.settings.claim_after - pause, entry.deliveries)
 
     def give_back(self, entry: Entry[RolloutJob | PreferenceJob]) -> None:
         """Leave the job to the next worker, as if it had not been taken."""
         self._heartbeat.release(entry.id)
-        self._release(entry.id, idle=self.settings.claim_after, deliveries=-1)
+        self._release(entry.id, self.settings.claim_after, entry.deliveries - 1)
 
     # --- results: the trainer's side ------------------------------------------------------------
 
@@ -237,24 +233,23 @@ class Queue:
         by `JobResult.job_id`.
         """
         deadline = time.monotonic() + timeout
-        rows = self._read(stream, _CONSUMER, "0", count, 0)
+        rows = self._streams.unacknowledged(stream, _CONSUMER, count)
         while not rows and not self._stopped.is_set():
             left = deadline - time.monotonic()
-            rows = self._read(stream, _CONSUMER, ">", count, left)
+            rows = self._streams.read(stream, _CONSUMER, count, left)
             if left <= 0:
                 break
-        return [Entry(_id(row), JobResult.model_validate_json(row[1][b"data"])) for row in rows]
+        return [Entry(row.id, JobResult.model_validate_json(row.fields[b"data"])) for row in rows]
 
     def acknowledge(self, stream: Results, entries: Iterable[Entry[JobResult]]) -> None:
         """Delete results that are durable."""
-        self._delete(stream, [entry.id for entry in entries])
+        self._streams.delete(stream, [entry.id for entry in entries])
 
     # --- housekeeping ---------------------------------------------------------------------------
 
     def lengths(self) -> dict[str, int]:
         """What is outstanding, by stream, and the dead letters."""
-        names = (*_GROUPS, "dead")
-        return {name: self._call(partial(self._redis.xlen, self._keys[name])) for name in names}
+        return {name: self._streams.length(name) for name in (*GROUPS, "dead")}
 
     def purge_preferences(self, keep_attempt: str) -> int:
         """Drop preference jobs and results of every attempt but one; forget their ids.
@@ -264,53 +259,21 @@ class Queue:
         """
         dropped = 0
         for stream in ("jobs", "preferences"):
-            rows = self._call(partial(self._redis.xrange, self._keys[stream]))
-            old = [row for row in rows if row[1][b"attempt"] not in (b"", keep_attempt.encode())]
+            rows = self._streams.rows(stream)
+            old = [r for r in rows if r.fields[b"attempt"] not in (b"", keep_attempt.encode())]
             if old:
-                jobs = [fields[b"job"] for _, fields in old]
-                self._call(partial(self._redis.srem, self._keys["ids"], *jobs))
-                self._delete(stream, [_id(row) for row in old])
+                jobs = [row.fields[b"job"] for row in old]
+                forget = partial(self._redis.srem, self._streams.keys["ids"], *jobs)
+                self._streams.call(forget)
+                self._streams.delete(stream, [row.id for row in old])
                 dropped += len(old)
         return dropped
 
     def purge(self) -> None:
         """Drop the whole run."""
-        self._call(lambda: self._redis.delete(*self._keys.values()))
-        self._link.call(self._create_groups)
+        self._streams.clear()
 
     # --- below ----------------------------------------------------------------------------------
-
-    def _run(
-        self,
-        script: Script,
-        keys: Iterable[str],
-        *arguments: str | bytes | float,
-        patience: float | None = None,
-    ) -> Any:
-        names = [self._keys[key] for key in keys]
-        return self._call(lambda: script(names, arguments), patience=patience)
-
-    def _call(self, command: Callable[[], Any], *, patience: float | None = None) -> Any:
-        """Call Redis; one that came back without its data gets its consumer groups again."""
-
-        def once() -> Any:
-            try:
-                return command()
-            except redis.ResponseError as error:
-                if "NOGROUP" not in str(error):
-                    raise
-                self._create_groups()
-                return command()
-
-        return self._link.call(once, patience=patience)
-
-    def _create_groups(self) -> None:
-        for stream, group in _GROUPS.items():
-            try:
-                self._redis.xgroup_create(self._keys[stream], group, id="0", mkstream=True)
-            except redis.ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
 
     def _bound(self, stream: str) -> int:
         return int(getattr(self.settings, f"max_{stream}"))
@@ -328,38 +291,9 @@ class Queue:
             _log.info("stream has room", stream=stream, seconds=seconds)
         return outcome
 
-    def _claim_abandoned(self) -> list[_Row]:
-        """A job whose holder fell silent.
-
-        XPENDING looks through all that are held and tells the deliveries, which XAUTOCLAIM does
-        not; XCLAIM takes nothing if another was quicker.
-        """
-        key, group = self._keys["jobs"], _GROUPS["jobs"]
-        idle = round(self.settings.claim_after * 1000)
-        idlers = self._call(
-            lambda: self._redis.xpending_range(key, group, "-", "+", count=1, idle=idle)
-        )
-        if not idlers:
-            return []
-        entry_id = idlers[0]["message_id"]
-        rows = self._call(lambda: self._redis.xclaim(key, group, self.consumer, idle, [entry_id]))
-        return [(row[0], row[1], idlers[0]["times_delivered"] + 1) for row in rows]
-
-    def _read(
-        self, stream: str, consumer: str, after: str, count: int, timeout: float
-    ) -> list[_Row]:
-        """Entries of the stream for the consumer: its own ones after an id, or new ones (`>`)."""
-        block = max(1, round(1000 * min(timeout, _BLOCK))) if after == ">" else None
-        answer = self._call(
-            lambda: self._redis.xreadgroup(
-                _GROUPS[stream], consumer, {self._keys[stream]: after}, count=count, block=block
-            )
-        )
-        return [(entry_id, fields, 1) for entry_id, fields in (answer[0][1] if answer else [])]
-
-    def _open(self, row: _Row) -> Entry[RolloutJob | PreferenceJob] | None:
+    def _open(self, row: Row) -> Entry[RolloutJob | PreferenceJob] | None:
         """The job of an entry; one that cannot be read or be tried again is dead."""
-        entry_id, fields, deliveries = _id(row), row[1], row[2]
+        entry_id, fields, deliveries = row
         job_id, data = fields[b"job"].decode(), fields[b"data"]
         if deliveries > self.settings.max_deliveries:
             reason = f"delivered {deliveries - 1} times and never answered"
@@ -374,42 +308,21 @@ class Queue:
     def _to_dead_letters(self, entry_id: str, job_id: str, reason: str, data: bytes) -> None:
         _log.error("job given up", job=job_id, reason=reason)
         bound = self.settings.max_dead
-        fields = (_GROUPS["jobs"], self.consumer, entry_id, bound, job_id, reason, data)
-        self._run(self._bury, ["jobs", "dead", "ids"], *fields)
+        fields = (GROUPS["jobs"], self.consumer, entry_id, bound, job_id, reason, data)
+        self._streams.run(self._bury, ["jobs", "dead", "ids"], *fields)
 
-    def _release(self, entry_id: str, *, idle: float, deliveries: int) -> None:
+    def _release(self, entry_id: str, idle: float, deliveries: int) -> None:
         fields = (self.consumer, entry_id, round(idle * 1000), deliveries)
-        self._run(self._set_idle, ["jobs"], _GROUPS["jobs"], *fields)
+        self._streams.run(self._set_idle, ["jobs"], GROUPS["jobs"], *fields)
 
     def _touch(self, entry_id: str) -> bool:
-        fields = (_GROUPS["jobs"], self.consumer, entry_id, 0, 0)
+        fields = (GROUPS["jobs"], self.consumer, entry_id, 0, "same")
         try:
             # One attempt a beat: the next beat is the retry.
-            held = self._run(self._set_idle, ["jobs"], *fields, patience=0.0)
-        except (QueueError, redis.ResponseError):
+            held = self._streams.run(self._set_idle, ["jobs"], *fields, patience=0.0)
+        except (QueueError, redis.RedisError):
             return True
         return bool(held)
-
-    def _delete(self, stream: str, entry_ids: list[str]) -> None:
-        if not entry_ids:
-            return
-        key = self._keys[stream]
-
-        def transaction() -> None:
-            with self._redis.pipeline(transaction=True) as pipe:
-                pipe.xack(key, _GROUPS[stream], *entry_ids)
-                pipe.xdel(key, *entry_ids)
-                pipe.execute()
-
-        self._call(transaction)
-
-
-_Row = tuple[bytes, dict[bytes, bytes], int]
-"""Entry id, fields, delivery count."""
-
-
-def _id(row: tuple[Any, ...]) -> str:
-    return str(row[0].decode())
 
 
 def _attempt(job: RolloutJob | PreferenceJob) -> str:

@@ -20,12 +20,13 @@ return 'finished'
 """
 
 SET_IDLE = """
--- KEYS: jobs   ARGV: group, consumer, entry, idle milliseconds, change of the delivery count
+-- KEYS: jobs   ARGV: group, consumer, entry, idle milliseconds, delivery count or 'same'
 -- Changes an entry only while this consumer holds it; says whether it does.
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
 if #held == 0 then return 0 end
+local deliveries = tonumber(ARGV[5]) or held[1][4]
 redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3],
-           'IDLE', ARGV[4], 'RETRYCOUNT', held[1][4] + ARGV[5], 'JUSTID')
+           'IDLE', ARGV[4], 'RETRYCOUNT', deliveries, 'JUSTID')
 return 1
 """
 

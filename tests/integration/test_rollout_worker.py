@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -193,6 +196,21 @@ def test_a_worker_told_to_end_gives_its_job_back_at_once(
         assert queue.lengths()["episodes"] == 0
 
 
+def test_a_worker_outlasts_a_redis_that_is_killed(tmp_path: Path, world: World) -> None:
+    world.rooms.step_seconds = 0.5
+    with RedisServer(tmp_path) as server, Queue(server.url, "gone") as queue:
+        queue.publish(rollout())
+        with worker(server, world, "gone", "w", 15.0):
+            assert world.rooms.stepping.wait(timeout=30)
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+            time.sleep(3)  # longer than the job takes
+            server.start()
+            [entry] = queue.results("episodes", count=8, timeout=30)
+        assert entry.record.job_id == "r/0"
+        assert queue.lengths() == {"jobs": 0, "episodes": 1, "preferences": 0, "dead": 0}
+
+
 def test_a_job_that_cannot_be_played_ends_in_the_dead_letters(
     redis_server: RedisServer, world: World
 ) -> None:
@@ -207,7 +225,7 @@ def test_a_job_that_cannot_be_played_ends_in_the_dead_letters(
             for _ in range(300):
                 if dead := queue.dead():
                     break
-                threading.Event().wait(0.1)
+                time.sleep(0.1)
         assert [(letter.job_id, letter.reason) for letter in dead] == [
             ("bad", "train/b/1: No such turn.")
         ]
