@@ -12,10 +12,7 @@ class ProcessSettings(BaseSettings):
     """What every process takes. Run one by `CliApp.run(Settings)`; tests build it directly."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AGENTPRM_",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_implicit_flags=True,
+        env_prefix="AGENTPRM_", cli_kebab_case=True, cli_hide_none_type=True
     )
 
 

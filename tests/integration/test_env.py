@@ -15,7 +15,6 @@ import pytest
 
 from agentprm.client import EnvClient, ServiceError
 from agentprm.protocol import CreateSessions, HiddenState, Session, Split, StepSession, StepSessions
-from tests.games import data_dir
 
 pytestmark = pytest.mark.games
 
@@ -62,10 +61,10 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(alfworld_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     cache = tmp_path_factory.mktemp("env") / "games.json"
     started = Server(
-        "--data", str(data_dir()), "--index", str(cache), "--pool", "1", "--privileged"
+        "--data", str(alfworld_data), "--index", str(cache), "--pool", "1", "--privileged", "true"
     )
     yield started
     started.stop()
@@ -166,8 +165,10 @@ def test_games_and_health(server: Server) -> None:
     assert (details["capacity"], details["games_valid_seen"]) == (1, 140)
 
 
-def test_unprivileged_servers_keep_their_secrets_and_end_their_processes(tmp_path: Path) -> None:
-    server = Server("--data", str(data_dir()), "--index", str(tmp_path / "games.json"))
+def test_unprivileged_servers_keep_their_secrets_and_end_their_processes(
+    alfworld_data: Path, tmp_path: Path
+) -> None:
+    server = Server("--data", str(alfworld_data), "--index", str(tmp_path / "games.json"))
     (session,) = server.client.create(CreateSessions(games=[GAME]))
     steps = [StepSession(id=session.id, turn=0, command="look")]
     with pytest.raises(ServiceError, match="403"):

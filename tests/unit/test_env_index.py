@@ -9,7 +9,6 @@ import pytest
 from agentprm.protocol import Split
 from services.env.games import DataError, GameIndex
 from services.env.games.index import CACHE_NAME
-from tests.games import data_dir
 
 pytestmark = pytest.mark.games
 
@@ -21,11 +20,11 @@ TRIALS = [
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(alfworld_data: Path, tmp_path: Path) -> Path:
     """A data directory with a few games, no cache beside them."""
     for trial in TRIALS:
         copied = Path("json_2.1.1", trial)
-        shutil.copytree(data_dir() / copied, tmp_path / "data" / copied)
+        shutil.copytree(alfworld_data / copied, tmp_path / "data" / copied)
     return tmp_path / "data"
 
 

@@ -1,0 +1,25 @@
+"""Fixtures that more than one part needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+_SHARED = Path(__file__).parents[2] / "shared" / "alfworld"
+_CACHE = Path.home() / ".cache" / "agentprm" / "alfworld"
+
+
+@pytest.fixture(scope="session")
+def alfworld_data() -> Path:
+    """The directory of the real ALFWorld games; tests that need it are skipped without it."""
+    given = os.environ.get("ALFWORLD_DATA")
+    if given:
+        return Path(given)
+    if (_SHARED / "unpack").exists():
+        subprocess.run([_SHARED / "unpack", _CACHE], check=True, stdout=subprocess.DEVNULL)
+    if not (_CACHE / "json_2.1.1" / "valid_seen").is_dir():
+        pytest.skip("no ALFWorld games: run alfworld-download and set ALFWORLD_DATA")
+    return _CACHE
