@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,12 +65,16 @@ class CorridorHost:
 
     def __init__(self) -> None:
         self.engines: list[Corridor] = []
+        self.entered, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
 
     def engine(self) -> Corridor:
         self.engines.append(Corridor())
         return self.engines[-1]
 
     def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        self.entered.set()
+        assert self.gate.wait(10)
         return [call(item) for item in items]
 
     def close(self) -> None: ...
@@ -240,6 +245,25 @@ def test_the_same_key_takes_over(sessions: Sessions) -> None:
     assert {s.id for s in before}.isdisjoint(s.id for s in after)
     with pytest.raises(ProblemError, match=before[0].id):
         sessions.get(before[0].id)
+
+
+def test_a_creation_that_was_overtaken_leaves_nothing(
+    sessions: Sessions, host: CorridorHost
+) -> None:
+    request = CreateSessions(split=Split.TRAIN, count=2, key="job 7")
+    host.gate.clear()
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(sessions.create, request)
+        assert host.entered.wait(10)
+        host.entered.clear()
+        retry = threads.submit(sessions.create, request)
+        assert host.entered.wait(10)
+        host.gate.set()
+        with pytest.raises(ProblemError, match="same key"):
+            slow.result(10)
+        made = retry.result(10)
+    assert len(sessions) == 2
+    assert [sessions.get(session.id) for session in made] == made
 
 
 def test_idle_sessions_are_closed(sessions: Sessions, clock: Clock, host: CorridorHost) -> None:
