@@ -66,7 +66,7 @@ def build_app(
 
     def require_privilege() -> None:
         if not privileged:
-            raise ProblemError(403, "Not privileged", "start the server with --privileged")
+            raise ProblemError(403, "Not privileged", "start the server with `--privileged true`")
 
     app = create_app("env", health, lifespan)
 

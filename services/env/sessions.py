@@ -105,6 +105,8 @@ class Sessions:
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._sessions: dict[str, _Session] = {}
+        self._attempts: dict[str, object] = {}
+        """The latest creation under way, by its key."""
         self._used = 0
         self._lock = threading.Lock()
 
@@ -117,40 +119,25 @@ class Sessions:
 
         Raises:
             ProblemError: 404 for an unknown game, 422 for more than there ever is room for, 429
-                where there is no room now.
+                where there is no room now, 409 where a later request had the same key.
         """
         games = self._games(request)
         if len(games) > self.capacity:
             detail = f"{len(games)} sessions, and this server holds {self.capacity} at most"
             raise ProblemError(422, "Too many sessions", detail)
-        if request.key is not None:
-            with self._lock:
-                old = [s.id for s in self._sessions.values() if s.key == request.key]
-            self.close(old)
-        self._reserve(len(games))
-        made = [
-            _Session(
-                id=uuid.uuid4().hex,
-                game=game,
-                key=request.key,
-                seed=request.seed + k,
-                max_steps=request.max_steps or self._max_steps,
-                engine=self._host.engine(),
-                used=self._clock(),
-            )
-            for k, game in enumerate(games)
-        ]
-        try:
-            self._host.map(self._start, made)
-        except Exception as error:
-            for session in made:
-                self._end(session)
-            if isinstance(error, EngineError):
-                raise ProblemError(500, "The engine failed", str(error)) from error
-            raise
+        if request.key is None:
+            return self._create(games, request)
+        attempt = object()
         with self._lock:
-            self._sessions.update((session.id, session) for session in made)
-        return [session.answer(0) for session in made]
+            self._attempts[request.key] = attempt
+            old = [s.id for s in self._sessions.values() if s.key == request.key]
+        self.close(old)
+        try:
+            return self._create(games, request, attempt)
+        finally:
+            with self._lock:
+                if self._attempts.get(request.key) is attempt:
+                    del self._attempts[request.key]
 
     def step(self, steps: Sequence[StepSession], *, expert: bool = False) -> list[StepResult]:
         """Step several sessions; what goes wrong with one is the problem in its own result.
@@ -209,6 +196,42 @@ class Sessions:
         return self.close(idle)
 
     # --- below the registry ---------------------------------------------------------------------
+
+    def _create(
+        self, games: Sequence[Game], request: CreateSessions, attempt: object = None
+    ) -> list[Session]:
+        self._reserve(len(games))
+        made = [
+            _Session(
+                id=uuid.uuid4().hex,
+                game=game,
+                key=request.key,
+                seed=request.seed + k,
+                max_steps=request.max_steps or self._max_steps,
+                engine=self._host.engine(),
+                used=self._clock(),
+            )
+            for k, game in enumerate(games)
+        ]
+        try:
+            self._host.map(self._start, made)
+            self._register(made, request.key, attempt)
+        except Exception as error:
+            for session in made:
+                self._end(session)
+            if isinstance(error, EngineError):
+                raise ProblemError(500, "The engine failed", str(error)) from error
+            raise
+        return [session.answer(0) for session in made]
+
+    def _register(self, made: Sequence[_Session], key: str | None, attempt: object) -> None:
+        """Make the sessions known, unless a later request with the same key is under way or done:
+        the client that lost patience with this one must find none of its sessions in the way.
+        """
+        with self._lock:
+            if key is not None and self._attempts.get(key) is not attempt:
+                raise ProblemError(409, "Overtaken", "a later request had the same key")
+            self._sessions.update((session.id, session) for session in made)
 
     def _games(self, request: CreateSessions) -> list[Game]:
         if request.games is not None:

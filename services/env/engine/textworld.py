@@ -21,7 +21,7 @@ import structlog
 from agentprm.protocol import HiddenState
 from services.env.engine.base import EngineError, Frame, R, T
 
-REPLY_SECONDS = 30.0
+REPLY_SECONDS = 60.0
 """A process that has not answered by then counts as hung. A slow reset takes a few seconds."""
 ATTEMPTS = 3
 """Processes that an engine wears out on one call before it gives up."""
@@ -90,19 +90,17 @@ class TextWorldEngine:
     def __init__(self, host: TextWorldHost) -> None:
         self._host = host
         self._worker: _Worker | None = None
-        self._game: Path | None = None
-        self._commands: list[str] = []
+        self._played: list[dict[str, str]] = []
+        """What brought the game to where it is, to be repeated in another process."""
 
     def reset(self, game: Path) -> Frame:
         """Start a game; 0.4 to 1 s of a core."""
-        self._game, self._commands = game, []
-        return _frame(self._ask(None))
+        self._played = []
+        return self._play({"op": "reset", "game": str(game)})
 
     def step(self, command: str) -> Frame:
         """Play a command; 26 ms of a core."""
-        frame = _frame(self._ask({"op": "step", "command": command}))
-        self._commands.append(command)
-        return frame
+        return self._play({"op": "step", "command": command})
 
     def hidden_state(self) -> HiddenState:
         """Where everything is, from the facts of the planner's state."""
@@ -119,15 +117,18 @@ class TextWorldEngine:
         """The process that plays now."""
         return self._worker.pid if self._worker else None
 
-    def _ask(self, request: dict[str, str] | None) -> dict[str, Any]:
-        """The answer to `request`, or to the reset alone if it is None."""
+    def _play(self, request: dict[str, str]) -> Frame:
+        answer = self._ask(request)
+        self._played.append(request)
+        return Frame(**answer | {"admissible": tuple(answer["admissible"])})
+
+    def _ask(self, request: dict[str, str]) -> dict[str, Any]:
         for attempt in range(ATTEMPTS):
             try:
-                if request is None or self._worker is None:
-                    answer = self._replay()
-                    if request is None:
-                        return answer
-                assert self._worker is not None
+                if self._worker is None:
+                    self._worker = self._host.take()
+                    for played in self._played:
+                        self._worker.ask(played)
                 return self._worker.ask(request)
             except EngineError:
                 self._drop()  # its game may be half way through the step
@@ -136,16 +137,6 @@ class TextWorldEngine:
                 _log.warning("worker lost", attempt=attempt + 1, reason=str(error))
                 self._drop()
         raise EngineError(f"{ATTEMPTS} processes in a row died or hung on this game")
-
-    def _replay(self) -> dict[str, Any]:
-        """Bring a process to where the game is."""
-        if self._worker is None:
-            self._worker = self._host.take()
-        self._worker.resets += 1
-        answer = self._worker.ask({"op": "reset", "game": str(self._game)})
-        for command in self._commands:
-            answer = self._worker.ask({"op": "step", "command": command})
-        return answer
 
     def _drop(self) -> None:
         if self._worker is not None:
@@ -178,6 +169,7 @@ class _Worker:
             _DeadError: no answer, and none will come.
             EngineError: TextWorld itself failed.
         """
+        self.resets += request["op"] == "reset"
         try:
             self._pipe.send_bytes(orjson.dumps(request))
             if not self._pipe.poll(REPLY_SECONDS):
@@ -199,7 +191,3 @@ def _run(connection: Any, handcoded: bool) -> None:
     from services.env.engine.worker import main  # TextWorld is imported in the worker alone
 
     main(connection, handcoded)
-
-
-def _frame(answer: dict[str, Any]) -> Frame:
-    return Frame(**{**answer, "admissible": tuple(answer["admissible"])})

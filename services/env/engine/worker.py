@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-from alfworld.agents.expert import HandCodedAgentFailed, HandCodedAgentTimeout, HandCodedTWAgent
+from alfworld.agents.expert import HandCodedTWAgent
 from textworld.envs.pddl import PddlEnv
 
 EXPERT_STEPS = 200
@@ -54,7 +54,7 @@ class _Player:
             case "reset":
                 self._env.load(request["game"])
                 self._state = self._env.reset()
-                advice = self._expert.reset(request["game"]) if self._expert else None
+                advice = self._expert.reset(request["game"], self._state) if self._expert else None
                 return self._frame(0.0, advice)
             case "step":
                 command = request["command"]
@@ -81,18 +81,17 @@ class _Player:
 class _Handcoded:
     """alfworld's handcoded expert, driven as its own `AlfredExpert` wrapper drives it."""
 
-    def reset(self, game: str) -> str:
+    def reset(self, game: str, state: Any) -> str:
         random.seed(0)  # the expert draws from the global generator: replays must repeat
         self._agent = HandCodedTWAgent(max_steps=EXPERT_STEPS)
         self._agent.reset(game)
+        self._agent.observe(state.feedback)
         return "look"
 
     def act(self, state: Any, command: str) -> str:
-        if not command:
-            return "look"
         try:
             advice: str = self._agent.act(state, 0, state["won"], command)
-        except (HandCodedAgentFailed, HandCodedAgentTimeout):
+        except Exception:  # it gives up, or loses its way after commands that it would not give
             return "look"
         return advice if advice in state["admissible_commands"] else "look"
 
