@@ -1,0 +1,267 @@
+"""A parsed game: what never changes while it is played, shared by all its sessions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from services.env.engine.compiled.commands import PARAMETERS, Move
+from services.env.engine.compiled.domain import known_actions
+from services.env.engine.compiled.errors import GameFileError, Malformed
+from services.env.engine.compiled.goal import Goal, parse_goal
+from services.env.engine.compiled.grammar import Literal, parse_grammar, parse_right
+from services.env.engine.compiled.names import display_names
+from services.env.engine.compiled.problem import Fact, parse_problem
+from services.env.engine.compiled.state import CompiledState
+from services.env.engine.compiled.text import Compiler, Render
+
+STATIC = (
+    "openable",
+    "pickupable",
+    "cleanable",
+    "heatable",
+    "coolable",
+    "toggleable",
+    "sliceable",
+    "isreceptacleobject",
+)
+_INITIAL_SETS = {
+    "opened": "opened",
+    "isclean": "clean",
+    "ishot": "hot",
+    "iscool": "cool",
+    "issliced": "sliced",
+    "istoggled": "toggled",
+    "ison": "on",
+}
+_UNUSED = {
+    "isreceptacleobjectfull",
+    "wasinreceptacle",
+    "checked",
+    "examined",
+    "full",
+    "moveable",
+}
+"""Predicates of the domain that no action, text or goal asks for."""
+
+_ENTITIES = {"agent", "location", "receptacle", "object"}
+_ARITY = {
+    "atlocation": 2,
+    "receptacleatlocation": 2,
+    "objectatlocation": 2,
+    "inreceptacle": 2,
+    "inreceptacleobject": 2,
+    "receptacletype": 2,
+    "objecttype": 2,
+    "cancontain": 2,
+    **dict.fromkeys(STATIC, 1),
+    **dict.fromkeys(_INITIAL_SETS, 1),
+}
+_TASK = re.compile(r'("task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*")((?:[^"\\]|\\.)*)("\s*\}\s*\])')
+_TASK_PREFIX = "Your task is to: "
+
+
+@dataclass(frozen=True)
+class Script:
+    """A compiled grammar: how moves are typed and answered, and the first observation."""
+
+    templates: dict[str, Render]
+    feedback: dict[str, Render]
+    intro: Render
+
+
+class CompiledGame:
+    """A game, parsed once; `reset` starts as many sessions of it as one likes.
+
+    Entities (agent, locations, receptacles, objects) are numbered in the order of their raw ids,
+    which is the order in which TextWorld lists them.
+    """
+
+    def __init__(self, domain: str, problem: str, grammar: str) -> None:
+        """Raise Malformed if this is not an ALFWorld game; `parse` adds the file's name."""
+        parsed = parse_problem(problem)
+        by_predicate: dict[str, list[list[str]]] = defaultdict(list)
+        for predicate, arguments in parsed.facts:
+            by_predicate[predicate].append(arguments)
+        _check(by_predicate)
+        self._number(parsed.types, parsed.facts)
+        self._lay_out(by_predicate)
+        self.goal: Goal = parse_goal(parsed.goal, self.kinds, self.static)
+        sentence = _TASK.search(grammar)
+        if sentence is None:
+            raise Malformed("its grammar has no task sentence")
+        self.task_text = _literal(json.loads(f'"{sentence[2]}"'))
+        actions = known_actions(domain)
+        self.script = _script(grammar[: sentence.start()], grammar[sentence.end() :], actions)
+        self._moves: dict[tuple[str, int, int, int, int], Move] = {}
+        self._departures: dict[int, dict[str, Move]] = {}
+        self._start.observation = self.script.intro(self._start, {})
+        self._start.won = self.goal.reached(self._start)
+
+    @classmethod
+    def parse(cls, source: Path | str, name: str = "game") -> CompiledGame:
+        """A game from a `game.tw-pddl` file or from its content, which errors call `name`.
+
+        Raises GameFileError, naming the file and what is wrong with it; OSError if unreadable.
+        """
+        if isinstance(source, Path):
+            name = str(source)
+        try:
+            content = source.read_bytes() if isinstance(source, Path) else source
+            return cls(**_sections(content))
+        except Malformed as error:
+            raise GameFileError(name, str(error)) from error
+
+    def reset(self) -> CompiledState:
+        """A new session at the first observation."""
+        return self._start.fork()
+
+    @property
+    def task(self) -> str:
+        """The goal in words."""
+        return self.task_text.removeprefix(_TASK_PREFIX)
+
+    def move(
+        self, verb: str, location: int, receptacle: int = -1, thing: int = -1, tool: int = -1
+    ) -> Move:
+        """The move with these arguments, made from the agent's `location`. Kept once made."""
+        key = verb, location, receptacle, thing, tool
+        if key not in self._moves:
+            values = {
+                "a": self.agent,
+                "l": location,
+                "lstart": location,
+                "lend": self.location_of.get(receptacle, -1),
+                "r": receptacle,
+                "o": thing,
+                "co": thing,
+                "ko": tool,
+            }
+            binding = {name: values[name] for name, _ in PARAMETERS[verb]}
+            command = self.script.templates[verb](self._start, binding)
+            self._moves[key] = Move(verb, command, binding, receptacle, thing)
+        return self._moves[key]
+
+    def departures(self, location: int) -> dict[str, Move]:
+        """By command, what is possible at a location whatever the state: mostly to leave it."""
+        if location not in self._departures:
+            moves = [self.move(verb, location) for verb in ("look", "inventory")]
+            if "help" in self.script.templates:
+                moves.append(self.move("help", location))
+            moves += [
+                self.move("gotolocation", location, receptacle)
+                for receptacle in self.receptacles
+                if self.location_of[receptacle] != location
+            ]
+            self._departures[location] = {move.command: move for move in moves}
+        return self._departures[location]
+
+    def _number(self, types: Mapping[str, str], facts: list[Fact]) -> None:
+        mentioned = {argument for _, arguments in facts for argument in arguments}
+        names = display_names(mentioned)
+        self.ids = tuple(sorted(x for x in mentioned if types[x] in _ENTITIES))
+        self.names = tuple(names[x] for x in self.ids)
+        self._numbers = {identifier: number for number, identifier in enumerate(self.ids)}
+
+    def _lay_out(self, facts: Mapping[str, list[list[str]]]) -> None:
+        number = self._numbers
+        size = len(self.ids)
+        agents = facts["atlocation"]
+        if len(agents) != 1:
+            raise Malformed("its agent is not at exactly one location")
+        self.agent, start = (number[x] for x in agents[0])
+
+        self.static = {
+            predicate: frozenset(number[x] for (x,) in facts[predicate]) for predicate in STATIC
+        }
+        self.location_of = {number[r]: number[at] for r, at in facts["receptacleatlocation"]}
+        if len(self.location_of) != len({tuple(x) for x in facts["receptacleatlocation"]}):
+            raise Malformed("a receptacle is at several locations")
+        self.receptacles = tuple(sorted(self.location_of))
+        self.receptacles_at = _by_second(facts["receptacleatlocation"], number, size)
+        self.inside = _by_second(facts["inreceptacleobject"], number, size)
+
+        object_type = {number[x]: kind for x, kind in facts["objecttype"]}
+        receptacle_type = {number[x]: kind for x, kind in facts["receptacletype"]}
+        self.kinds = {**object_type, **receptacle_type}
+        fitting: dict[str, frozenset[int]] = {}
+        allowed: dict[str, set[str]] = defaultdict(set)
+        for receptacle_kind, object_kind in facts["cancontain"]:
+            allowed[receptacle_kind].add(object_kind)
+        for kind, kinds in allowed.items():
+            fitting[kind] = frozenset(x for x, other in object_type.items() if other in kinds)
+        self.fits = {
+            x: fitting.get(receptacle_type.get(x, ""), frozenset()) for x in self.receptacles
+        }
+
+        self._start = CompiledState(self, start)
+        self._start.contents = _by_second(facts["inreceptacle"], number, size)
+        self._start.objects_at = _by_second(facts["objectatlocation"], number, size)
+        for predicate, members in _INITIAL_SETS.items():
+            setattr(self._start, members, frozenset(number[x] for (x,) in facts[predicate]))
+
+
+def _sections(content: str | bytes) -> dict[str, str]:
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise Malformed(f"it is not JSON, or is cut off ({error})") from error
+    parts = {"domain": "pddl_domain", "problem": "pddl_problem", "grammar": "grammar"}
+    if not isinstance(data, dict):
+        raise Malformed("it is not a JSON object")
+    for key in parts.values():
+        if not isinstance(data.get(key), str):
+            raise Malformed(f"it lacks the text {key!r}, so it is no ALFWorld game")
+    return {part: data[key] for part, key in parts.items()}
+
+
+def _check(facts: Mapping[str, list[list[str]]]) -> None:
+    for predicate, rows in facts.items():
+        if predicate in _UNUSED:
+            continue
+        if predicate not in _ARITY:
+            raise Malformed(f"its :init states {predicate}, which no ALFWorld game begins with")
+        if any(len(row) != _ARITY[predicate] for row in rows):
+            raise Malformed(f"its :init has a fact {predicate} of the wrong length")
+
+
+def _by_second(
+    pairs: list[list[str]], number: Mapping[str, int], size: int
+) -> list[tuple[int, ...]]:
+    """For each entity as second member, the first members in ascending order."""
+    firsts: list[set[int]] = [set() for _ in range(size)]
+    for first, second in pairs:
+        firsts[number[second]].add(number[first])
+    return [tuple(sorted(x)) for x in firsts]
+
+
+def _literal(right: str) -> str:
+    texts = []
+    for symbol in parse_right(right):
+        if not isinstance(symbol, Literal):
+            raise Malformed("its task sentence is more than text")
+        texts.append(symbol.text)
+    return "".join(texts)
+
+
+@lru_cache(maxsize=16)
+def _script(before: str, after: str, actions: frozenset[str]) -> Script:
+    """Compile a grammar around the task sentence, which alone differs between games."""
+    grammar = parse_grammar(f'{before}"task": [{{"rhs": ""}}]{after}')
+    missing = actions - grammar.actions.keys()
+    if missing:
+        raise Malformed(f"its grammar lacks the action {min(missing)}")
+    told = Compiler(grammar, {"task": lambda state, _: state.game.task_text})
+    typed = Compiler(grammar, {}, static=True)
+    bound = {verb: frozenset(PARAMETERS[verb]) for verb in actions}
+    texts = {verb: grammar.actions[verb] for verb in actions}
+    return Script(
+        templates={verb: typed.right(x.template, bound[verb]) for verb, x in texts.items()},
+        feedback={verb: told.right(x.feedback, bound[verb]) for verb, x in texts.items()},
+        intro=told.symbol("intro", frozenset()),
+    )
