@@ -1,0 +1,1 @@
+"""Engines: what plays a game behind a session."""

@@ -2,8 +2,8 @@
 
     python -m services.env.engine.check --games DIR --split valid_seen --episodes 20 --json
 
-TextWorld is the judge. The commands are a seeded mix: what leads to the goal, possible ones with the
-rare verbs preferred, and nonsense; play goes on after a game is won.
+TextWorld is the judge. The commands are a seeded mix: what leads to the goal, possible ones with
+the rare verbs preferred, and nonsense; play goes on after a game is won.
 """
 
 from __future__ import annotations

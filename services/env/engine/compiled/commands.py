@@ -8,28 +8,36 @@ if TYPE_CHECKING:
     from services.env.engine.compiled.state import CompiledState
     from services.env.engine.compiled.text import Binding
 
-_AGENT, _ROOM = ("a", "agent"), ("l", "location")
+_AGENT, _HERE = ("a", "agent"), ("l", "location")
 _OBJECT, _RECEPTACLE = ("o", "object"), ("r", "receptacle")
 
 PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
-    "look": (_AGENT, _ROOM),
+    "look": (_AGENT, _HERE),
     "inventory": (_AGENT,),
     "help": (_AGENT,),
     "examinereceptacle": (_AGENT, _RECEPTACLE),
     "examineobject": (_AGENT, _OBJECT),
     "gotolocation": (_AGENT, ("lstart", "location"), ("lend", "location"), _RECEPTACLE),
-    "openobject": (_AGENT, _ROOM, _RECEPTACLE),
-    "closeobject": (_AGENT, _ROOM, _RECEPTACLE),
-    "pickupobject": (_AGENT, _ROOM, _OBJECT, _RECEPTACLE),
-    "putobject": (_AGENT, _ROOM, _OBJECT, _RECEPTACLE),
-    "cleanobject": (_AGENT, _ROOM, _RECEPTACLE, _OBJECT),
-    "heatobject": (_AGENT, _ROOM, _RECEPTACLE, _OBJECT),
-    "coolobject": (_AGENT, _ROOM, _RECEPTACLE, _OBJECT),
-    "toggleobject": (_AGENT, _ROOM, _OBJECT, _RECEPTACLE),
-    "sliceobject": (_AGENT, _ROOM, ("co", "object"), ("ko", "object")),
+    "openobject": (_AGENT, _HERE, _RECEPTACLE),
+    "closeobject": (_AGENT, _HERE, _RECEPTACLE),
+    "pickupobject": (_AGENT, _HERE, _OBJECT, _RECEPTACLE),
+    "putobject": (_AGENT, _HERE, _OBJECT, _RECEPTACLE),
+    "cleanobject": (_AGENT, _HERE, _RECEPTACLE, _OBJECT),
+    "heatobject": (_AGENT, _HERE, _RECEPTACLE, _OBJECT),
+    "coolobject": (_AGENT, _HERE, _RECEPTACLE, _OBJECT),
+    "toggleobject": (_AGENT, _HERE, _OBJECT, _RECEPTACLE),
+    "sliceobject": (_AGENT, _HERE, ("co", "object"), ("ko", "object")),
 }
 """The parameters of each action as (name, type), by which its texts call them. Those of `PutObject`
-that are types have no display name and are left out."""
+that are types have no name and are left out."""
+
+PLACE = {
+    verb: name
+    for verb, parameters in PARAMETERS.items()
+    for name, _ in parameters
+    if name in ("l", "lstart")
+}
+"""The parameter that is the agent's location before the action, where an action has one."""
 
 APPLIANCES = {
     "sinkbasintype": ("cleanobject", "cleanable"),
@@ -42,7 +50,9 @@ KNIVES = {"knifetype", "butterknifetype"}
 
 
 class Move(NamedTuple):
-    """An action with its arguments, as typed and as the grammar sees them; -1 where it has none."""
+    """An action with its arguments, as typed and as the grammar sees them; -1 where it has none.
+
+    The agent's location is not in the binding: it is known when the move is played."""
 
     verb: str
     command: str
@@ -53,39 +63,34 @@ class Move(NamedTuple):
 
 def possible_moves(state: CompiledState) -> dict[str, Move]:
     """All moves that are possible, by command."""
-    game = state.game
-    here = state.location
-    held = state.held
-    move = game.move
-    moves = game.departures(here).copy()
-    for receptacle in game.receptacles_at[here]:
+    game, move, held = state.game, state.game.move, state.held
+    here = game.receptacles_at[state.location]
+    pickupable, toggleable = game.static["pickupable"], game.static["toggleable"]
+    moves = game.everywhere.copy()
+    found: list[Move] = []
+    for receptacle in here:
+        del moves[move("gotolocation", receptacle).command]
+        found.append(move("examinereceptacle", receptacle))
         accessible = True
-        _add(moves, move("examinereceptacle", here, receptacle))
         if receptacle in game.static["openable"]:
             accessible = receptacle in state.opened
-            _add(moves, move("closeobject" if accessible else "openobject", here, receptacle))
-        if held is None and accessible:
-            for thing in state.contents[receptacle]:
-                if thing in game.static["pickupable"]:
-                    _add(moves, move("pickupobject", here, receptacle, thing))
-        for thing in state.contents[receptacle]:
-            if thing in game.static["toggleable"]:
-                _add(moves, move("toggleobject", here, receptacle, thing))
+            found.append(move("closeobject" if accessible else "openobject", receptacle))
+        contents = state.contents[receptacle]
+        found += [move("toggleobject", receptacle, x) for x in contents if x in toggleable]
         if held is None:
+            if accessible:
+                found += [move("pickupobject", receptacle, x) for x in contents if x in pickupable]
             continue
         if accessible and held in game.fits[receptacle]:
-            _add(moves, move("putobject", here, receptacle, held))
+            found.append(move("putobject", receptacle, held))
         appliance = APPLIANCES.get(game.kinds.get(receptacle, ""))
         if appliance and held in game.static[appliance[1]]:
-            _add(moves, move(appliance[0], here, receptacle, held))
+            found.append(move(appliance[0], receptacle, held))
     if held is not None:
-        _add(moves, move("examineobject", here, thing=held))
+        found.append(move("examineobject", thing=held))
         if game.kinds.get(held) in KNIVES:
-            for thing in state.objects_at[here]:
-                if thing in game.static["sliceable"]:
-                    _add(moves, move("sliceobject", here, thing=thing, tool=held))
+            sliceable = game.static["sliceable"].intersection(state.objects_at[state.location])
+            found += [move("sliceobject", thing=x, tool=held) for x in sliceable]
+    for possible in found:
+        moves[possible.command] = possible
     return moves
-
-
-def _add(moves: dict[str, Move], move: Move) -> None:
-    moves[move.command] = move

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from services.env.engine.compiled.commands import PARAMETERS, Move
+from services.env.engine.compiled.commands import PARAMETERS, PLACE, Move
 from services.env.engine.compiled.domain import known_actions
 from services.env.engine.compiled.errors import GameFileError, Malformed
 from services.env.engine.compiled.goal import Goal, parse_goal
 from services.env.engine.compiled.grammar import Literal, parse_grammar, parse_right
 from services.env.engine.compiled.names import display_names
 from services.env.engine.compiled.problem import Fact, parse_problem
+from services.env.engine.compiled.relations import RELATIONS
 from services.env.engine.compiled.state import CompiledState
 from services.env.engine.compiled.text import Compiler, Render
 
@@ -39,29 +40,27 @@ _INITIAL_SETS = {
     "istoggled": "toggled",
     "ison": "on",
 }
-_UNUSED = {
-    "isreceptacleobjectfull",
-    "wasinreceptacle",
-    "checked",
-    "examined",
-    "full",
-    "moveable",
-}
-"""Predicates of the domain that no action, text or goal asks for."""
-
 _ENTITIES = {"agent", "location", "receptacle", "object"}
-_ARITY = {
-    "atlocation": 2,
-    "receptacleatlocation": 2,
-    "objectatlocation": 2,
-    "inreceptacle": 2,
-    "inreceptacleobject": 2,
-    "receptacletype": 2,
-    "objecttype": 2,
-    "cancontain": 2,
-    **dict.fromkeys(STATIC, 1),
-    **dict.fromkeys(_INITIAL_SETS, 1),
+_SIGNATURES = {
+    **{name: list(RELATIONS[name].types) for name in (*STATIC, *_INITIAL_SETS)},
+    **{
+        name: list(RELATIONS[name].types)
+        for name in ("atlocation", "receptacleatlocation", "objectatlocation", "inreceptacle")
+    },
+    "inreceptacleobject": ["object", "object"],
+    "receptacletype": ["receptacle", "rtype"],
+    "objecttype": ["object", "otype"],
+    "cancontain": ["rtype", "otype"],
+    # Of these no action, text or goal takes notice.
+    "isreceptacleobjectfull": ["object"],
+    "moveable": ["object"],
+    "wasinreceptacle": ["object", "receptacle"],
+    "full": ["receptacle"],
+    "checked": ["receptacle"],
+    "examined": ["location"],
 }
+"""The types of the arguments of all predicates that a game may begin with."""
+
 _TASK = re.compile(r'("task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*")((?:[^"\\]|\\.)*)("\s*\}\s*\])')
 _TASK_PREFIX = "Your task is to: "
 
@@ -82,24 +81,47 @@ class CompiledGame:
     which is the order in which TextWorld lists them.
     """
 
+    ids: tuple[str, ...]
+    """Raw ids in lower case, by entity number."""
+    names: tuple[str, ...]
+    """Display names, by entity number."""
+    kinds: dict[int, str]
+    """`appletype`, `cabinettype`, ... of objects and receptacles."""
+    agent: int
+    receptacles: tuple[int, ...]
+    location_of: dict[int, int]
+    """Where a receptacle stands."""
+    receptacles_at: list[tuple[int, ...]]
+    """By entity number of a location."""
+    inside: list[tuple[int, ...]]
+    """Objects within an object such as a box, by the number of that one; nothing moves them."""
+    fits: dict[int, frozenset[int]]
+    """Which objects may be put into a receptacle."""
+    static: dict[str, frozenset[int]]
+    """Entities by unchanging predicate."""
+    goal: Goal
+    script: Script
+    task_text: str
+    """The last paragraph of the first observation."""
+
     def __init__(self, domain: str, problem: str, grammar: str) -> None:
         """Raise Malformed if this is not an ALFWorld game; `parse` adds the file's name."""
         parsed = parse_problem(problem)
         by_predicate: dict[str, list[list[str]]] = defaultdict(list)
         for predicate, arguments in parsed.facts:
             by_predicate[predicate].append(arguments)
-        _check(by_predicate)
+        _check(by_predicate, parsed.types)
         self._number(parsed.types, parsed.facts)
         self._lay_out(by_predicate)
-        self.goal: Goal = parse_goal(parsed.goal, self.kinds, self.static)
+        self.goal = parse_goal(parsed.goal, self.kinds, self.static)
         sentence = _TASK.search(grammar)
         if sentence is None:
             raise Malformed("its grammar has no task sentence")
-        self.task_text = _literal(json.loads(f'"{sentence[2]}"'))
+        self.task_text = _task_text(sentence[2])
         actions = known_actions(domain)
         self.script = _script(grammar[: sentence.start()], grammar[sentence.end() :], actions)
-        self._moves: dict[tuple[str, int, int, int, int], Move] = {}
-        self._departures: dict[int, dict[str, Move]] = {}
+        self._moves: dict[tuple[str, int, int, int], Move] = {}
+        self.everywhere = self._everywhere()
         self._start.observation = self.script.intro(self._start, {})
         self._start.won = self.goal.reached(self._start)
 
@@ -116,6 +138,8 @@ class CompiledGame:
             return cls(**_sections(content))
         except Malformed as error:
             raise GameFileError(name, str(error)) from error
+        except RecursionError as error:
+            raise GameFileError(name, "it is nested too deeply") from error
 
     def reset(self) -> CompiledState:
         """A new session at the first observation."""
@@ -126,40 +150,30 @@ class CompiledGame:
         """The goal in words."""
         return self.task_text.removeprefix(_TASK_PREFIX)
 
-    def move(
-        self, verb: str, location: int, receptacle: int = -1, thing: int = -1, tool: int = -1
-    ) -> Move:
-        """The move with these arguments, made from the agent's `location`. Kept once made."""
-        key = verb, location, receptacle, thing, tool
+    def move(self, verb: str, receptacle: int = -1, thing: int = -1, tool: int = -1) -> Move:
+        """The move with these arguments. Kept once made, and shared by the sessions."""
+        key = verb, receptacle, thing, tool
         if key not in self._moves:
             values = {
                 "a": self.agent,
-                "l": location,
-                "lstart": location,
                 "lend": self.location_of.get(receptacle, -1),
                 "r": receptacle,
                 "o": thing,
                 "co": thing,
                 "ko": tool,
             }
-            binding = {name: values[name] for name, _ in PARAMETERS[verb]}
+            binding = {x: values[x] for x, _ in PARAMETERS[verb] if x != PLACE.get(verb)}
             command = self.script.templates[verb](self._start, binding)
             self._moves[key] = Move(verb, command, binding, receptacle, thing)
         return self._moves[key]
 
-    def departures(self, location: int) -> dict[str, Move]:
-        """By command, what is possible at a location whatever the state: mostly to leave it."""
-        if location not in self._departures:
-            moves = [self.move(verb, location) for verb in ("look", "inventory")]
-            if "help" in self.script.templates:
-                moves.append(self.move("help", location))
-            moves += [
-                self.move("gotolocation", location, receptacle)
-                for receptacle in self.receptacles
-                if self.location_of[receptacle] != location
-            ]
-            self._departures[location] = {move.command: move for move in moves}
-        return self._departures[location]
+    def _everywhere(self) -> dict[str, Move]:
+        """By command, what would be possible at a place without receptacles."""
+        moves = [self.move(verb) for verb in ("look", "inventory")]
+        if "help" in self.script.templates:
+            moves.append(self.move("help"))
+        moves += [self.move("gotolocation", receptacle) for receptacle in self.receptacles]
+        return {move.command: move for move in moves}
 
     def _number(self, types: Mapping[str, str], facts: list[Fact]) -> None:
         mentioned = {argument for _, arguments in facts for argument in arguments}
@@ -220,14 +234,16 @@ def _sections(content: str | bytes) -> dict[str, str]:
     return {part: data[key] for part, key in parts.items()}
 
 
-def _check(facts: Mapping[str, list[list[str]]]) -> None:
+def _check(facts: Mapping[str, list[list[str]]], types: Mapping[str, str]) -> None:
     for predicate, rows in facts.items():
-        if predicate in _UNUSED:
-            continue
-        if predicate not in _ARITY:
+        signature = _SIGNATURES.get(predicate)
+        if signature is None:
             raise Malformed(f"its :init states {predicate}, which no ALFWorld game begins with")
-        if any(len(row) != _ARITY[predicate] for row in rows):
-            raise Malformed(f"its :init has a fact {predicate} of the wrong length")
+        for row in rows:
+            if [types.get(x) for x in row] != signature:
+                raise Malformed(
+                    f"its :init has the fact ({predicate} {' '.join(row)}) of other types"
+                )
 
 
 def _by_second(
@@ -240,7 +256,12 @@ def _by_second(
     return [tuple(sorted(x)) for x in firsts]
 
 
-def _literal(right: str) -> str:
+def _task_text(quoted: str) -> str:
+    """The text of a right-hand side without symbols, given between its JSON quotes."""
+    try:
+        right = json.loads(f'"{quoted}"')
+    except ValueError as error:
+        raise Malformed(f"its task sentence is no JSON string ({error})") from error
     texts = []
     for symbol in parse_right(right):
         if not isinstance(symbol, Literal):
@@ -261,7 +282,10 @@ def _script(before: str, after: str, actions: frozenset[str]) -> Script:
     bound = {verb: frozenset(PARAMETERS[verb]) for verb in actions}
     texts = {verb: grammar.actions[verb] for verb in actions}
     return Script(
-        templates={verb: typed.right(x.template, bound[verb]) for verb, x in texts.items()},
+        templates={
+            verb: typed.right(x.template, bound[verb] - {(PLACE.get(verb, ""), "location")})
+            for verb, x in texts.items()
+        },
         feedback={verb: told.right(x.feedback, bound[verb]) for verb, x in texts.items()},
         intro=told.symbol("intro", frozenset()),
     )

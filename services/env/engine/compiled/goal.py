@@ -101,7 +101,7 @@ def parse_goal(
     if len(asked) == 1:
         return _place(asked[0], types, static)
     if len(asked) == 2:
-        return _light(*asked, types, static)
+        return _light(asked[0], asked[1], types, static)
     raise Malformed("its goal is of none of ALFWorld's task types")
 
 
@@ -111,10 +111,7 @@ def _collect(expression: Expression, found: _Conditions) -> _Conditions:
             for part in parts:
                 _collect(part, found)
         case ["exists", [*variables], body]:
-            for name, dash, kind in zip(*[iter(variables)] * 3, strict=True):
-                if dash != "-" or not isinstance(name, str) or not isinstance(kind, str):
-                    raise Malformed("its goal declares variables in an unknown way")
-                found.kinds[name] = kind
+            _declare(variables, found.kinds)
             _collect(body, found)
         case ["not", ["=", str() as one, str() as other]]:
             found.joins.add(("differ", *sorted((one, other))))
@@ -129,6 +126,17 @@ def _collect(expression: Expression, found: _Conditions) -> _Conditions:
     return found
 
 
+def _declare(variables: list[Expression], kinds: dict[str, str]) -> None:
+    match variables:
+        case []:
+            return
+        case [str() as name, "-", str() as kind, *more]:
+            kinds[name] = kind
+            _declare(more, kinds)
+        case _:
+            raise Malformed("its goal declares variables in a way that ALFWorld's goals do not")
+
+
 def _place(
     asked: _Conditions, types: Mapping[int, str], static: Mapping[str, frozenset[int]]
 ) -> Goal:
@@ -136,7 +144,7 @@ def _place(
     places = [name for name, kind in asked.kinds.items() if kind == "receptacle"]
     if len(places) != 1 or len(things) not in (1, 2):
         raise Malformed("its goal is of none of ALFWorld's task types")
-    expected = {("inreceptacle", thing, places[0]) for thing in things}
+    expected: set[tuple[str, ...]] = {("inreceptacle", thing, places[0]) for thing in things}
     if len(things) == 2:
         expected.add(("differ", *things))
     wanted = asked.of.get(things[0], set())

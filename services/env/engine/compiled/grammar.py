@@ -1,7 +1,7 @@
 """TextWorld's text grammar (`.twl2`) as data: actions with templates, and production rules.
 
-A document is a list of `grammar :: \"\"\"JSON\"\"\";` and `action NAME { template :: "..."; ... }`. A
-right-hand side mixes literal text, `#symbol#`, `{expression}`, `{expression | query}` and
+A document is a list of blocks `grammar :: JSON` and `action NAME { template :: "..."; ... }`.
+A right-hand side mixes literal text, `#symbol#`, `{expression}`, `{expression | query}` and
 `[{expression | query}]`, a list in prose. What TextWorld's parser does at the edges is kept: white
 space at the start of a right-hand side vanishes, and text after what it cannot read is dropped.
 """

@@ -39,10 +39,6 @@ def parse_problem(text: str) -> Problem:
         raise Malformed("its PDDL problem lacks :objects, :init or :goal, or is cut off")
     types = _objects(text[objects_at + len("(:objects") : init_at])
     facts = _facts(text[init_at + len("(:init") : goal_at])
-    for predicate, arguments in facts:
-        for argument in arguments:
-            if argument not in types:
-                raise Malformed(f"a fact ({predicate} ...) is about the undeclared {argument}")
     section, *_ = parse_expression(text[goal_at:])
     if len(section) != 2:
         raise Malformed("its :goal is not one expression")
@@ -77,7 +73,8 @@ def _facts(section: str) -> list[Fact]:
     # One more closing parenthesis: that of the section itself.
     if section.count("(") != len(atoms) or section.count(")") != len(atoms) + 1:
         raise Malformed("its :init section is cut off or holds more than ground facts")
-    return [(predicate, arguments.split()) for predicate, arguments in atoms]
+    # ALFWorld repeats what a kind of receptacle can contain once per receptacle.
+    return [(predicate, arguments.split()) for predicate, arguments in set(atoms)]
 
 
 def parse_expression(text: str) -> list[Expression]:

@@ -84,7 +84,7 @@ def _change(state: CompiledState, change: str) -> str | None:
     verb, kind = _APPLIANCE[change]
     assert state.held is not None
     for receptacle in state.game.receptacles:
-        if state.game.kinds[receptacle] == kind:
+        if state.game.kinds.get(receptacle) == kind:
             return _at(state, receptacle, verb, state.held)
     return None
 
@@ -98,13 +98,12 @@ def _put_away(state: CompiledState) -> str | None:
     return None
 
 
-def _at(state: CompiledState, receptacle: int, verb: str, thing: int) -> str:
+def _at(state: CompiledState, receptacle: int, verb: str, thing: int) -> str | None:
     """Do something to a thing at a receptacle: go there first, then open it if one must."""
     game = state.game
-    there = game.location_of[receptacle]
-    if there != state.location:
-        return game.move("gotolocation", state.location, receptacle).command
-    move = game.move(verb, there, receptacle, thing)
-    if move.command in state.moves:
-        return move.command
-    return game.move("openobject", there, receptacle).command
+    if game.location_of[receptacle] != state.location:
+        return game.move("gotolocation", receptacle).command
+    move = game.move(verb, receptacle, thing)
+    if move.command not in state.moves:
+        move = game.move("openobject", receptacle)
+    return move.command if move.command in state.moves else None

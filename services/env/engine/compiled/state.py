@@ -1,8 +1,8 @@
 """A game being played: the fluent facts, and what each action does to them.
 
-Facts are kept as TextWorld keeps them, oddities included: an object may lie in several receptacles at
-once (ALFRED lists a pot on two burners), and taking it from one leaves it in the others.
-Sets and tuples are replaced, never changed, so that forks share them.
+Facts are kept as TextWorld keeps them, oddities included: an object may lie in several receptacles
+at once (ALFRED lists a pot on two burners), and taking it from one leaves it in the others. Sets
+and tuples are replaced, never changed, so that forks share them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from bisect import insort
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from services.env.engine.compiled.commands import Move, possible_moves
+from services.env.engine.compiled.commands import PLACE, Move, possible_moves
 
 if TYPE_CHECKING:
     from services.env.engine.compiled.game import CompiledGame
 
 NOTHING_HAPPENS = "Nothing happens."
-_NONE: frozenset[int] = frozenset()
 
 
 class CompiledState:
@@ -44,20 +43,20 @@ class CompiledState:
 
     def __init__(self, game: CompiledGame, location: int) -> None:
         """An empty world of `game` with the agent at `location`."""
-        self.game = game
-        self.location = location
+        self.game: CompiledGame = game
+        self.location: int = location
         self.held: int | None = None
         # By entity number: the objects in a receptacle, and at a location, in ascending order.
         self.contents: list[tuple[int, ...]] = [()] * len(game.ids)
         self.objects_at: list[tuple[int, ...]] = [()] * len(game.ids)
         self.taken_from: frozenset[tuple[int, int]] = frozenset()
-        self.opened = _NONE
-        self.clean = _NONE
-        self.hot = _NONE
-        self.cool = _NONE
-        self.sliced = _NONE
-        self.toggled = _NONE
-        self.on = _NONE
+        self.opened: frozenset[int] = frozenset()
+        self.clean: frozenset[int] = frozenset()
+        self.hot: frozenset[int] = frozenset()
+        self.cool: frozenset[int] = frozenset()
+        self.sliced: frozenset[int] = frozenset()
+        self.toggled: frozenset[int] = frozenset()
+        self.on: frozenset[int] = frozenset()
         self.observation = ""
         self.won = False
         self._moves: dict[str, Move] | None = None
@@ -99,11 +98,14 @@ class CompiledState:
         if move is None:
             self.observation = NOTHING_HAPPENS
             return
+        binding = move.binding
+        if move.verb in PLACE:
+            binding = {**binding, PLACE[move.verb]: self.location}
         if effect := _EFFECTS.get(move.verb):
             effect(self, move)
             self._moves = None
             self.won = self.game.goal.reached(self)
-        self.observation = self.game.script.feedback[move.verb](self, move.binding)
+        self.observation = self.game.script.feedback[move.verb](self, binding)
 
     def hidden_state(self) -> dict[str, Any]:
         """Everything there is to know, by display names: for privileged clients and for tests."""

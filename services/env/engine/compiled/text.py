@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from services.env.engine.compiled.errors import Malformed
 from services.env.engine.compiled.grammar import (
@@ -52,9 +52,7 @@ class Compiler:
 
     def right(self, text: str, bound: Bound) -> Render:
         """A right-hand side, where the variables `bound` have values."""
-        parts: list[Render] = []
-        for symbol in parse_right(text):
-            parts.append(self._part(symbol, bound))
+        parts = [self._part(symbol, bound) for symbol in parse_right(text)]
         if len(parts) == 1:
             return parts[0]
         return lambda state, binding: "".join([part(state, binding) for part in parts])
@@ -99,7 +97,7 @@ class Compiler:
     def _part(self, symbol: Symbol, bound: Bound) -> Render:
         match symbol:
             case Literal(text):
-                return lambda _state, _binding: text
+                return _constant(text)
             case Reference(name):
                 return self.symbol(name, bound)
             case Each(item, None, prose=False):
@@ -184,28 +182,35 @@ def _expression(source: str, bound: Bound) -> Render:
         pieces = _pieces(ast.parse(source, mode="eval").body, bound)
     except SyntaxError as error:
         raise Malformed(f"its grammar has the expression {source!r}, which is no Python") from error
-    if len(pieces) == 1 and not isinstance(pieces[0], str):
-        return pieces[0]
-    if len(pieces) == 2 and isinstance(pieces[0], str) and not isinstance(pieces[1], str):
-        prefix, rest = pieces
-        return lambda state, binding: prefix + rest(state, binding)
-    return lambda state, binding: "".join(
-        [piece if isinstance(piece, str) else piece(state, binding) for piece in pieces]
-    )
+    match pieces:
+        case [_Field() as only]:
+            return _field(only)
+        case [str() as prefix, _Field("name", variable)]:
+            return lambda state, binding: prefix + state.game.names[binding[variable]]
+    parts = [_constant(x) if isinstance(x, str) else _field(x) for x in pieces]
+    return lambda state, binding: "".join([part(state, binding) for part in parts])
 
 
-def _pieces(node: ast.expr, bound: Bound) -> list[str | Render]:
+class _Field(NamedTuple):
+    """`name` or `id` of a variable's entity."""
+
+    attribute: str
+    variable: str
+
+
+def _pieces(node: ast.expr, bound: Bound) -> list[str | _Field]:
+    """The text that an expression joins, neighbouring constants as one."""
     variables = {name for name, _ in bound}
     match node:
         case ast.Constant(value=str() as text):
             return [text]
         case ast.Name(id=name) if name in variables:
-            return [_attribute(name, "name")]
+            return [_Field("name", name)]
         case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in variables:
             if attribute in _ARTICLES:
                 return [_ARTICLES[attribute]]
             if attribute in ("name", "id"):
-                return [_attribute(name, attribute)]
+                return [_Field(attribute, name)]
         case ast.BoolOp(op=ast.Or(), values=[first, *_]):
             return _pieces(first, bound)
         case ast.BinOp(op=ast.Add(), left=left, right=right):
@@ -219,7 +224,12 @@ def _pieces(node: ast.expr, bound: Bound) -> list[str | Render]:
     raise Malformed(f"its grammar has the expression {ast.unparse(node)!r}, beyond names and text")
 
 
-def _attribute(variable: str, attribute: str) -> Render:
+def _constant(text: str) -> Render:
+    return lambda _state, _binding: text
+
+
+def _field(field: _Field) -> Render:
+    attribute, variable = field
     if attribute == "id":
         return lambda state, binding: state.game.ids[binding[variable]]
     return lambda state, binding: state.game.names[binding[variable]]
