@@ -169,12 +169,12 @@ def parse_query(text: str) -> Query | None:
     return tuple(atoms)
 
 
-_LINE_START = re.compile(r"(?:\t+|//[^\n]*\n?|\s+)*")
-_TABS = re.compile(r"\t*")
-_TAG = r"#([\w()/!<>\-\s,.]+)#"
+_AT_LINE_START = re.compile(r"//[^\n]*\n?|\s+|\(\*.*?\*\)", re.DOTALL)
+_WITHIN_LINE = re.compile(r"\t+|\(\*.*?\*\)", re.DOTALL)
+_TAG = r"#\t*+([\w()/!<>\-\s,.]+)#"
 _REFERENCE = re.compile(_TAG)
 _CONDITIONAL = re.compile(
-    r"\{\t*(?:" + _TAG + r"|([^|\[\]{}\n<>]+))(?:\s*\|\s*([^;|{}\n\[\]#]+))?\t*\}"
+    r"\{\t*+(?:" + _TAG + r"|([^|\[\]{}\n<>]+))(?:\s*\|\s*([^;|{}\n\[\]#]+))?\t*\}"
 )
 _QUOTED = re.compile(r'"([^;|"<>\[\]#{}]*)"')
 _LITERAL = re.compile(r'[^;|"<>\[\]#{}]*')
@@ -185,14 +185,22 @@ def parse_right(text: str) -> list[Symbol]:
     symbols: list[Symbol] = []
     at = 0
     while True:
-        edge = _LINE_START if at == 0 or text[at - 1] == "\n" else _TABS
-        if skipped := edge.match(text, at):
-            at = skipped.end()
+        at = _skip_edge(text, at)
         symbol, end = _symbol(text, at)
         if end == at:
             return symbols
         symbols.append(symbol)
         at = end
+
+
+def _skip_edge(text: str, at: int) -> int:
+    """Past what TextWorld drops before a symbol: comments, and tabs or white space."""
+    while True:
+        edge = _AT_LINE_START if at == 0 or text[at - 1] == "\n" else _WITHIN_LINE
+        skipped = edge.match(text, at)
+        if skipped is None:
+            return at
+        at = skipped.end()
 
 
 def _symbol(text: str, at: int) -> tuple[Symbol, int]:
