@@ -49,6 +49,7 @@ def cut(part: str, at: str) -> str:
         (changed("grammar", "#look.feedback#", "#gaze#"), "#gaze#"),
         (changed("grammar", "opened(r:", "ajar(r:"), "ajar"),
         (changed("grammar", "{co.name}", "{co.weight * 2}"), "co.weight"),
+        (changed("grammar", '"rhs": "TODO"', '"rhs": 7'), "7 is no text"),
         (changed("grammar", '"task"', '"aim"'), "no task sentence"),
     ],
 )

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from services.env.engine.compiled.commands import PARAMETERS, PLACE, Move
 from services.env.engine.compiled.domain import known_actions
 from services.env.engine.compiled.errors import GameFileError, Malformed
 from services.env.engine.compiled.goal import Goal, parse_goal
-from services.env.engine.compiled.grammar import Literal, parse_grammar, parse_right
 from services.env.engine.compiled.names import display_names
 from services.env.engine.compiled.problem import Fact, parse_problem
 from services.env.engine.compiled.relations import RELATIONS
+from services.env.engine.compiled.script import Script, read_script
 from services.env.engine.compiled.state import CompiledState
-from services.env.engine.compiled.text import Compiler, Render
 
 STATIC = (
     "openable",
@@ -60,18 +56,6 @@ _SIGNATURES = {
     "examined": ["location"],
 }
 """The types of the arguments of all predicates that a game may begin with."""
-
-_TASK = re.compile(r'("task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*")((?:[^"\\]|\\.)*)("\s*\}\s*\])')
-_TASK_PREFIX = "Your task is to: "
-
-
-@dataclass(frozen=True)
-class Script:
-    """A compiled grammar: how moves are typed and answered, and the first observation."""
-
-    templates: dict[str, Render]
-    feedback: dict[str, Render]
-    intro: Render
 
 
 class CompiledGame:
@@ -114,12 +98,7 @@ class CompiledGame:
         self._number(parsed.types, parsed.facts)
         self._lay_out(by_predicate)
         self.goal = parse_goal(parsed.goal, self.kinds, self.static)
-        sentence = _TASK.search(grammar)
-        if sentence is None:
-            raise Malformed("its grammar has no task sentence")
-        self.task_text = _task_text(sentence[2])
-        actions = known_actions(domain)
-        self.script = _script(grammar[: sentence.start()], grammar[sentence.end() :], actions)
+        self.script, self.task_text = read_script(grammar, known_actions(domain))
         self._moves: dict[tuple[str, int, int, int], Move] = {}
         self.everywhere = self._everywhere()
         self._start.observation = self.script.intro(self._start, {})
@@ -148,7 +127,7 @@ class CompiledGame:
     @property
     def task(self) -> str:
         """The goal in words."""
-        return self.task_text.removeprefix(_TASK_PREFIX)
+        return self.task_text.removeprefix("Your task is to: ")
 
     def move(self, verb: str, receptacle: int = -1, thing: int = -1, tool: int = -1) -> Move:
         """The move with these arguments. Kept once made, and shared by the sessions."""
@@ -254,38 +233,3 @@ def _by_second(
     for first, second in pairs:
         firsts[number[second]].add(number[first])
     return [tuple(sorted(x)) for x in firsts]
-
-
-def _task_text(quoted: str) -> str:
-    """The text of a right-hand side without symbols, given between its JSON quotes."""
-    try:
-        right = json.loads(f'"{quoted}"')
-    except ValueError as error:
-        raise Malformed(f"its task sentence is no JSON string ({error})") from error
-    texts = []
-    for symbol in parse_right(right):
-        if not isinstance(symbol, Literal):
-            raise Malformed("its task sentence is more than text")
-        texts.append(symbol.text)
-    return "".join(texts)
-
-
-@lru_cache(maxsize=16)
-def _script(before: str, after: str, actions: frozenset[str]) -> Script:
-    """Compile a grammar around the task sentence, which alone differs between games."""
-    grammar = parse_grammar(f'{before}"task": [{{"rhs": ""}}]{after}')
-    missing = actions - grammar.actions.keys()
-    if missing:
-        raise Malformed(f"its grammar lacks the action {min(missing)}")
-    told = Compiler(grammar, {"task": lambda state, _: state.game.task_text})
-    typed = Compiler(grammar, {}, static=True)
-    bound = {verb: frozenset(PARAMETERS[verb]) for verb in actions}
-    texts = {verb: grammar.actions[verb] for verb in actions}
-    return Script(
-        templates={
-            verb: typed.right(x.template, bound[verb] - {(PLACE.get(verb, ""), "location")})
-            for verb, x in texts.items()
-        },
-        feedback={verb: told.right(x.feedback, bound[verb]) for verb, x in texts.items()},
-        intro=told.symbol("intro", frozenset()),
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from services.env.engine.compiled.errors import Malformed
 from services.env.engine.compiled.problem import Expression
@@ -13,47 +13,36 @@ if TYPE_CHECKING:
     from services.env.engine.compiled.state import CompiledState
 
 
-class Goal(Protocol):
-    """When a game is won."""
-
-    @property
-    def task_type(self) -> str:
-        """ALFWorld's name of the task type."""
-
-    def reached(self, state: CompiledState) -> bool:
-        """Whether the state satisfies the goal."""
-
-
-_CHANGES = {"isclean": "clean", "ishot": "hot", "iscool": "cool", "issliced": "sliced"}
+_UNKNOWN = "its goal is of none of ALFWorld's task types"
+_CHANGES = {"isclean": "clean", "ishot": "hot", "iscool": "cool"}
 _PLACE_TYPES = {
-    (): "pick_and_place_simple",
-    ("clean",): "pick_clean_then_place_in_recep",
-    ("hot",): "pick_heat_then_place_in_recep",
-    ("cool",): "pick_cool_then_place_in_recep",
+    (1, None): "pick_and_place_simple",
+    (1, "clean"): "pick_clean_then_place_in_recep",
+    (1, "hot"): "pick_heat_then_place_in_recep",
+    (1, "cool"): "pick_cool_then_place_in_recep",
+    (2, None): "pick_two_obj_and_place",
 }
 
 
 @dataclass(frozen=True)
 class PlaceGoal:
-    """`count` of the objects in one of the receptacles, all with the changes (`clean`, ...)."""
+    """`count` of the objects in one of the receptacles, after a change (`clean`, ...) if any."""
 
     objects: frozenset[int]
     receptacles: tuple[int, ...]
-    changes: tuple[str, ...]
+    change: str | None
     count: int
 
     @property
     def task_type(self) -> str:
         """ALFWorld's name of the task type."""
-        if self.count == 2:
-            return "pick_two_obj_and_place"
-        return _PLACE_TYPES.get(self.changes, "pick_and_place_simple")
+        return _PLACE_TYPES[self.count, self.change]
 
     def reached(self, state: CompiledState) -> bool:
         """Whether the state satisfies the goal."""
         wanted = self.objects
-        for change in self.changes:
-            wanted = wanted & getattr(state, change)
+        if self.change is not None:
+            wanted = wanted & getattr(state, self.change)
         contents = state.contents
         return any(
             sum(thing in wanted for thing in contents[receptacle]) >= self.count
@@ -83,6 +72,9 @@ class LightGoal:
         return any(lamp in state.contents[receptacle] for lamp in lit for receptacle in here)
 
 
+Goal = PlaceGoal | LightGoal
+
+
 @dataclass
 class _Conditions:
     """What an `exists` asks: predicates by variable, and the atoms that join variables."""
@@ -102,7 +94,7 @@ def parse_goal(
         return _place(asked[0], types, static)
     if len(asked) == 2:
         return _light(asked[0], asked[1], types, static)
-    raise Malformed("its goal is of none of ALFWorld's task types")
+    raise Malformed(_UNKNOWN)
 
 
 def _collect(expression: Expression, found: _Conditions) -> _Conditions:
@@ -143,21 +135,21 @@ def _place(
     things = sorted(name for name, kind in asked.kinds.items() if kind == "object")
     places = [name for name, kind in asked.kinds.items() if kind == "receptacle"]
     if len(places) != 1 or len(things) not in (1, 2):
-        raise Malformed("its goal is of none of ALFWorld's task types")
+        raise Malformed(_UNKNOWN)
     expected: set[tuple[str, ...]] = {("inreceptacle", thing, places[0]) for thing in things}
     if len(things) == 2:
         expected.add(("differ", *things))
     wanted = asked.of.get(things[0], set())
     if asked.joins != expected or any(asked.of.get(thing, set()) != wanted for thing in things):
-        raise Malformed("its goal is of none of ALFWorld's task types")
-    changes = tuple(
-        sorted(_CHANGES[name] for name, *rest in wanted if not rest and name in _CHANGES)
-    )
+        raise Malformed(_UNKNOWN)
+    changes: list[str | None] = [x for name, x in _CHANGES.items() if (name,) in wanted] or [None]
+    if len(changes) > 1 or (len(things), changes[0]) not in _PLACE_TYPES:
+        raise Malformed(_UNKNOWN)
     lasting = {condition for condition in wanted if condition[0] not in _CHANGES}
     return PlaceGoal(
         objects=_matching(lasting, types, static),
         receptacles=tuple(sorted(_matching(asked.of.get(places[0], set()), types, static))),
-        changes=changes,
+        change=changes[0],
         count=len(things),
     )
 
@@ -182,7 +174,7 @@ def _light(
         or held.of.keys() != {"?o"}
         or ("istoggled",) not in lamp.of["?ot"]
     ):
-        raise Malformed("its goal is of none of ALFWorld's task types")
+        raise Malformed(_UNKNOWN)
     return LightGoal(
         objects=_matching(held.of["?o"], types, static),
         lamps=_matching(lamp.of["?ot"] - {("istoggled",)}, types, static),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from services.env.engine.compiled.errors import Malformed
 
@@ -135,11 +136,18 @@ def _rules(block: str) -> dict[str, list[Rule]]:
     try:
         symbols = json.loads(block)
         return {
-            symbol: [Rule(parse_query(x.get("condition", "")), x["rhs"]) for x in productions]
+            symbol: [_rule(production) for production in productions]
             for symbol, productions in symbols.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"a block of its grammar is not JSON of rules ({error})") from error
+
+
+def _rule(production: dict[str, Any]) -> Rule:
+    right = production["rhs"]
+    if not isinstance(right, str):
+        raise TypeError(f"{right!r} is no text")
+    return Rule(parse_query(production.get("condition", "")), right)
 
 
 _QUERY_ATOM = re.compile(r"\s*(!?)([\w/]+)\s*\(([^()]*)\)\s*(?:(&)|$)")

@@ -20,32 +20,25 @@ def next_command(state: CompiledState) -> str | None:
     goal = state.game.goal
     if state.won:
         return None
-    if state.held is not None and not _wanted(state):
+    if state.held is not None and state.held not in goal.objects:
         return _put_away(state)
     if isinstance(goal, LightGoal):
-        return _find(state, goal.objects, ()) if state.held is None else _light(state, goal)
-    assert isinstance(goal, PlaceGoal)
+        return _fetch(state, goal.objects) if state.held is None else _light(state, goal)
     target = _target(state, goal)
     if target is None:
         return None
     if state.held is None:
         # What lies in the target but is not yet as wanted has to be taken out again.
         done = [x for x in state.contents[target] if _ready(state, goal, x)]
-        return _find(state, goal.objects.difference(done), done)
-    for change in goal.changes:
-        if state.held not in getattr(state, change):
-            return _change(state, change)
+        return _fetch(state, goal.objects.difference(done))
+    if not _ready(state, goal, state.held):
+        return _change(state, goal)
     return _at(state, target, "putobject", state.held)
 
 
-def _wanted(state: CompiledState) -> bool:
-    goal = state.game.goal
-    assert isinstance(goal, LightGoal | PlaceGoal)
-    return state.held in goal.objects
-
-
 def _ready(state: CompiledState, goal: PlaceGoal, thing: int) -> bool:
-    return thing in goal.objects and all(thing in getattr(state, x) for x in goal.changes)
+    changed = goal.change is None or thing in getattr(state, goal.change)
+    return changed and thing in goal.objects
 
 
 def _target(state: CompiledState, goal: PlaceGoal) -> int | None:
@@ -66,23 +59,19 @@ def _light(state: CompiledState, goal: LightGoal) -> str | None:
     return None
 
 
-def _find(
-    state: CompiledState, things: frozenset[int], besides: list[int] | tuple[()]
-) -> str | None:
+def _fetch(state: CompiledState, things: frozenset[int]) -> str | None:
+    takeable = things & state.game.static["pickupable"]
     for receptacle in state.game.receptacles:
         for thing in state.contents[receptacle]:
-            if (
-                thing in things
-                and thing not in besides
-                and thing in state.game.static["pickupable"]
-            ):
+            if thing in takeable:
                 return _at(state, receptacle, "pickupobject", thing)
     return None
 
 
-def _change(state: CompiledState, change: str) -> str | None:
-    verb, kind = _APPLIANCE[change]
+def _change(state: CompiledState, goal: PlaceGoal) -> str | None:
     assert state.held is not None
+    assert goal.change is not None
+    verb, kind = _APPLIANCE[goal.change]
     for receptacle in state.game.receptacles:
         if state.game.kinds.get(receptacle) == kind:
             return _at(state, receptacle, verb, state.held)
