@@ -22,7 +22,7 @@ class Options:
 
     prompt: str = "chat"
     device: str = "auto"
-    engine: str = "textworld"
+    engine: str = "compiled"
     workers: int = 2
     batch: int = 8
 

@@ -87,8 +87,8 @@ class Config(Settings):
     """`tiny` makes a model from scratch; else a Hugging Face directory or hub id."""
     prompt: str = "chat"
     """`chat`, `state`, or the path of a template."""
-    engine: Literal["textworld"] = "textworld"
-    """The environment's engine."""
+    engine: Literal["compiled", "textworld"] = "compiled"
+    """The environment's engine; `textworld` is the reference."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, ..."""
     workers: int = Field(default=2, ge=1)

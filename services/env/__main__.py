@@ -14,6 +14,8 @@ from agentprm.protocol import Game
 from agentprm.service import configure_logging, serve
 from agentprm.settings import ServiceSettings
 from services.env.app import build_app
+from services.env.engine.base import EngineHost
+from services.env.engine.inprocess import CompiledHost
 from services.env.engine.textworld import TextWorldHost
 from services.env.expert.base import Expert
 from services.env.expert.handcoded import HandcodedExpert
@@ -38,7 +40,10 @@ class EnvSettings(ServiceSettings):
     index: Path | None = Field(
         default=None, description="file that caches the game index, by default beside the data"
     )
-    engine: Literal["textworld"] = Field(default="textworld", description="what plays the games")
+    engine: Literal["compiled", "textworld"] = Field(
+        default="compiled", description="what plays the games; textworld is the reference"
+    )
+    capacity: int = Field(default=4096, ge=1, description="most sessions, with the compiled engine")
     pool: int = Field(default=4, ge=1, le=256, description="TextWorld processes, one a session")
     recycle: int = Field(default=50, ge=1, description="games after which a process is replaced")
     max_steps: int = Field(default=30, ge=1, le=200, description="step limit unless a request's")
@@ -64,9 +69,15 @@ def main() -> None:
             return HandcodedExpert()
         return SearchExpert(game.task, index.placement, seed)
 
-    host = TextWorldHost(
-        settings.pool, recycle=settings.recycle, handcoded=settings.expert == "handcoded"
-    )
+    handcoded = settings.expert == "handcoded"
+    if handcoded and settings.engine != "textworld":
+        print("services.env: --expert handcoded needs --engine textworld", file=sys.stderr)
+        sys.exit(2)
+    host: EngineHost
+    if settings.engine == "textworld":
+        host = TextWorldHost(settings.pool, recycle=settings.recycle, handcoded=handcoded)
+    else:
+        host = CompiledHost(settings.capacity)
     sessions = Sessions(
         host, index, expert, max_steps=settings.max_steps, idle_seconds=settings.idle_seconds
     )

@@ -1,0 +1,234 @@
+"""Plays games in the compiled engine and in TextWorld in lock step, and reports any difference.
+
+    python -m services.env.engine.check --games DIR --split valid_seen --episodes 20 --json
+
+TextWorld is the judge. The commands are a seeded mix: what leads to the goal, possible ones with
+the rare verbs preferred, and nonsense; play goes on after a game is won.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+from services.env.engine.compiled import CompiledGame, CompiledState, GameFileError
+from services.env.engine.players import choose
+
+T = TypeVar("T")
+
+
+@dataclass
+class Episode:
+    """One game played in both engines; times in seconds, of one reset and of each step."""
+
+    game: str
+    steps: int = 0
+    won: bool = False
+    mismatch: dict[str, Any] | None = None
+    reset: tuple[float, float] = (0.0, 0.0)
+    step: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass
+class Report:
+    """What was compared. The speed-ups are ratios of medians, TextWorld's to the compiled."""
+
+    games: int = 0
+    steps: int = 0
+    won: int = 0
+    mismatches: int = 0
+    first_mismatch: dict[str, Any] | None = None
+    reset_speedup: float = 0.0
+    step_speedup: float = 0.0
+
+
+@dataclass
+class Seen:
+    """What an engine shows after a command."""
+
+    observation: str
+    admissible: list[str] = field(repr=False)
+    reward: float
+    done: bool
+    won: bool
+
+
+class Reference:
+    """TextWorld, one game at a time."""
+
+    def __init__(self) -> None:
+        import textworld
+        from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+        from textworld.envs.pddl import PddlEnv
+
+        infos = textworld.EnvInfos(won=True, admissible_commands=True)
+        self._env = AlfredDemangler(PddlEnv(infos))
+
+    def load(self, game: Path) -> None:
+        """Read a game file."""
+        self._env.load(str(game))
+
+    def reset(self) -> Seen:
+        """Begin the game."""
+        state = self._env.reset()
+        return self._seen(state, state["won"], state["won"])
+
+    def step(self, command: str) -> Seen:
+        """Play a command."""
+        return self._seen(*self._env.step(command))
+
+    def _seen(self, state: Any, reward: float, done: bool) -> Seen:
+        return Seen(
+            state["feedback"], state["admissible_commands"], float(reward), done, state["won"]
+        )
+
+
+def check(games: Iterable[Path], *, steps: int, seed: int, log: Path | None = None) -> Report:
+    """Play `steps` commands of each game in both engines. `log` gets a line a game; games that it
+    names already are not played again but counted."""
+    done = _read(log)
+    reference: Reference | None = None
+    episodes = []
+    for game in games:
+        if (episode := done.get(str(game))) is None:
+            reference = reference or Reference()
+            name = "/".join(game.parts[-3:-1])
+            episode = play(reference, game, steps, random.Random(f"{seed} {name}"))
+            if log is not None:
+                with log.open("a") as file:
+                    file.write(json.dumps(asdict(episode)) + "\n")
+        episodes.append(episode)
+    return _report(episodes)
+
+
+def play(reference: Reference, game: Path, steps: int, rng: random.Random) -> Episode:
+    """One episode, ended early by a mismatch. A game that is refused is one, too."""
+    episode = Episode(str(game))
+    try:
+        compiled = CompiledGame.parse(game)
+    except GameFileError as error:
+        episode.mismatch = {"game": str(game), "step": 0, "field": "file", "actual": str(error)}
+        return episode
+    reference.load(game)
+    expected, slow = _timed(reference.reset)
+    (state, actual), fast = _timed(lambda: _begin(compiled))
+    episode.reset = slow, fast
+    command = ""
+    times: list[tuple[float, float]] = []
+    while (difference := _difference(expected, actual)) is None and episode.steps < steps:
+        command = choose(state, steps - episode.steps, rng)
+        expected, slow = _timed(lambda: reference.step(command))  # noqa: B023
+        actual, fast = _timed(lambda: _step(state, command))  # noqa: B023
+        times.append((slow, fast))
+        episode.steps += 1
+        episode.won = episode.won or expected.won
+    if difference is not None:
+        episode.mismatch = {
+            "game": str(game),
+            "step": episode.steps,
+            "command": command,
+            **difference,
+        }
+    if times:
+        episode.step = median(x for x, _ in times), median(x for _, x in times)
+    return episode
+
+
+def _begin(game: CompiledGame) -> tuple[CompiledState, Seen]:
+    state = game.reset()
+    return state, _look(state)
+
+
+def _step(state: CompiledState, command: str) -> Seen:
+    state.step(command)
+    return _look(state)
+
+
+def _look(state: CompiledState) -> Seen:
+    return Seen(state.observation, state.admissible, state.reward, state.done, state.won)
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def _difference(expected: Seen, actual: Seen) -> dict[str, Any] | None:
+    for name, value in asdict(expected).items():
+        if getattr(actual, name) != value:
+            return {"field": name, "expected": value, "actual": getattr(actual, name)}
+    return None
+
+
+def _read(log: Path | None) -> dict[str, Episode]:
+    if log is None or not log.exists():
+        return {}
+    episodes = (Episode(**json.loads(line)) for line in log.read_text().splitlines())
+    return {episode.game: episode for episode in episodes}
+
+
+def _report(episodes: Sequence[Episode]) -> Report:
+    found = [episode.mismatch for episode in episodes if episode.mismatch]
+    return Report(
+        games=len(episodes),
+        steps=sum(episode.steps for episode in episodes),
+        won=sum(episode.won for episode in episodes),
+        mismatches=len(found),
+        first_mismatch=found[0] if found else None,
+        reset_speedup=_speedup([episode.reset for episode in episodes if episode.reset[1]]),
+        step_speedup=_speedup([episode.step for episode in episodes if episode.steps]),
+    )
+
+
+def _speedup(times: Sequence[Sequence[float]]) -> float:
+    if not times:
+        return 0.0
+    return round(median(x for x, _ in times) / median(x for _, x in times), 1)
+
+
+def sample(directory: Path, split: str | None, episodes: int | None, seed: int) -> list[Path]:
+    """Games below a directory that ALFWorld would load, of a split, in an order drawn by seed."""
+    found = sorted(
+        path
+        for path in directory.rglob("game.tw-pddl")
+        if (split is None or split in path.parts)
+        and "movable" not in str(path)
+        and "Sliced" not in str(path)
+    )
+    random.Random(seed).shuffle(found)
+    return found[:episodes]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--games", type=Path, required=True, help="directory with json_2.1.1")
+    parser.add_argument("--split", help="train, valid_seen or valid_unseen; all if not given")
+    parser.add_argument("--episodes", type=int, default=20, help="number of games")
+    parser.add_argument("--steps", type=int, default=20, help="commands per game")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="JSON lines, one a game; resumed if it exists")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    given = parser.parse_args()
+    games = sample(given.games, given.split, given.episodes, given.seed)
+    if not games:
+        parser.error(f"no games below {given.games}")
+    report = asdict(check(games, steps=given.steps, seed=given.seed, log=given.log))
+    if given.json:
+        print(json.dumps(report))
+    else:
+        for name, value in report.items():
+            print(f"{name}: {value}")
+    raise SystemExit(1 if report["mismatches"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""A game being played: the fluent facts, and what each action does to them.
+
+Facts are kept as TextWorld keeps them, oddities included: an object may lie in several receptacles
+at once (ALFRED lists a pot on two burners), and taking it from one leaves it in the others. Sets
+and tuples are replaced, never changed, so that forks share them.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from services.env.engine.compiled.commands import PLACE, Move, possible_moves
+
+if TYPE_CHECKING:
+    from services.env.engine.compiled.game import CompiledGame
+
+NOTHING_HAPPENS = "Nothing happens."
+
+
+class CompiledState:
+    """A session's state. `step` plays in place; `fork` makes an independent copy."""
+
+    __slots__ = (
+        "_moves",
+        "clean",
+        "contents",
+        "cool",
+        "game",
+        "held",
+        "hot",
+        "location",
+        "objects_at",
+        "observation",
+        "on",
+        "opened",
+        "sliced",
+        "taken_from",
+        "toggled",
+        "won",
+    )
+
+    def __init__(self, game: CompiledGame, location: int) -> None:
+        """An empty world of `game` with the agent at `location`."""
+        self.game: CompiledGame = game
+        self.location: int = location
+        self.held: int | None = None
+        # By entity number: the objects in a receptacle, and at a location, in ascending order.
+        self.contents: list[tuple[int, ...]] = [()] * len(game.ids)
+        self.objects_at: list[tuple[int, ...]] = [()] * len(game.ids)
+        self.taken_from: frozenset[tuple[int, int]] = frozenset()
+        self.opened: frozenset[int] = frozenset()
+        self.clean: frozenset[int] = frozenset()
+        self.hot: frozenset[int] = frozenset()
+        self.cool: frozenset[int] = frozenset()
+        self.sliced: frozenset[int] = frozenset()
+        self.toggled: frozenset[int] = frozenset()
+        self.on: frozenset[int] = frozenset()
+        self.observation = ""
+        self.won = False
+        self._moves: dict[str, Move] | None = None
+
+    def fork(self) -> CompiledState:
+        """An independent copy."""
+        copy = object.__new__(CompiledState)
+        for name in self.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy.contents = self.contents.copy()
+        copy.objects_at = self.objects_at.copy()
+        return copy
+
+    @property
+    def moves(self) -> dict[str, Move]:
+        """What can be done now, by command."""
+        if self._moves is None:
+            self._moves = possible_moves(self)
+        return self._moves
+
+    @property
+    def admissible(self) -> list[str]:
+        """The commands that are possible now, sorted, each once."""
+        return sorted(self.moves)
+
+    @property
+    def reward(self) -> float:
+        """1 while the goal is satisfied, else 0."""
+        return float(self.won)
+
+    @property
+    def done(self) -> bool:
+        """Whether the game has ended; TextWorld lets one play on."""
+        return self.won
+
+    def step(self, command: str) -> None:
+        """Play a command. One that is not admissible changes nothing but the observation."""
+        move = self.moves.get(command.strip())
+        if move is None:
+            self.observation = NOTHING_HAPPENS
+            return
+        binding = move.binding
+        if move.verb in PLACE:
+            binding = {**binding, PLACE[move.verb]: self.location}
+        if effect := _EFFECTS.get(move.verb):
+            effect(self, move)
+            self._moves = None
+            self.won = self.game.goal.reached(self)
+        self.observation = self.game.script.feedback[move.verb](self, binding)
+
+    def hidden_state(self) -> dict[str, Any]:
+        """Everything there is to know, by display names: for privileged clients and for tests."""
+        name = self.game.names
+        return {
+            "at": [name[x] for x in self.game.receptacles_at[self.location]],
+            "held": None if self.held is None else name[self.held],
+            "receptacles": {
+                name[x]: {
+                    "open": x in self.opened if x in self.game.static["openable"] else None,
+                    "contents": [name[y] for y in self.contents[x]],
+                }
+                for x in self.game.receptacles
+            },
+            **{
+                change: sorted(name[x] for x in getattr(self, change))
+                for change in ("clean", "hot", "cool", "sliced", "toggled", "on")
+            },
+        }
+
+
+def _go(state: CompiledState, move: Move) -> None:
+    state.location = state.game.location_of[move.receptacle]
+
+
+def _open(state: CompiledState, move: Move) -> None:
+    state.opened |= {move.receptacle}
+
+
+def _close(state: CompiledState, move: Move) -> None:
+    state.opened -= {move.receptacle}
+
+
+def _take(state: CompiledState, move: Move) -> None:
+    thing, receptacle = move.thing, move.receptacle
+    state.held = thing
+    state.contents[receptacle] = _without(state.contents[receptacle], thing)
+    state.objects_at[state.location] = _without(state.objects_at[state.location], thing)
+    state.taken_from |= {(thing, receptacle)}
+
+
+def _put(state: CompiledState, move: Move) -> None:
+    thing, receptacle = move.thing, move.receptacle
+    state.held = None
+    state.contents[receptacle] = _with(state.contents[receptacle], thing)
+    state.objects_at[state.location] = _with(state.objects_at[state.location], thing)
+    state.taken_from -= {(thing, receptacle)}
+
+
+def _clean(state: CompiledState, move: Move) -> None:
+    state.clean |= {move.thing}
+
+
+def _heat(state: CompiledState, move: Move) -> None:
+    state.hot |= {move.thing}
+    state.cool -= {move.thing}
+
+
+def _cool(state: CompiledState, move: Move) -> None:
+    state.cool |= {move.thing}
+    state.hot -= {move.thing}
+
+
+def _use(state: CompiledState, move: Move) -> None:
+    state.on ^= {move.thing}
+    state.toggled |= {move.thing}
+
+
+def _slice(state: CompiledState, move: Move) -> None:
+    state.sliced |= {move.thing}
+
+
+_EFFECTS: dict[str, Callable[[CompiledState, Move], None]] = {
+    "gotolocation": _go,
+    "openobject": _open,
+    "closeobject": _close,
+    "pickupobject": _take,
+    "putobject": _put,
+    "cleanobject": _clean,
+    "heatobject": _heat,
+    "coolobject": _cool,
+    "toggleobject": _use,
+    "sliceobject": _slice,
+}
+"""The actions that change something; the others only tell."""
+
+
+def _without(things: tuple[int, ...], thing: int) -> tuple[int, ...]:
+    return tuple(x for x in things if x != thing)
+
+
+def _with(things: tuple[int, ...], thing: int) -> tuple[int, ...]:
+    if thing in things:
+        return things
+    longer = [*things]
+    insort(longer, thing)
+    return tuple(longer)
