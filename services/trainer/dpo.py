@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
@@ -33,6 +32,7 @@ from services.trainer.fitting import (
     gather_weights,
     ignore,
     load_tokenizer,
+    processes,
     report,
     save_fit,
 )
@@ -133,7 +133,7 @@ class _Stream(IterableDataset[list[_Row]]):
         prompt: Prompt,
         settings: DPOSettings,
     ) -> None:
-        state = PartialState()
+        state = processes()
         self.used = self.too_long = self.tokens = 0
         self.passes = settings.accumulation
         self._world, self._rank = state.num_processes, state.process_index

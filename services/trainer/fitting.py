@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
@@ -87,6 +88,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def processes() -> PartialState:
+    """The processes of this fit: one, or those that `accelerate launch` or `torchrun` started."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def steps_of(batches: TokenBatches, settings: FitSettings, world: int) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
@@ -26,6 +25,7 @@ from services.trainer.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
+    processes,
     report,
     save_fit,
     steps_of,
@@ -71,7 +71,7 @@ def fit_prm(
         _samples(tokenizer, prompt, episodes, targets, side, settings)
         for side in split_by_game(episodes, settings.validation_fraction, settings.seed)
     )
-    world = PartialState().num_processes
+    world = processes().num_processes
     lengths = [len(sample.row.ids) for sample in training]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
     steps = steps_of(batches, settings, world)

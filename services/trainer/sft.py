@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -24,6 +23,7 @@ from services.trainer.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
+    processes,
     report,
     save_fit,
     steps_of,
@@ -54,7 +54,7 @@ def fit_sft(
     """
     tokenizer = load_tokenizer(base)
     found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
-    world = PartialState().num_processes
+    world = processes().num_processes
     lengths = [len(row.ids) for row in found]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
     steps = steps_of(batches, settings, world)
