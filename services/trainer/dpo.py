@@ -35,6 +35,7 @@ from services.trainer.fitting import (
     processes,
     report,
     save_fit,
+    throughput,
 )
 from services.trainer.rows import action_row
 from services.trainer.settings import DPOSettings
@@ -90,20 +91,24 @@ def fit_dpo(
         result = trainer.train()
         if result.global_step == 0:
             raise ValueError(f"{stream.used} preferences are too few for one optimizer step")
-        save_fit(trainer, tokenizer, out)
-    seconds = result.metrics["train_runtime"]
-    last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
-    return {
-        "loss": result.training_loss,
-        "steps": float(result.global_step),
-        "preferences": float(stream.used),
-        "too_long": float(stream.too_long),
-        "accuracy": float(last["rewards/accuracies"]),
-        "margin": float(last["rewards/margins"]),
-        "tokens": float(stream.tokens),
-        "seconds": seconds,
-        "tokens_per_second": stream.tokens / seconds,
-    }
+        last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
+        metrics = {
+            "loss": result.training_loss,
+            "steps": float(result.global_step),
+            "preferences": float(stream.used),
+            "too_long": float(stream.too_long),
+            "accuracy": float(last["rewards/accuracies"]),
+            "margin": float(last["rewards/margins"]),
+            **throughput(stream.tokens, result.metrics["train_runtime"]),
+        }
+        facts = {
+            "kind": "dpo",
+            "template_hash": prompt.hash,
+            "settings": settings.model_dump(),
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts)
+    return metrics
 
 
 class _OnlineDPO(DPOTrainer):

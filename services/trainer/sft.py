@@ -27,6 +27,7 @@ from services.trainer.fitting import (
     report,
     save_fit,
     steps_of,
+    throughput,
 )
 from services.trainer.losses import weighted_nll
 from services.trainer.optim import MuonAdamW
@@ -78,16 +79,20 @@ def fit_sft(
         trainer.batches = batches
         report(trainer, log, progress)
         result = trainer.train()
-        save_fit(trainer, tokenizer, out)
-    seconds = result.metrics["train_runtime"]
-    return {
-        "loss": result.training_loss,
-        "steps": float(result.global_step),
-        "rows": float(len(found)),
-        "tokens": float(settings.epochs * sum(lengths)),
-        "seconds": seconds,
-        "tokens_per_second": settings.epochs * sum(lengths) / seconds,
-    }
+        metrics = {
+            "loss": result.training_loss,
+            "steps": float(result.global_step),
+            "rows": float(len(found)),
+            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
+        }
+        facts = {
+            "kind": "sft",
+            "template_hash": prompt.hash,
+            "settings": settings.model_dump(),
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts)
+    return metrics
 
 
 class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
