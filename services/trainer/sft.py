@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -111,16 +112,32 @@ class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
         **_: Any,
     ) -> Any:
         weights = inputs["weights"]
-        labels = inputs["input_ids"].masked_fill(weights == 0, -100)
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,  # TRL's head: log-probabilities without the logits in memory
+        log_probs = (plain_log_probs if weights.device.type == "cpu" else fused_log_probs)(
+            model, inputs["input_ids"], inputs["attention_mask"], weights > 0
         )
-        loss = weighted_nll(outputs.log_probs, weights[:, 1:])
-        return (loss, outputs) if return_outputs else loss
+        loss = weighted_nll(log_probs, weights[:, 1:])
+        return (loss, log_probs) if return_outputs else loss
+
+
+def plain_log_probs(
+    model: torch.nn.Module, ids: Tensor, attention: Tensor, wanted: Tensor
+) -> Tensor:
+    """log p of each token but the first, given those before it; 0 where it is not wanted."""
+    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return -losses.view_as(wanted[:, 1:]) * wanted[:, 1:]
+
+
+def fused_log_probs(
+    model: torch.nn.Module, ids: Tensor, attention: Tensor, wanted: Tensor
+) -> Tensor:
+    """The same by TRL's fused head, without the logits in memory; slower where no Triton is."""
+    labels = ids.masked_fill(~wanted, -100)
+    outputs = model(
+        input_ids=ids, attention_mask=attention, labels=labels, use_cache=False, fused_lm_head=True
+    )
+    log_probs: Tensor = outputs.log_probs
+    return log_probs
 
 
 class _Collator:
