@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.trainer.utils import add_fused_lm_head
 
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
 from services.trainer.fitting import Metrics, load_tokenizer
 from services.trainer.rows import episode_rows
 from services.trainer.settings import SFTSettings
-from services.trainer.sft import fit_sft, fused_log_probs, plain_log_probs
+from services.trainer.sft import fit_sft
 from tests.unit.trainer_episodes import create_small, episode
 
 EPISODES = [
@@ -131,21 +130,3 @@ def test_turns_beyond_the_limit_are_left_out(tmp_path: Path) -> None:
     episodes: list[Episode] = EPISODES
     with pytest.raises(ValueError, match="at most 16 tokens"):
         fit_sft(small, episodes, tmp_path / "out", SFTSettings(max_tokens=16), prompt)
-
-
-def test_the_fused_head_gives_the_same_log_probabilities_and_gradients(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(create_small(tmp_path), dtype=torch.float32)
-    add_fused_lm_head(model)
-    ids = torch.randint(5, 300, (3, 20), generator=torch.Generator().manual_seed(0))
-    attention = torch.ones_like(ids)
-    attention[1, 15:] = 0
-    wanted = attention.bool() & (ids % 3 > 0)
-    found = []
-    for log_probs in (plain_log_probs, fused_log_probs):
-        model.zero_grad()
-        values = log_probs(model, ids, attention, wanted)
-        torch.autograd.backward(values.sum())
-        found.append((values.detach(), model.get_input_embeddings().weight.grad.clone()))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
-    assert found[0][0].shape == (3, 19)
-    assert (found[0][0][~wanted[:, 1:]] == 0).all()
