@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import random
 from collections.abc import Iterator, Sequence
 
@@ -57,6 +58,19 @@ def _epoch(lengths: Sequence[int], budget: int, rng: random.Random) -> list[list
     batches: list[list[int]] = []
     for start in range(0, len(order), size):
         chunk = sorted(order[start : start + size], key=lambda i: lengths[i])
-        batches += under_budget(lengths, chunk, budget)
+        batches += _balanced(lengths, chunk, budget)
     rng.shuffle(batches)
     return batches
+
+
+def _balanced(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+    """As few batches as the budget allows, but no small remainder.
+
+    Each batch weighs the same in the loss, so a remainder of one row would weigh as much as all
+    the rows of a full batch. The smallest budget that makes no more batches evens them out.
+    """
+    fewest = len(under_budget(lengths, order, budget))
+    least = bisect.bisect_left(
+        range(budget), True, key=lambda b: len(under_budget(lengths, order, b)) <= fewest
+    )
+    return under_budget(lengths, order, least)

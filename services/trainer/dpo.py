@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
@@ -34,8 +33,10 @@ from services.trainer.fitting import (
     gather_weights,
     ignore,
     load_tokenizer,
+    processes,
     report,
     save_fit,
+    throughput,
 )
 from services.trainer.rows import action_row
 
@@ -90,20 +91,24 @@ def fit_dpo(
         result = trainer.train()
         if result.global_step == 0:
             raise ValueError(f"{stream.used} preferences are too few for one optimizer step")
-        save_fit(trainer, tokenizer, out)
-    seconds = result.metrics["train_runtime"]
-    last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
-    return {
-        "loss": result.training_loss,
-        "steps": float(result.global_step),
-        "preferences": float(stream.used),
-        "too_long": float(stream.too_long),
-        "accuracy": float(last["rewards/accuracies"]),
-        "margin": float(last["rewards/margins"]),
-        "tokens": float(stream.tokens),
-        "seconds": seconds,
-        "tokens_per_second": stream.tokens / seconds,
-    }
+        last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
+        metrics = {
+            "loss": result.training_loss,
+            "steps": float(result.global_step),
+            "preferences": float(stream.used),
+            "too_long": float(stream.too_long),
+            "accuracy": float(last["rewards/accuracies"]),
+            "margin": float(last["rewards/margins"]),
+            **throughput(stream.tokens, result.metrics["train_runtime"]),
+        }
+        facts = {
+            "kind": "dpo",
+            "template_hash": prompt.hash,
+            "settings": settings.model_dump(),
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts)
+    return metrics
 
 
 class _OnlineDPO(DPOTrainer):
@@ -133,7 +138,7 @@ class _Stream(IterableDataset[list[_Row]]):
         prompt: Prompt,
         settings: DPOSettings,
     ) -> None:
-        state = PartialState()
+        state = processes()
         self.used = self.too_long = self.tokens = 0
         self.passes = settings.accumulation
         self._world, self._rank = state.num_processes, state.process_index

@@ -10,8 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import orjson
 import torch
 import transformers
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
@@ -27,6 +29,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from agentprm.config import FitSettings
 from services.trainer.batches import TokenBatches
+
+METADATA = "agentprm.json"
+"""How a checkpoint was made: prompt template, settings, measurements."""
 
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]
@@ -87,6 +92,20 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def processes() -> PartialState:
+    """The processes of this fit: one, or those that `accelerate launch` or `torchrun` started."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def throughput(tokens: int, seconds: float) -> Metrics:
+    """The measurements of speed that every fit returns."""
+    return {
+        "tokens": float(tokens),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+    }
 
 
 def steps_of(batches: TokenBatches, settings: FitSettings, world: int) -> int:
@@ -162,11 +181,17 @@ def gather_weights(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> Save
     return save
 
 
-def save_fit(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write the trained model and its tokenizer to `out`. All processes call this."""
+def save_fit(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, facts: dict[str, Any]
+) -> None:
+    """Write the trained model, its tokenizer and, as `agentprm.json`, how it was made to `out`.
+
+    All processes call this.
+    """
     save = gather_weights(trainer, tokenizer)
     if trainer.is_world_process_zero():
         save(out)
+        (out / METADATA).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
     trainer.accelerator.wait_for_everyone()
 
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
@@ -27,15 +25,15 @@ from services.trainer.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
+    processes,
     report,
     save_fit,
     steps_of,
+    throughput,
 )
 from services.trainer.losses import soft_bce
 from services.trainer.rows import Row, all_rows
 from services.trainer.targets import split_by_game
-
-METADATA = "agentprm.json"
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,11 @@ def fit_prm(
         ValueError: there is nothing to train on.
     """
     tokenizer = load_tokenizer(base)
+    sides = split_by_game(episodes, settings.validation_fraction, settings.seed)
     training, validation = (
-        _samples(tokenizer, prompt, episodes, targets, side, settings)
-        for side in split_by_game(episodes, settings.validation_fraction, settings.seed)
+        _samples(tokenizer, prompt, episodes, targets, side, settings) for side in sides
     )
-    world = PartialState().num_processes
+    world = processes().num_processes
     lengths = [len(sample.row.ids) for sample in training]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
     steps = steps_of(batches, settings, world)
@@ -85,22 +83,25 @@ def fit_prm(
         trainer.batches = batches
         report(trainer, log, progress)
         result = trainer.train()
-        seconds = result.metrics["train_runtime"]
         metrics = {
             "loss": result.training_loss,
             "steps": float(result.global_step),
-            "training_episodes": float(len(training)),
-            "validation_episodes": float(len(validation)),
-            "tokens": float(settings.epochs * sum(lengths)),
-            "seconds": seconds,
-            "tokens_per_second": settings.epochs * sum(lengths) / seconds,
+            "training_rows": float(len(training)),
+            "validation_rows": float(len(validation)),
+            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
         }
         if validation:
             scored = trainer.score(validation, settings.batch_tokens)
             metrics |= {f"val_{name}": value for name, value in calibration(scored).items()}
-        save_fit(trainer, tokenizer, out)
-        if trainer.is_world_process_zero():
-            _write_metadata(out, episodes, settings, prompt, metrics)
+        facts = {
+            "kind": "prm",
+            "template_hash": prompt.hash,
+            "settings": settings.model_dump(),
+            "training_games": _games(episodes, sides[0]),
+            "validation_games": _games(episodes, sides[1]),
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts)
     return metrics
 
 
@@ -223,21 +224,5 @@ def _samples(
     ]
 
 
-def _write_metadata(
-    out: Path,
-    episodes: Sequence[Episode],
-    settings: PRMSettings,
-    prompt: Prompt,
-    metrics: Metrics,
-) -> None:
-    training, validation = split_by_game(episodes, settings.validation_fraction, settings.seed)
-    content = {
-        "kind": "prm",
-        "gamma": settings.gamma,
-        "template_hash": prompt.hash,
-        "settings": settings.model_dump(),
-        "training_games": sorted({episodes[i].game.id for i in training}),
-        "validation_games": sorted({episodes[i].game.id for i in validation}),
-        "metrics": metrics,
-    }
-    (out / METADATA).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+def _games(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
+    return sorted({episodes[i].game.id for i in side})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -25,9 +25,11 @@ from services.trainer.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
+    processes,
     report,
     save_fit,
     steps_of,
+    throughput,
 )
 from services.trainer.losses import weighted_nll
 from services.trainer.optim import MuonAdamW
@@ -54,7 +56,7 @@ def fit_sft(
     """
     tokenizer = load_tokenizer(base)
     found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
-    world = PartialState().num_processes
+    world = processes().num_processes
     lengths = [len(row.ids) for row in found]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
     steps = steps_of(batches, settings, world)
@@ -78,16 +80,20 @@ def fit_sft(
         trainer.batches = batches
         report(trainer, log, progress)
         result = trainer.train()
-        save_fit(trainer, tokenizer, out)
-    seconds = result.metrics["train_runtime"]
-    return {
-        "loss": result.training_loss,
-        "steps": float(result.global_step),
-        "rows": float(len(found)),
-        "tokens": float(settings.epochs * sum(lengths)),
-        "seconds": seconds,
-        "tokens_per_second": settings.epochs * sum(lengths) / seconds,
-    }
+        metrics = {
+            "loss": result.training_loss,
+            "steps": float(result.global_step),
+            "rows": float(len(found)),
+            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
+        }
+        facts = {
+            "kind": "sft",
+            "template_hash": prompt.hash,
+            "settings": settings.model_dump(),
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts)
+    return metrics
 
 
 class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
@@ -106,16 +112,32 @@ class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
         **_: Any,
     ) -> Any:
         weights = inputs["weights"]
-        labels = inputs["input_ids"].masked_fill(weights == 0, -100)
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,  # TRL's head: log-probabilities without the logits in memory
+        log_probs = (plain_log_probs if weights.device.type == "cpu" else fused_log_probs)(
+            model, inputs["input_ids"], inputs["attention_mask"], weights > 0
         )
-        loss = weighted_nll(outputs.log_probs, weights[:, 1:])
-        return (loss, outputs) if return_outputs else loss
+        loss = weighted_nll(log_probs, weights[:, 1:])
+        return (loss, log_probs) if return_outputs else loss
+
+
+def plain_log_probs(
+    model: torch.nn.Module, ids: Tensor, attention: Tensor, wanted: Tensor
+) -> Tensor:
+    """log p of each token but the first, given those before it; 0 where it is not wanted."""
+    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return -losses.view_as(wanted[:, 1:]) * wanted[:, 1:]
+
+
+def fused_log_probs(
+    model: torch.nn.Module, ids: Tensor, attention: Tensor, wanted: Tensor
+) -> Tensor:
+    """The same by TRL's fused head, without the logits in memory; slower where no Triton is."""
+    labels = ids.masked_fill(~wanted, -100)
+    outputs = model(
+        input_ids=ids, attention_mask=attention, labels=labels, use_cache=False, fused_lm_head=True
+    )
+    log_probs: Tensor = outputs.log_probs
+    return log_probs
 
 
 class _Collator:

@@ -29,6 +29,11 @@ def test_a_row_over_the_budget_is_a_batch_of_its_own() -> None:
     assert sorted(TokenBatches([5, 100, 5], budget=10, epochs=1, seed=0)) == [[0, 2], [1]]
 
 
+def test_no_small_remainder_is_left() -> None:
+    batches = TokenBatches([50] * 12, budget=600 - 50, epochs=1, seed=0)
+    assert [len(batch) for batch in batches] == [6, 6]
+
+
 def test_processes_get_the_same_number_of_batches() -> None:
     assert len(TokenBatches([9] * 5, budget=10, epochs=3, seed=0, world=4)) == 3 * 8
 

@@ -94,7 +94,7 @@ def test_it_learns_what_is_preferred_and_reads_no_preference_before_it_is_due(
 
 def test_it_ends_with_the_preferences(tmp_path: Path) -> None:
     small = create_small(tmp_path)
-    settings = DPOSettings(max_steps=100, batch_pairs=4)
+    settings = DPOSettings(max_steps=100, batch_pairs=4, checkpointing=True)
     metrics = fit_dpo(small, small, Source(last=10), tmp_path / "out", settings, PROMPT)
     assert metrics["steps"] == 3  # of 4, 4 and 2
     assert metrics["preferences"] == 10

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 from services.trainer.calibration import (
     Scored,
@@ -12,6 +15,8 @@ from services.trainer.calibration import (
     expected_calibration_error,
 )
 from services.trainer.losses import soft_bce, weighted_nll
+from services.trainer.sft import fused_log_probs, plain_log_probs
+from tests.unit.trainer_episodes import create_small
 
 
 def test_soft_bce_by_hand() -> None:
@@ -70,3 +75,21 @@ def test_what_the_data_does_not_define_is_left_out() -> None:
     measures = calibration(Scored([0.2, 0.3], [1.0, 1.0], [1, 1]))
     assert "auc" not in measures
     assert "explained_variance" not in measures
+
+
+def test_the_fused_head_gives_the_same_log_probabilities_and_gradients(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(create_small(tmp_path), dtype=torch.float32)
+    add_fused_lm_head(model)
+    ids = torch.randint(5, 300, (3, 20), generator=torch.Generator().manual_seed(0))
+    attention = torch.ones_like(ids)
+    attention[1, 15:] = 0
+    wanted = attention.bool() & (ids % 3 > 0)
+    found = []
+    for log_probs in (plain_log_probs, fused_log_probs):
+        model.zero_grad()
+        values = log_probs(model, ids, attention, wanted)
+        torch.autograd.backward(values.sum())
+        found.append((values.detach(), model.get_input_embeddings().weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    assert found[0][0].shape == (3, 19)
+    assert (found[0][0][~wanted[:, 1:]] == 0).all()

@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from agentprm.config import PRMSettings
 from agentprm.prompts import load_prompt
-from services.trainer.fitting import load_tokenizer
-from services.trainer.prm import METADATA, fit_prm, load_prm
+from services.trainer.fitting import METADATA, load_tokenizer
+from services.trainer.prm import fit_prm, load_prm
 from services.trainer.rows import episode_rows
 from services.trainer.targets import monte_carlo_targets
 from tests.unit.trainer_episodes import create_small, episode
@@ -46,7 +46,7 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
     assert metrics["val_bce"] - metrics["val_entropy"] < 0.1
 
     metadata = orjson.loads((out / METADATA).read_bytes())
-    assert metadata["gamma"] == 0.8
+    assert metadata["settings"]["gamma"] == 0.8
     assert metadata["template_hash"] == prompt.hash
     assert len(metadata["validation_games"]) == 2
     assert not set(metadata["training_games"]) & set(metadata["validation_games"])
@@ -91,10 +91,10 @@ def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
     tmp_path: Path,
 ) -> None:
     small = create_small(tmp_path)
-    settings = PRMSettings(epochs=1, batch_tokens=600, validation_fraction=0)
+    settings = PRMSettings(epochs=1, batch_tokens=600, validation_fraction=0, checkpointing=True)
     out = tmp_path / "out"
     metrics = fit_prm(small, EPISODES[:2], TARGETS.values[:2], out, settings, load_prompt("chat"))
-    assert metrics["validation_episodes"] == 0
+    assert metrics["validation_rows"] == 0
     earlier = load_prm(out, 0, seed=1).score.weight
     torch.testing.assert_close(earlier, load_prm(out, 0, seed=2).score.weight)
     assert not torch.equal(load_prm(small, 0, 1).score.weight, load_prm(small, 0, 2).score.weight)

@@ -79,6 +79,7 @@ def test_it_learns_the_demonstrations_and_leaves_an_ordinary_directory(
     assert lines[-1]["loss"] < 1
     assert steps[-1] == (metrics["steps"], metrics["steps"])
     assert {p.name for p in out.iterdir()} == {
+        "agentprm.json",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -96,18 +97,19 @@ def test_it_learns_the_demonstrations_and_leaves_an_ordinary_directory(
     assert written[0, start:].tolist() == row.ids[start:end]
 
 
-def test_accumulated_batches_make_the_same_step_as_one(
+def test_accumulated_and_checkpointed_batches_make_the_same_step_as_one(
     tmp_path: Path,
 ) -> None:
     small = create_small(tmp_path)
     twins = [EPISODES[0], EPISODES[0]]
     weights = []
-    for accumulation, tokens in ((1, 10_000), (2, 100)):
+    for accumulation, tokens, checkpointing in ((1, 10_000, False), (2, 100, True)):
         out = tmp_path / str(accumulation)
         settings = SFTSettings(
             epochs=1,
             batch_tokens=tokens,
             accumulation=accumulation,
+            checkpointing=checkpointing,
             precision="fp32",
             warmup_fraction=0,
             learning_rate=1e-3,

@@ -54,6 +54,11 @@ BOTH_GENERATIONS = [
     "REASON: have mug . put in cabinet\nACTION: go to cabinet 3",
     "REASON: have mug . heat\nACTION: inventory",
     "REASON: find mug\nACTION: help",
+    "REASON: one done . find saltshaker\nACTION: look",
+    "REASON: one done . have saltshaker . put in drawer\nACTION: go to drawer 1",
+    "REASON: have bowl . use desklamp\nACTION: use desklamp 1",
+    "REASON: have mug . clean\nACTION: clean mug 1 with sinkbasin 1",
+    "REASON: have mug . cool\nACTION: cool mug 1 with fridge 1",
 ]
 
 

@@ -131,6 +131,7 @@ ANSWERS = (
     "REASON: ",
     "\nACTION: ",
     "ACTION: ",
+    "one done . ",
     "have ",
     " . ",
     " . put in ",
