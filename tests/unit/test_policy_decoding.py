@@ -49,6 +49,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def phrases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_lm(tmp_path_factory.mktemp("phrases"), 1, phrases=True)
+
+
+@pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> EmbeddedEngine:
     return EmbeddedEngine.load(checkpoint, device="cpu", dtype="auto", cache_tokens=10_000)
 
@@ -63,7 +68,9 @@ def brute_force(path: Path, state: State, reason: str, prompt: str) -> tuple[flo
     """log p(REASON ... ACTION:) and log p of each whole action, a plain forward pass for each."""
     model, tokenizer = plain(path)
     template = load_prompt(prompt)
-    opening_ids = tokenizer.encode(f"REASON: {reason}\nACTION:")
+    opening_ids = tokenizer.encode(f"REASON: {reason}\nACTION: ")
+    if opening_ids[-1] == tokenizer.encode(" ")[0]:  # it belongs to the command's first word
+        opening_ids.pop()
     totals = []
     opening = 0.0
     for command in state.admissible:
@@ -124,6 +131,17 @@ def test_commands_are_drawn_by_their_whole_probability(
     assert seen.sum() == 2560
     assert np.all(np.abs(seen - expected) < 4 * np.sqrt(variance)), (seen, expected)
     assert np.all(expected > 5)
+
+
+def test_fixed_phrases_with_their_space_may_be_tokens(phrases: Path) -> None:
+    engine = EmbeddedEngine.load(phrases, device="cpu", dtype="auto", cache_tokens=10_000)
+    assert engine.token_texts(engine.codec.opening("REASON: ")) == ["REASON: "]
+    (result,) = Decoder(load_prompt("chat")).act(engine, [Query(STATE, (1, 0))], 3, Sampling())
+    for candidate in result.candidates:
+        opening, totals = brute_force(phrases, STATE, candidate.action.reason, "chat")
+        chosen = STATE.admissible.index(candidate.action.command)
+        expected = opening + totals[chosen] - np.logaddexp.reduce(totals)
+        assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
 
 
 def test_temperature_0_takes_the_likeliest(checkpoint: Path, engine: EmbeddedEngine) -> None:
