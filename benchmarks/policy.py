@@ -21,10 +21,12 @@ from typing import Annotated
 
 import torch
 import typer
+from transformers.utils.logging import disable_progress_bar
 
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Sampling, State, Step
 from agentprm.registry import Registry
+from agentprm.service import configure_logging
 from agentprm.serving import Serving
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine, Question
@@ -46,6 +48,8 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Measure and print."""
+    configure_logging("benchmark")
+    disable_progress_bar()
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as directory:
         model = tiny_causal_lm(
@@ -65,7 +69,7 @@ def main(
                 "n": n,
                 "commands": commands,
                 "reason_tokens": reason_tokens,
-                "parameters": sum(p.numel() for p in load()._model.parameters()),
+                "parameters": sum(p.numel() for p in load().model.parameters()),
                 "device": device,
                 "dtype": dtype,
                 "threads": threads,

@@ -15,15 +15,12 @@ from agentprm.encoding import encode
 from agentprm.prompts import load_prompt
 from agentprm.protocol import (
     Action,
-    ActResult,
-    Candidate,
     Decoding,
     Message,
     Sampling,
     State,
     Step,
 )
-from services.policy.best_of_n import best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Question
 from services.policy.engine.embedded import EmbeddedEngine
@@ -178,17 +175,3 @@ def test_free_text_without_both_lines_is_not_well_formed(engine: EmbeddedEngine)
         assert not candidate.well_formed
         assert candidate.action.command == ""
         assert 1 <= candidate.tokens <= 4
-
-
-def test_ties_of_q_go_to_the_count_then_to_the_likelier_then_to_the_first() -> None:
-    def candidate(log_prob: float, count: int) -> Candidate:
-        return Candidate(action=Action(command="look"), log_prob=log_prob, tokens=1, count=count)
-
-    result = ActResult(
-        candidates=[candidate(-9, 1), candidate(-3, 2), candidate(-1, 2), candidate(-1, 2)],
-        chosen=0,
-    )
-    assert best(result, [0.9, 0.5, 0.5, 0.5]).chosen == 0
-    assert best(result, [0.5, 0.5, 0.1, 0.1]).chosen == 1
-    assert best(result, [0.5, 0.5, 0.5, 0.5]).chosen == 2
-    assert [c.q for c in best(result, [0.1, 0.2, 0.3, 0.4]).candidates] == [0.1, 0.2, 0.3, 0.4]
