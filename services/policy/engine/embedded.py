@@ -107,9 +107,8 @@ class EmbeddedEngine(Engine):
             ids = self.codec.prompt(prompt.messages) + self.codec.opening(prompt.opening)
             self._require(len(ids) + 1)
             rows.append(self._row(number, ids))
-        for group in batches(
-            rows, self._new_tokens, draw.n * min(draw.max_tokens, self.max_length)
-        ):
+        room = draw.n * min(draw.max_tokens, self.max_length)
+        for group in batches(rows, self._new_tokens, room):
             kv, visible, logits = self._prefill(group, draw.n * STEPS)
             keys = [prompts[row.number].key for row in group]
             branches = self._decode(group, keys, kv, visible, logits, draw)

@@ -34,6 +34,7 @@ class Row:
 
     @property
     def new(self) -> int:
+        """Tokens to compute."""
         return len(self.ids) - self.hit
 
 
@@ -48,10 +49,12 @@ class Packed:
 
     @property
     def new(self) -> int:
+        """Tokens to compute."""
         return len(self.tree.tokens)
 
     @property
     def hit(self) -> int:
+        """Tokens of the prompt that are known."""
         return self.row.hit
 
 
