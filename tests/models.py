@@ -23,23 +23,28 @@ WORDS = re.findall(
     """,
 )
 PIECES = ["REASON:", "ACTION:", "\n", " ", ".", ",", ":", ";", "-", "="]
+PHRASES = ["REASON: ", "\nACTION: "]
+PATTERN = r"REASON:|ACTION:|\n| ?[A-Za-z]+| ?[0-9]+|."
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """Words with their leading space, numbers, marks and line ends; it loses no character."""
+def word_tokenizer(*, phrases: bool = False) -> PreTrainedTokenizerFast:
+    """Words with their leading space, numbers, marks and line ends; it loses no character.
+
+    With `phrases` the fixed parts of an action are one token each, their last space included.
+    """
     special = ["<|pad|>", "<|unk|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     words = [w for word in WORDS for w in (word, f" {word}", word.capitalize())]
     numbers = [n for k in range(21) for n in (str(k), f" {k}")]
-    vocabulary = dict.fromkeys([*special, *PIECES, *words, *numbers])
+    vocabulary = dict.fromkeys([*special, *PIECES, *PHRASES, *words, *numbers])
     tokenizer = Tokenizer(
         models.WordLevel({w: k for k, w in enumerate(vocabulary)}, unk_token="<|unk|>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"REASON:|ACTION:|\n| ?[A-Za-z]+| ?[0-9]+|."), behavior="isolated"
+        Regex(("REASON: |\nACTION: |" if phrases else "") + PATTERN), behavior="isolated"
     )
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
@@ -51,10 +56,17 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_causal_lm(
-    path: Path, seed: int, *, kind: str = "llama", size: int = 32, layers: int = 2, **config: Any
+    path: Path,
+    seed: int,
+    *,
+    kind: str = "llama",
+    size: int = 32,
+    layers: int = 2,
+    phrases: bool = False,
+    **config: Any,
 ) -> Path:
     """Save a random `llama`, `qwen2` (grouped heads) or `gpt_neox` with its tokenizer to `path`."""
-    tokenizer = word_tokenizer()
+    tokenizer = word_tokenizer(phrases=phrases)
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),

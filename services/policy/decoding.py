@@ -105,7 +105,7 @@ class Decoder:
         frame = self._frame
         messages = [tuple(self.template.messages(query.state)) for query in queries]
         prompts = [
-            Prompt(conversation, query.key, opening=frame.head.rstrip())
+            Prompt(conversation, query.key, opening=frame.head)
             for conversation, query in zip(messages, queries, strict=True)
         ]
         stop = ("\n", frame.middle.strip())
@@ -116,9 +116,8 @@ class Decoder:
         for conversation, drawn, allowed in zip(messages, reasons, commands, strict=True):
             answers = []
             for reason in dict.fromkeys(drawn):
-                opening = f"{frame.head}{reason}{frame.middle.rstrip()}"
-                space = frame.middle[len(frame.middle.rstrip()) :]
-                answers += [(opening, f"{space}{command}{frame.tail}") for command in allowed]
+                opening = f"{frame.head}{reason}{frame.middle}"
+                answers += [(opening, f"{command}{frame.tail}") for command in allowed]
             questions.append(Question(conversation, tuple(answers)))
         found = []
         for query, drawn, allowed, scores in zip(

@@ -18,4 +18,4 @@ class PolicySettings(ModelSettings):
     cache_tokens: int = Field(
         default=262_144, ge=0, description="tokens whose keys and values are kept between turns"
     )
-    queue: int = Field(default=4096, ge=1, description="most samples that wait; then 429")
+    queue: int = Field(default=16_384, ge=1, description="most samples that wait; then 429")

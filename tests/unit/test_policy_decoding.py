@@ -15,15 +15,12 @@ from agentprm.encoding import encode
 from agentprm.prompts import load_prompt
 from agentprm.protocol import (
     Action,
-    ActResult,
-    Candidate,
     Decoding,
     Message,
     Sampling,
     State,
     Step,
 )
-from services.policy.best_of_n import best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Question
 from services.policy.engine.embedded import EmbeddedEngine
@@ -49,6 +46,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def phrases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_lm(tmp_path_factory.mktemp("phrases"), 1, phrases=True)
+
+
+@pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> EmbeddedEngine:
     return EmbeddedEngine.load(checkpoint, device="cpu", dtype="auto", cache_tokens=10_000)
 
@@ -63,7 +65,9 @@ def brute_force(path: Path, state: State, reason: str, prompt: str) -> tuple[flo
     """log p(REASON ... ACTION:) and log p of each whole action, a plain forward pass for each."""
     model, tokenizer = plain(path)
     template = load_prompt(prompt)
-    opening_ids = tokenizer.encode(f"REASON: {reason}\nACTION:")
+    opening_ids = tokenizer.encode(f"REASON: {reason}\nACTION: ")
+    if opening_ids[-1] == tokenizer.encode(" ")[0]:  # it belongs to the command's first word
+        opening_ids.pop()
     totals = []
     opening = 0.0
     for command in state.admissible:
@@ -126,6 +130,17 @@ def test_commands_are_drawn_by_their_whole_probability(
     assert np.all(expected > 5)
 
 
+def test_fixed_phrases_with_their_space_may_be_tokens(phrases: Path) -> None:
+    engine = EmbeddedEngine.load(phrases, device="cpu", dtype="auto", cache_tokens=10_000)
+    assert engine.token_texts(engine.codec.opening("REASON: ")) == ["REASON: "]
+    (result,) = Decoder(load_prompt("chat")).act(engine, [Query(STATE, (1, 0))], 3, Sampling())
+    for candidate in result.candidates:
+        opening, totals = brute_force(phrases, STATE, candidate.action.reason, "chat")
+        chosen = STATE.admissible.index(candidate.action.command)
+        expected = opening + totals[chosen] - np.logaddexp.reduce(totals)
+        assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
+
+
 def test_temperature_0_takes_the_likeliest(checkpoint: Path, engine: EmbeddedEngine) -> None:
     decoder = Decoder(load_prompt("chat"))
     sampling = Sampling(temperature=0, max_tokens=5)
@@ -160,17 +175,3 @@ def test_free_text_without_both_lines_is_not_well_formed(engine: EmbeddedEngine)
         assert not candidate.well_formed
         assert candidate.action.command == ""
         assert 1 <= candidate.tokens <= 4
-
-
-def test_ties_of_q_go_to_the_count_then_to_the_likelier_then_to_the_first() -> None:
-    def candidate(log_prob: float, count: int) -> Candidate:
-        return Candidate(action=Action(command="look"), log_prob=log_prob, tokens=1, count=count)
-
-    result = ActResult(
-        candidates=[candidate(-9, 1), candidate(-3, 2), candidate(-1, 2), candidate(-1, 2)],
-        chosen=0,
-    )
-    assert best(result, [0.9, 0.5, 0.5, 0.5]).chosen == 0
-    assert best(result, [0.5, 0.5, 0.1, 0.1]).chosen == 1
-    assert best(result, [0.5, 0.5, 0.5, 0.5]).chosen == 2
-    assert [c.q for c in best(result, [0.1, 0.2, 0.3, 0.4]).candidates] == [0.1, 0.2, 0.3, 0.4]

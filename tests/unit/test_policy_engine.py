@@ -156,7 +156,7 @@ def test_many_answers_are_spread_over_several_trees(
     question = Question(conversation(2), answers)
     whole = load(llama).score([question])[0]
     monkeypatch.setattr("services.policy.engine.embedded.TREE_NODES", 30)
-    monkeypatch.setattr("services.policy.engine.embedded.NEW_TOKENS", 100)
+    monkeypatch.setattr("services.policy.engine.embedded.NEW_TOKENS_CPU", 100)
     parts = load(llama).score([question])[0]
     assert [s.ids for s in parts] == [s.ids for s in whole]
     np.testing.assert_allclose([s.log_prob for s in parts], [s.log_prob for s in whole], atol=1e-4)

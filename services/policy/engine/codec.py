@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from agentprm.encoding import encode
 from agentprm.protocol import Message
+from services.policy.engine.prefix_cache import common_length
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -29,8 +30,8 @@ class Codec:
 
     def __init__(self, tokenizer: Any, eos: Collection[int]) -> None:
         self._tokenizer = tokenizer
-        self._prompts: _Bounded[tuple[Message, ...], tuple[str, list[int]]] = _Bounded(8192)
-        self._segments: _Bounded[str, list[int]] = _Bounded(200_000)
+        self._prompts: _Bounded[tuple[Message, ...], tuple[str, list[int]]] = _Bounded(2048)
+        self._segments: _Bounded[str, list[int]] = _Bounded(100_000)
         self._before, self._after = self._frame()
         self.ends = frozenset(eos) | self._end_mark()
 
@@ -48,8 +49,15 @@ class Codec:
         return [self._to_end(ids) for ids in found]
 
     def opening(self, text: str) -> list[int]:
-        """The ids of the beginning of an answer."""
-        return self._encode([self._before + text])[0] if text else []
+        """The ids that every answer beginning with `text` begins with.
+
+        A white space at the end of `text` may belong to the token that follows, or to the one
+        before: what all answers share is what a longer text leaves as it is.
+        """
+        if not text:
+            return []
+        ids, longer = self._encode([self._before + text, f"{self._before}{text}x"])
+        return ids[: common_length(ids, longer)]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special ones."""

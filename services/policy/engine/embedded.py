@@ -6,10 +6,10 @@ lengths, several samples side by side in one row, or a tree of commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,25 @@ from agentprm.service import ProblemError
 from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Question, Sample, Score
 from services.policy.engine.codec import Codec, cut, stopper
 from services.policy.engine.kv import BatchKV
+from services.policy.engine.layout import (
+    Layout,
+    Packed,
+    Row,
+    batches,
+    prefill_layout,
+    tree_layout,
+)
+from services.policy.engine.limits import eos_tokens, max_length, pick_device
 from services.policy.engine.prefix_cache import Entry, PrefixCache, common_length
 from services.policy.engine.sampling import draw_tokens, generator
-from services.policy.engine.tree import Tree, build_trees
+from services.policy.engine.tree import build_trees
 
-NEW_TOKENS = 8192
+NEW_TOKENS = 16_384
 """Most tokens of one forward pass, padding included."""
-HELD_TOKENS = 131_072
-"""Most tokens whose keys and values a batch holds, padding included."""
+NEW_TOKENS_CPU = 2048
+"""The same on a CPU: more would only fall out of its caches (20 % slower at 8192)."""
+LOGITS = 2**28
+"""Most logits of one forward pass: 1 GiB."""
 TREE_NODES = 512
 """Most command tokens packed into one row."""
 STEPS = 16
@@ -43,25 +54,6 @@ FORWARD_TOKENS = Counter(
 
 
 @dataclass
-class _Row:
-    """A prompt's place in a batch: it has `common` tokens in common with `entry`."""
-
-    number: int
-    ids: list[int]
-    entry: Entry | None = None
-    common: int = 0
-
-    @property
-    def hit(self) -> int:
-        """Tokens taken from `entry`. The last is computed anew: its logits are wanted."""
-        return min(self.common, len(self.ids) - 1)
-
-    @property
-    def new(self) -> int:
-        return len(self.ids) - self.hit
-
-
-@dataclass
 class _Branch:
     """One sample in the making."""
 
@@ -71,45 +63,29 @@ class _Branch:
     """`mark`, `stop` or `limit` once it is finished."""
 
 
-@dataclass
-class _Packed:
-    """A tree in a batch, for the answers `numbers` of question `question`."""
-
-    row: _Row
-    tree: Tree
-    question: int
-    numbers: list[int]
-
-    @property
-    def new(self) -> int:
-        return len(self.tree.tokens)
-
-    @property
-    def hit(self) -> int:
-        return self.row.hit
-
-
-R = TypeVar("R", _Row, _Packed)
-
-
 class EmbeddedEngine(Engine):
     """A causal language model, its tokenizer, and the keys and values of recent conversations."""
 
     def __init__(self, model: Any, tokenizer: Any, *, cache_tokens: int) -> None:
         text_config = model.config.get_text_config()
-        self._model = model.eval()
+        self.model = model.eval()
         self._device = model.device
         self._layers: int = text_config.num_hidden_layers
-        self._vocabulary: int = text_config.vocab_size
-        self._pad = 0
+        self._new_tokens = max(
+            1,
+            min(
+                NEW_TOKENS_CPU if model.device.type == "cpu" else NEW_TOKENS,
+                LOGITS // text_config.vocab_size,
+            ),
+        )
         self._cache = PrefixCache(cache_tokens)
-        self.codec = Codec(tokenizer, _eos(model, tokenizer))
-        self.max_length = _max_length(text_config)
+        self.codec = Codec(tokenizer, eos_tokens(model, tokenizer))
+        self.max_length = max_length(text_config)
 
     @classmethod
     def load(cls, path: Path, *, device: str, dtype: str, cache_tokens: int) -> EmbeddedEngine:
         """The checkpoint in the directory `path`: safetensors only, nothing fetched or executed."""
-        where = _device(device)
+        where = pick_device(device)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="float32" if dtype == "auto" and where.type == "cpu" else dtype,
@@ -131,7 +107,8 @@ class EmbeddedEngine(Engine):
             ids = self.codec.prompt(prompt.messages) + self.codec.opening(prompt.opening)
             self._require(len(ids) + 1)
             rows.append(self._row(number, ids))
-        for group in self._groups(rows, draw.n * min(draw.max_tokens, self.max_length)):
+        room = draw.n * min(draw.max_tokens, self.max_length)
+        for group in batches(rows, self._new_tokens, room):
             kv, visible, logits = self._prefill(group, draw.n * STEPS)
             keys = [prompts[row.number].key for row in group]
             branches = self._decode(group, keys, kv, visible, logits, draw)
@@ -143,7 +120,7 @@ class EmbeddedEngine(Engine):
     def score(self, questions: Sequence[Question]) -> list[list[Score]]:
         """All answers to a question as one tree (or a few) behind the prompt's keys and values."""
         scores: list[list[Score | None]] = []
-        packed: list[_Packed] = []
+        packed: list[Packed] = []
         openings: list[list[int]] = []
         answers: list[list[list[int]]] = []
         for number, question in enumerate(questions):
@@ -151,7 +128,7 @@ class EmbeddedEngine(Engine):
             found = self.codec.answers([opening + rest for opening, rest in question.answers])
             self._require(len(row.ids) + max(map(len, found)))
             for tree, numbers in build_trees(row.ids[row.hit :], found, TREE_NODES):
-                packed.append(_Packed(row, tree, number, numbers))
+                packed.append(Packed(row, tree, number, numbers))
             openings.append(
                 [
                     common_length(self.codec.opening(opening), ids)
@@ -160,7 +137,7 @@ class EmbeddedEngine(Engine):
             )
             answers.append(found)
             scores.append([None] * len(found))
-        for group in self._groups(packed, 0):
+        for group in batches(packed, self._new_tokens):
             for item, log_probs in zip(group, self._score_trees(group), strict=True):
                 for answer, path in zip(item.numbers, item.tree.paths, strict=True):
                     steps = log_probs[path]
@@ -180,26 +157,26 @@ class EmbeddedEngine(Engine):
     def check(self) -> None:
         """Finite logits, and the same ones whether a prefix is computed before or at once."""
         ids = self.codec.prompt((Message(role="user", content="You are in the middle of a room."),))
-        row = _Row(0, ids)
+        row = Row(0, ids)
         _, _, whole = self._prefill([row], 1)
         if not torch.isfinite(whole).all():
             raise ValueError("its logits are not finite")
         half = len(ids) // 2
-        kv, _, _ = self._prefill([_Row(0, ids[:half])], 1)
+        kv, _, _ = self._prefill([Row(0, ids[:half])], 1)
         entry = Entry(tuple(ids[:half]), kv.row(0, 0, 0, half))
-        _, _, parts = self._prefill([_Row(0, ids, entry, half)], 1)
+        _, _, parts = self._prefill([Row(0, ids, entry, half)], 1)
         tolerance = 1e-3 if whole.dtype == torch.float32 else 0.5
         if not torch.allclose(whole, parts, atol=tolerance, rtol=tolerance):
             raise ValueError("its keys and values cannot be kept from turn to turn")
 
     # --- prefill --------------------------------------------------------------------------------
 
-    def _row(self, number: int, ids: list[int]) -> _Row:
+    def _row(self, number: int, ids: list[int]) -> Row:
         entry, common = self._cache.find(ids)
-        return _Row(number, ids, entry, common)
+        return Row(number, ids, entry, common)
 
     def _prefill(
-        self, rows: Sequence[_Row], room: int
+        self, rows: Sequence[Row], room: int
     ) -> tuple[BatchKV, torch.Tensor, torch.Tensor]:
         """Keys and values of the rows, which columns count [rows, columns], last logits [rows, V].
 
@@ -207,47 +184,28 @@ class EmbeddedEngine(Engine):
         """
         kv = BatchKV(self._layers, [(row.entry, row.hit) for row in rows], room)
         past = kv.get_seq_length()
-        width = max(row.new for row in rows)
-        tokens = np.full((len(rows), width), self._pad)
-        positions = np.zeros((len(rows), width), dtype=np.int64)
-        visible = np.zeros((len(rows), past + width), dtype=np.bool_)
-        for number, row in enumerate(rows):
-            tokens[number, width - row.new :] = row.ids[row.hit :]
-            positions[number, width - row.new :] = range(row.hit, len(row.ids))
-            visible[number, : row.hit] = True
-            visible[number, past + width - row.new :] = True
-        mask = np.repeat(visible[:, None], width, axis=1)
-        mask[:, :, past:] &= np.tri(width, dtype=np.bool_)
-        mask[:, range(width), range(past, past + width)] = True  # padding sees itself, lest NaN
-        logits = self._forward(kv, tokens, positions, torch.from_numpy(mask), "prefill", keep=1)
+        layout = prefill_layout(rows, past)
+        logits = self._forward(kv, layout, "prefill", keep=1)
         PROMPT_TOKENS.labels("cached").inc(sum(row.hit for row in rows))
         PROMPT_TOKENS.labels("computed").inc(sum(row.new for row in rows))
         for number, row in enumerate(rows):
             if row.common < len(row.ids):
-                end = past + width
+                end = kv.get_seq_length()
                 entry = Entry(tuple(row.ids), kv.row(number, row.hit, end - row.new, end))
                 extended = row.entry is not None and row.common == len(row.entry.ids)
                 self._cache.add(entry, replaces=row.entry if extended else None)
-        return kv, torch.from_numpy(visible).to(self._device), logits[:, -1]
+        visible = torch.from_numpy(layout.mask[:, -1]).to(self._device)
+        return kv, visible, logits[:, -1]
 
-    def _forward(
-        self,
-        kv: BatchKV,
-        tokens: Any,
-        positions: Any,
-        mask: torch.Tensor,
-        phase: str,
-        keep: int = 0,
-    ) -> torch.Tensor:
-        """Logits [rows, tokens or `keep`, V]. `mask` [rows, tokens, columns] is True where seen."""
-        mask = mask.to(self._device)
-        dtype = self._model.dtype
-        additive = torch.zeros(mask.shape, dtype=dtype, device=self._device)
-        additive.masked_fill_(~mask, torch.finfo(dtype).min)
+    def _forward(self, kv: BatchKV, layout: Layout, phase: str, keep: int = 0) -> torch.Tensor:
+        """Logits [rows, tokens or the last `keep`, V] of new tokens; `kv` grows by them."""
+        mask = torch.as_tensor(layout.mask, device=self._device)
+        additive = torch.zeros(mask.shape, dtype=self.model.dtype, device=self._device)
+        additive.masked_fill_(~mask, torch.finfo(self.model.dtype).min)
         FORWARD_TOKENS.labels(phase).inc(mask.shape[0] * mask.shape[1])
-        positions = torch.as_tensor(positions, device=self._device)
-        output = self._model(
-            input_ids=torch.as_tensor(tokens, device=self._device),
+        positions = torch.as_tensor(layout.positions, device=self._device)
+        output = self.model(
+            input_ids=torch.as_tensor(layout.tokens, device=self._device),
             position_ids=positions.clamp(max=self.max_length - 1),
             attention_mask=additive[:, None],
             past_key_values=kv,
@@ -261,7 +219,7 @@ class EmbeddedEngine(Engine):
 
     def _decode(
         self,
-        rows: Sequence[_Row],
+        rows: Sequence[Row],
         keys: Sequence[tuple[int, int]],
         kv: BatchKV,
         visible: torch.Tensor,
@@ -315,10 +273,10 @@ class EmbeddedEngine(Engine):
                 dim=-1,
             )
             positions = np.repeat(starts[alive, None] + step, n, axis=1)
-            logits = self._forward(kv, tokens, positions, mask, "decode")
+            logits = self._forward(kv, Layout(tokens, positions, mask), "decode")
         return branches
 
-    def _sample(self, row: _Row, branch: _Branch, draw: Draw) -> Sample:
+    def _sample(self, row: Row, branch: _Branch, draw: Draw) -> Sample:
         ids = branch.ids[:-1] if branch.end == "mark" else branch.ids
         return Sample(
             text=cut(self.codec.text(ids), draw.stop),
@@ -330,21 +288,11 @@ class EmbeddedEngine(Engine):
 
     # --- scoring --------------------------------------------------------------------------------
 
-    def _score_trees(self, group: Sequence[_Packed]) -> list[np.ndarray[Any, Any]]:
+    def _score_trees(self, group: Sequence[Packed]) -> list[np.ndarray[Any, Any]]:
         """Of each tree the log-probabilities of its edges."""
         kv = BatchKV(self._layers, [(item.row.entry, item.hit) for item in group], 0)
         past = kv.get_seq_length()
-        width = max(item.new for item in group)
-        tokens = np.full((len(group), width), self._pad)
-        positions = np.zeros((len(group), width), dtype=np.int64)
-        mask = np.zeros((len(group), width, past + width), dtype=np.bool_)
-        mask[:, range(width), range(past, past + width)] = True
-        for number, item in enumerate(group):
-            tokens[number, : item.new] = item.tree.tokens
-            positions[number, : item.new] = np.array(item.tree.depths) + item.hit
-            mask[number, : item.new, : item.hit] = True
-            mask[number, : item.new, past : past + item.new] = item.tree.ancestors()
-        logits = self._forward(kv, tokens, positions, torch.from_numpy(mask), "score").float()
+        logits = self._forward(kv, tree_layout(group, past), "score").float()
         totals = logits.logsumexp(dim=-1)
         result = []
         for number, item in enumerate(group):
@@ -352,23 +300,6 @@ class EmbeddedEngine(Engine):
             values = logits[number, nodes, predicted] - totals[number, nodes]
             result.append(values.double().cpu().numpy())
         return result
-
-    # --- batches --------------------------------------------------------------------------------
-
-    def _groups(self, rows: Sequence[R], room: int) -> Iterator[list[R]]:
-        """Batches of rows of similar size, each within the bounds on tokens computed and held."""
-        new_bound = min(NEW_TOKENS, max(1, 2**28 // self._vocabulary))
-        group: list[R] = []
-        for row in sorted(rows, key=lambda row: (row.new, row.hit)):
-            width = row.new  # rows come in order of it, so it is the widest
-            held = width + room + max([row.hit, *(other.hit for other in group)])
-            count = len(group) + 1
-            if group and (count * width > new_bound or count * held > HELD_TOKENS):
-                yield group
-                group = []
-            group.append(row)
-        if group:
-            yield group
 
     def _require(self, tokens: int) -> None:
         if tokens > self.max_length:
@@ -378,30 +309,3 @@ class EmbeddedEngine(Engine):
                 f"the conversation and its answer take at least {tokens} tokens, "
                 f"the model takes {self.max_length}",
             )
-
-
-def _eos(model: Any, tokenizer: Any) -> set[int]:
-    found: set[int] = set()
-    for eos in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
-    return found
-
-
-def _max_length(config: Any) -> int:
-    """Tokens that the model takes; where attention slides, no more than its window.
-
-    Explicit masks do not slide, so beyond the window they would differ from training.
-    """
-    lengths = [
-        getattr(config, "max_position_embeddings", None),
-        getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True)
-        else None,
-    ]
-    return min((length for length in lengths if length), default=2**20)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

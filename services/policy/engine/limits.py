@@ -1,0 +1,36 @@
+"""What a checkpoint's configuration says: its length, its end-of-sequence tokens, its device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def eos_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The end-of-sequence tokens of the checkpoint's generation settings and of its tokenizer."""
+    found: set[int] = set()
+    for eos in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
+    return found
+
+
+def max_length(config: Any) -> int:
+    """Tokens that the model takes; where attention slides, no more than its window.
+
+    Explicit masks do not slide, so beyond the window they would differ from training.
+    """
+    lengths = [
+        getattr(config, "max_position_embeddings", None),
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None,
+    ]
+    return min((length for length in lengths if length), default=2**20)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
