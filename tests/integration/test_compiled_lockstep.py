@@ -9,6 +9,8 @@ import pytest
 
 from services.env.engine.check import Reference, check, play, sample
 from services.env.engine.compiled import CompiledGame
+from services.env.engine.compiled.relations import RELATIONS
+from services.env.engine.players import choose
 from tests.tiny_games import GOALS, Generation, tiny_game
 
 
@@ -42,6 +44,27 @@ def test_tiny_games_of_all_generations(
     assert episode.steps == 40
 
 
+def test_facts_are_those_of_textworld(reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "game.tw-pddl"
+    path.write_text(json.dumps(tiny_game()))
+    game = CompiledGame.parse(path)
+    state = game.reset()
+    reference.load(path)
+    reference.reset()
+    rng = random.Random(0)
+    for left in range(60, 0, -1):
+        command = choose(state, left, rng)
+        reference.step(command)
+        state.step(command)
+        expected = {x for x in reference.facts() if x[0] in RELATIONS}
+        found = {
+            (name, *(game.ids[x] for x in row))
+            for name, relation in RELATIONS.items()
+            for row in relation.rows(state, [None] * len(relation.types))
+        }
+        assert found == expected
+
+
 def test_task_sentences_are_read_as_textworld_reads_them(
     reference: Reference, tmp_path: Path
 ) -> None:
@@ -62,17 +85,25 @@ def test_a_sample_of_real_games() -> None:
     assert report.step_speedup > 1
 
 
-def test_a_check_finds_differences_and_resumes(
+def test_a_difference_is_found(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    game = tmp_path / "game.tw-pddl"
-    game.write_text(json.dumps(tiny_game()))
+    path = tmp_path / "game.tw-pddl"
+    path.write_text(json.dumps(tiny_game()))
     monkeypatch.setattr("services.env.engine.compiled.state.NOTHING_HAPPENS", "Nothing happens!")
+    mismatch = play(reference, path, 60, random.Random(0)).mismatch
+    assert mismatch is not None
+    assert (mismatch["field"], mismatch["expected"]) == ("observation", "Nothing happens.")
+
+
+def test_a_check_counts_refused_games_and_resumes(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.tw-pddl", tmp_path / "bad.tw-pddl"
+    good.write_text(json.dumps(tiny_game()))
+    bad.write_text("{")
     log = tmp_path / "log.jsonl"
-    first = check([game], steps=60, seed=0, log=log)
-    assert first.mismatches == 1
-    assert first.first_mismatch is not None
-    assert first.first_mismatch["field"] == "observation"
-    assert first.first_mismatch["expected"] == "Nothing happens."
-    assert check([game], steps=60, seed=0, log=log) == first
-    assert len(log.read_text().splitlines()) == 1
+    report = check([good, bad], steps=20, seed=0, log=log)
+    assert (report.games, report.steps, report.won, report.mismatches) == (2, 20, 1, 1)
+    assert report.first_mismatch is not None
+    assert str(bad) in report.first_mismatch["actual"]
+    bad.unlink()
+    assert check([good, bad], steps=20, seed=0, log=log) == report

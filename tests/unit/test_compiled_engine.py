@@ -115,6 +115,31 @@ def test_play_goes_on_after_the_game_is_won() -> None:
     assert (state.won, state.done, state.reward) == (False, False, 0.0)
 
 
+def test_hidden_state_tells_where_things_are() -> None:
+    state = GAME.reset()
+    play(
+        state, "go to countertop 1", "take mug 1 from countertop 1", "clean mug 1 with sinkbasin 1"
+    )
+    assert state.hidden_state() == {
+        "agent": ["countertop 1", "sinkbasin 1"],
+        "holding": "mug 1",
+        "objects": {
+            "apple 1": "fridge 1",
+            "apple 2": "countertop 1",
+            "box 1": "cabinet 1",
+            "desklamp 1": "drawer 1",
+            "knife 1": "sinkbasin 1",
+            "mug 2": "cabinet 2",
+            "pot 1": "stoveburner 2",
+        },
+        "open": [],
+        "hot": [],
+        "cool": [],
+        "clean": ["mug 1"],
+        "on": [],
+    }
+
+
 @pytest.mark.parametrize("generation", ["current", "patched", "older"])
 @pytest.mark.parametrize("task_type", GOALS)
 def test_solver_wins_every_task_type(task_type: str, generation: Generation) -> None:
@@ -134,9 +159,8 @@ def test_solver_wins_every_task_type(task_type: str, generation: Generation) -> 
 def test_objects_are_in_one_place_and_one_at_most_in_hand(numbers: list[int]) -> None:
     state = GAME.reset()
     play_numbers(state, numbers)
-    hidden = state.hidden_state()
-    places = [x for held in hidden["receptacles"].values() for x in held["contents"]]
-    places += [hidden["held"]] if hidden["held"] else []
+    places = [GAME.names[x] for things in state.contents for x in things]
+    places += [GAME.names[state.held]] if state.held is not None else []
     # The pot begins on two burners, as ALFRED has it.
     assert 1 <= places.count("pot 1") <= 2
     movable = ["apple 1", "apple 2", "box 1", "desklamp 1", "knife 1", "mug 1", "mug 2"]

@@ -13,7 +13,10 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -22,6 +25,9 @@ from services.env.engine.compiled import CompiledGame, CompiledState, GameFileEr
 from services.env.engine.players import choose
 
 T = TypeVar("T")
+
+_RECYCLE = 50
+"""Games that one process plays: TextWorld keeps about a megabyte of each."""
 
 
 @dataclass
@@ -84,6 +90,10 @@ class Reference:
         """Play a command."""
         return self._seen(*self._env.step(command))
 
+    def facts(self) -> list[tuple[str, ...]]:
+        """What is true now, as predicates of raw ids."""
+        return [(x.name, *(y.name for y in x.arguments)) for x in self._env.state["_facts"]]
+
     def _seen(self, state: Any, reward: float, done: bool) -> Seen:
         return Seen(
             state["feedback"], state["admissible_commands"], float(reward), done, state["won"]
@@ -91,21 +101,32 @@ class Reference:
 
 
 def check(games: Iterable[Path], *, steps: int, seed: int, log: Path | None = None) -> Report:
-    """Play `steps` commands of each game in both engines. `log` gets a line a game; games that it
-    names already are not played again but counted."""
-    done = _read(log)
-    reference: Reference | None = None
-    episodes = []
-    for game in games:
-        if (episode := done.get(str(game))) is None:
-            reference = reference or Reference()
-            name = "/".join(game.parts[-3:-1])
-            episode = play(reference, game, steps, random.Random(f"{seed} {name}"))
+    """Play `steps` commands of each game in both engines, one game at a time.
+
+    `log` gets a line a game; games that it names already are not played again but counted.
+    """
+    names = [str(game) for game in games]
+    known = _read(log)
+    episodes = [known[name] for name in names if name in known]
+    todo = [name for name in names if name not in known]
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=_RECYCLE) as process:
+        for episode in process.map(partial(_play, steps=steps, seed=seed), todo):
+            episodes.append(episode)
             if log is not None:
                 with log.open("a") as file:
                     file.write(json.dumps(asdict(episode)) + "\n")
-        episodes.append(episode)
     return _report(episodes)
+
+
+def _play(game: str, steps: int, seed: int) -> Episode:
+    path = Path(game)
+    name = "/".join(path.parts[-3:-1])
+    return play(_reference(), path, steps, random.Random(f"{seed} {name}"))
+
+
+@cache
+def _reference() -> Reference:
+    return Reference()
 
 
 def play(reference: Reference, game: Path, steps: int, rng: random.Random) -> Episode:

@@ -34,7 +34,6 @@ _INITIAL_SETS = {
     "iscool": "cool",
     "issliced": "sliced",
     "istoggled": "toggled",
-    "ison": "on",
 }
 _ENTITIES = {"agent", "location", "receptacle", "object"}
 _SIGNATURES = {
@@ -49,6 +48,7 @@ _SIGNATURES = {
     "cancontain": ["rtype", "otype"],
     # Of these no action, text or goal takes notice.
     "isreceptacleobjectfull": ["object"],
+    "ison": ["object"],
     "moveable": ["object"],
     "wasinreceptacle": ["object", "receptacle"],
     "full": ["receptacle"],

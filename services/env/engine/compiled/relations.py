@@ -111,7 +111,6 @@ RELATIONS: dict[str, Relation] = {
     "ishot": Relation((_OBJECT,), _members(lambda state: state.hot)),
     "iscool": Relation((_OBJECT,), _members(lambda state: state.cool)),
     "issliced": Relation((_OBJECT,), _members(lambda state: state.sliced)),
-    "ison": Relation((_OBJECT,), _members(lambda state: state.on)),
     "istoggled": Relation((_OBJECT,), _members(lambda state: state.toggled)),
     # No action ever makes isToggled false.
     "not_istoggled": Relation((_OBJECT,), lambda _state, _arguments: (), static=True),

@@ -33,7 +33,6 @@ class CompiledState:
         "location",
         "objects_at",
         "observation",
-        "on",
         "opened",
         "sliced",
         "taken_from",
@@ -56,7 +55,6 @@ class CompiledState:
         self.cool: frozenset[int] = frozenset()
         self.sliced: frozenset[int] = frozenset()
         self.toggled: frozenset[int] = frozenset()
-        self.on: frozenset[int] = frozenset()
         self.observation = ""
         self.won = False
         self._moves: dict[str, Move] | None = None
@@ -108,21 +106,28 @@ class CompiledState:
         self.observation = self.game.script.feedback[move.verb](self, binding)
 
     def hidden_state(self) -> dict[str, Any]:
-        """Everything there is to know, by display names: for privileged clients and for tests."""
-        name = self.game.names
+        """Where everything is, by display names. Privileged: the agent must not see it.
+
+        `agent` the receptacles within reach; `holding` an object or None; `objects` the receptacle
+        of each that lies in one (of several, the last by name); `open`, `hot`, `cool`, `clean`, and
+        `on` for what was ever used, which is what texts and goals mean by it.
+        """
+        game = self.game
+        names = [name.strip() for name in game.names]
+        lying = ((names[x], names[at]) for at, things in enumerate(self.contents) for x in things)
         return {
-            "at": [name[x] for x in self.game.receptacles_at[self.location]],
-            "held": None if self.held is None else name[self.held],
-            "receptacles": {
-                name[x]: {
-                    "open": x in self.opened if x in self.game.static["openable"] else None,
-                    "contents": [name[y] for y in self.contents[x]],
-                }
-                for x in self.game.receptacles
-            },
+            "agent": sorted(names[x] for x in game.receptacles_at[self.location]),
+            "holding": None if self.held is None else names[self.held],
+            "objects": dict(sorted(lying)),
             **{
-                change: sorted(name[x] for x in getattr(self, change))
-                for change in ("clean", "hot", "cool", "sliced", "toggled", "on")
+                key: sorted(names[x] for x in members)
+                for key, members in (
+                    ("open", self.opened),
+                    ("hot", self.hot),
+                    ("cool", self.cool),
+                    ("clean", self.clean),
+                    ("on", self.toggled),
+                )
             },
         }
 
@@ -170,7 +175,6 @@ def _cool(state: CompiledState, move: Move) -> None:
 
 
 def _use(state: CompiledState, move: Move) -> None:
-    state.on ^= {move.thing}
     state.toggled |= {move.thing}
 
 
