@@ -13,20 +13,11 @@ from services.env.engine.compiled.errors import GameFileError, Malformed
 from services.env.engine.compiled.goal import Goal, parse_goal
 from services.env.engine.compiled.names import display_names
 from services.env.engine.compiled.problem import Fact, parse_problem
-from services.env.engine.compiled.relations import RELATIONS
+from services.env.engine.compiled.relations import RELATIONS, TRAITS
 from services.env.engine.compiled.script import Script, read_script
 from services.env.engine.compiled.state import CompiledState
 
-STATIC = (
-    "openable",
-    "pickupable",
-    "cleanable",
-    "heatable",
-    "coolable",
-    "toggleable",
-    "sliceable",
-    "isreceptacleobject",
-)
+_STATIC = ("openable", *TRAITS)
 _INITIAL_SETS = {
     "opened": "opened",
     "isclean": "clean",
@@ -37,7 +28,7 @@ _INITIAL_SETS = {
 }
 _ENTITIES = {"agent", "location", "receptacle", "object"}
 _SIGNATURES = {
-    **{name: list(RELATIONS[name].types) for name in (*STATIC, *_INITIAL_SETS)},
+    **{name: list(RELATIONS[name].types) for name in (*_STATIC, *_INITIAL_SETS)},
     **{
         name: list(RELATIONS[name].types)
         for name in ("atlocation", "receptacleatlocation", "objectatlocation", "inreceptacle")
@@ -176,7 +167,7 @@ class CompiledGame:
         self.agent, start = (number[x] for x in agents[0])
 
         self.static = {
-            predicate: frozenset(number[x] for (x,) in facts[predicate]) for predicate in STATIC
+            predicate: frozenset(number[x] for (x,) in facts[predicate]) for predicate in _STATIC
         }
         self.location_of = {number[r]: number[at] for r, at in facts["receptacleatlocation"]}
         if len(self.location_of) != len({tuple(x) for x in facts["receptacleatlocation"]}):
