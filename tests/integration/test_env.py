@@ -31,7 +31,16 @@ class Server:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "services.env", "--port", str(port), *flags],
+            [
+                sys.executable,
+                "-m",
+                "services.env",
+                "--engine",
+                "textworld",
+                "--port",
+                str(port),
+                *flags,
+            ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         self.client = EnvClient(self.url, deadline=60)
