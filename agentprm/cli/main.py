@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import orjson
+import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -161,6 +163,10 @@ def up(
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what a user can mend into a message, and SIGTERM into an orderly end."""
+    warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(
+        wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
