@@ -79,7 +79,7 @@ class Goals:
 
 
 def task_mix(count: int, rng: random.Random) -> list[str]:
-    """`count` task types in random order, by largest remainders in the shares of the train split."""
+    """`count` task types in random order, in the shares of the real train split."""
     table = learned()
     shares = {
         task_type: count * sum(sum(pairs.values()) for pairs in by_kind.values()) / table.games

@@ -7,7 +7,6 @@ replaces `learned.json` beside this file by what the games in DIR say.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -26,10 +25,9 @@ from services.env.games.generate.rooms import (
     receptacle_type,
 )
 from services.env.games.index import DataError, GameIndex
+from services.env.games.initial import Initial, read_initial
 
 Table = defaultdict[str, defaultdict[str, Counter[Any]]]
-
-_FACT = re.compile(r"\((\w+) (\S+?)(?: (\S+?))?\)")
 
 
 class _Learner:
@@ -53,39 +51,22 @@ class _Learner:
         target = asked["parent_target"] or asked["toggle_target"]
         self._goals[trajectory["task_type"]][kind][f"{asked['object_target']} {target}"] += 1
 
-        init = problem[problem.index("(:init") : problem.index("(:goal")]
-        receptacles: dict[str, str] = {}
-        objects: dict[str, str] = {}
-        contents: list[tuple[str, str]] = []
-        for predicate, first, second in _FACT.findall(init):
-            if predicate == "receptacleType":
-                receptacles[first] = second.removesuffix("Type")
-            elif predicate == "objectType":
-                objects[first] = second.removesuffix("Type")
-            elif predicate == "inReceptacle":
-                contents.append((first, second))
-            elif predicate == "pickupable":
-                self._pickupable.add(first.partition("_bar_")[0])
-
-        present = Counter(objects.values())
+        initial = read_initial(problem)
+        self._pickupable.update(thing.partition("_bar_")[0] for thing in initial.pickupable)
+        present = Counter(initial.objects.values())
         for type_ in constants.NON_RECEPTACLES_SET.intersection(types):
             self._counts[kind][type_][present[type_]] += 1
-        self._add_places(kind, objects, contents, receptacles)
-        self._add_unnamed(room, Counter(receptacles.values()))
+        self._add_places(kind, initial)
+        self._add_unnamed(room, Counter(initial.receptacles.values()))
 
-    def _add_places(
-        self,
-        kind: str,
-        objects: dict[str, str],
-        contents: list[tuple[str, str]],
-        receptacles: dict[str, str],
-    ) -> None:
+    def _add_places(self, kind: str, initial: Initial) -> None:
+        objects, receptacles = initial.objects, initial.receptacles
         for type_ in set(objects.values()):
             self._chances[kind][type_].update(receptacles.values())
             self._chances[kind][type_][NOWHERE] += 1
-        for thing, receptacle in contents:
+        for thing, receptacle in initial.contents:
             self._held[kind][objects[thing]][receptacles[receptacle]] += 1
-        for thing in objects.keys() - {thing for thing, _ in contents}:
+        for thing in objects.keys() - {thing for thing, _ in initial.contents}:
             self._held[kind][objects[thing]][NOWHERE] += 1
 
     def _add_unnamed(self, room: int, present: Counter[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
 
@@ -26,8 +26,6 @@ UNSEEN = (10, 219, 308, 424)
 KINDS: dict[str, range] = constants.SCENE_TYPE
 RECEPTACLE_TYPES = frozenset(constants.RECEPTACLES) - constants.MOVABLE_RECEPTACLES_SET
 
-SHARING = 0.3
-"""Where a plan has two receptacles faced from one place, how often the game has so too."""
 _HORIZONS = (60, 60, 45, 45, 30)
 _FACING = ((0.0, 0.5), (0.5, 0.0), (0.0, -0.5), (-0.5, 0.0))
 """Half a metre ahead, in (x, z), by rotation in quarter turns."""
@@ -108,18 +106,18 @@ def receptacle_type(identifier: str) -> str:
     return parts[4] if len(parts) > 4 else parts[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def furnished(number: int) -> Room:
     """The room, always the same."""
     rng = random.Random(f"room {number}")
     kind, types = kind_of(number), plan_types(number)
     floor = _floor(number)
-    taken: set[Place] = set()
     receptacles = [
-        _named(identifier, place, taken, rng)
+        _named(identifier, place)
         for identifier, place in sorted(plan_places(number).items())
         if receptacle_type(identifier) in RECEPTACLE_TYPES
     ]
+    taken = {receptacle.place for receptacle in receptacles}
     named = {receptacle.type for receptacle in receptacles}
     for type_, histograms in sorted(learned().unnamed[kind].items()):
         histogram = histograms[type_ in named]
@@ -149,20 +147,9 @@ def object_id(type_: str, position: Point) -> str:
     return "|".join([type_, *(f"{coordinate:+06.2f}" for coordinate in position)])
 
 
-def _named(identifier: str, plan: list[float], taken: set[Place], rng: random.Random) -> Receptacle:
+def _named(identifier: str, plan: list[float]) -> Receptacle:
     x, z, degrees, horizon = plan
     place = Place(round(4 * x), round(4 * z), round(degrees / 90) % 4, round(horizon))
-    if place in taken and rng.random() > SHARING:
-        place = next(
-            moved
-            for step in range(1, 100)
-            for moved in (
-                Place(place.x + step, place.z, place.rotation, place.horizon),
-                Place(place.x, place.z + step, place.rotation, place.horizon),
-            )
-            if moved not in taken
-        )
-    taken.add(place)
     type_ = receptacle_type(identifier)
     _, px, py, pz, *_ = identifier.split("|")
     openable = type_ in constants.OPENABLE_CLASS_SET
