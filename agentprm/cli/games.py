@@ -15,7 +15,7 @@ from agentprm import __version__
 from agentprm.protocol import Split
 
 _MODULE = "services.env.games"
-_COUNTS = {Split.TRAIN: 3000, Split.VALID_SEEN: 140, Split.VALID_UNSEEN: 134}
+COUNTS = {Split.TRAIN: 3000, Split.VALID_SEEN: 140, Split.VALID_UNSEEN: 134}
 """Games that are generated where there are none: about as many as the published ones."""
 
 app = typer.Typer(
@@ -78,7 +78,7 @@ def _generate(directory: Path) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
             made = Path(temporary, "games")
-            for split, count in _COUNTS.items():
+            for split, count in COUNTS.items():
                 flags = ["--split", split, "--count", str(count), "--seed", "0", str(made)]
                 if _module("generate", flags) != 0:
                     raise GamesError("no games could be generated")
