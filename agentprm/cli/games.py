@@ -80,7 +80,7 @@ def _generate(directory: Path) -> None:
             made = Path(temporary, "games")
             for split, count in COUNTS.items():
                 flags = ["--split", split, "--count", str(count), "--seed", "0", str(made)]
-                if _module("generate", flags) != 0:
+                if _module("generate", [*flags, "--json"], stdout=subprocess.DEVNULL) != 0:
                     raise GamesError("no games could be generated")
             if not directory.is_dir():  # another run may have been faster
                 made.rename(directory)
@@ -92,6 +92,7 @@ def _run(context: typer.Context) -> None:
     raise typer.Exit(_module(str(context.info_name), context.args))
 
 
-def _module(command: str, flags: list[str]) -> int:
+def _module(command: str, flags: list[str], stdout: int | None = None) -> int:
     """Run the environment service's command; its output goes where ours goes."""
-    return subprocess.run([sys.executable, "-m", _MODULE, command, *flags], check=False).returncode
+    line = [sys.executable, "-m", _MODULE, command, *flags]
+    return subprocess.run(line, stdout=stdout, check=False).returncode

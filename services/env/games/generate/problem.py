@@ -32,13 +32,13 @@ def problem(scene: Scene, trial: str) -> str:
     )
 
 
-def game_file(problem: str, sentence: str, walkthrough: list[str]) -> dict[str, Any]:
+def game_file(problem_text: str, sentence: str, walkthrough: list[str]) -> dict[str, Any]:
     """The content of `game.tw-pddl`."""
     domain, _ = domain_and_grammar()
     return {
         "pddl_domain": domain,
         "grammar": grammar(sentence),
-        "pddl_problem": problem,
+        "pddl_problem": problem_text,
         "solvable": True,
         "walkthrough": walkthrough,
     }

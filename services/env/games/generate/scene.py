@@ -68,7 +68,7 @@ def _place(
     weights = [rates.get(receptacle.type, 0.0) for receptacle in room.receptacles]
     if not in_reach or not any(weights):
         choices.append(None)
-        weights.append(rates.get(NOWHERE, 0.0) or (not any(weights)))
+        weights.append(rates.get(NOWHERE, 0.0) if any(weights) else 1.0)
     receptacle = rng.choices(choices, weights)[0]
     if receptacle is None:
         place = free_place(room.floor, taken, rng)

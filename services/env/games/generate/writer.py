@@ -88,9 +88,9 @@ def _write_one(
     return Written(name, task_type, len(commands))
 
 
-def _win(problem: str, sentence: str) -> list[str] | None:
+def _win(problem_text: str, sentence: str) -> list[str] | None:
     """The expert's commands; none if the game begins at its end, or the expert fails."""
-    game = CompiledGame(domain_and_grammar()[0], problem, grammar(sentence))
+    game = CompiledGame(domain_and_grammar()[0], problem_text, grammar(sentence))
     return solve(game, _placement(), seed=0, steps=STEPS)
 
 
