@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import FastAPI, Query, Response
@@ -13,6 +13,7 @@ from fastapi import FastAPI, Query, Response
 from agentprm import __version__
 from agentprm.protocol import (
     CreateSessions,
+    ForkSession,
     GameList,
     Health,
     SessionIds,
@@ -28,14 +29,17 @@ from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
 
+T = TypeVar("T")
+
 
 def build_app(
     sessions: Sessions, index: GameIndex, host: EngineHost, *, privileged: bool = False
 ) -> FastAPI:
     """The service over these sessions. Closes them and the host when it ends.
 
-    Routes that reach the engine are plain functions, which FastAPI runs in its thread pool: they
-    may block, and `/health` answers meanwhile.
+    Steps and forks of an engine in this process are done in the event loop: they take less time
+    than handing them to a thread. What may take longer is left to the thread pool, so that
+    `/health` answers meanwhile.
     """
     facts: dict[str, str | int | float | bool | None] = {
         "engine": host.name,
@@ -49,7 +53,7 @@ def build_app(
     def health() -> Health:
         return Health(
             service="env",
-            status="ok",
+            status="healthy",
             package_version=__version__,
             details=facts | {"sessions": len(sessions)},
         )
@@ -63,6 +67,10 @@ def build_app(
             await reaper
         await to_thread.run_sync(sessions.close_all)
         await to_thread.run_sync(host.close)
+
+    async def play(call: Callable[[], T]) -> T:
+        """A call that is quick unless the engine waits for another process."""
+        return await to_thread.run_sync(call) if host.waits else call()
 
     def require_privilege() -> None:
         if not privileged:
@@ -84,11 +92,15 @@ def build_app(
     def create(request: CreateSessions) -> Response:
         return json_response(SessionList(sessions=sessions.create(request)))
 
+    @app.post("/v1/sessions/fork")
+    async def fork(request: ForkSession) -> Response:
+        return json_response(SessionList(sessions=await play(lambda: sessions.fork(request))))
+
     @app.post("/v1/steps")
-    def step(request: StepSessions) -> Response:
+    async def step(request: StepSessions) -> Response:
         if request.expert:
             require_privilege()
-        results = sessions.step(request.steps, expert=request.expert)
+        results = await play(lambda: sessions.step(request.steps, expert=request.expert))
         return json_response(StepResults(results=results))
 
     @app.post("/v1/sessions/expert")
