@@ -23,6 +23,7 @@ from agentprm.protocol import (
     StepSessions,
 )
 from agentprm.service import ProblemError, create_app, json_response
+from services.env import openenv
 from services.env.engine.base import EngineHost
 from services.env.games import GameIndex
 from services.env.sessions import Sessions
@@ -77,6 +78,8 @@ def build_app(
             raise ProblemError(403, "Not privileged", "start the server with `--privileged true`")
 
     app = create_app("env", health, lifespan)
+
+    app.include_router(openenv.routes(sessions, index, play))
 
     @app.get("/v1/games")
     def games(
