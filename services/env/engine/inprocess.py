@@ -6,8 +6,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
 from agentprm import __version__
 from agentprm.protocol import HiddenState
 from services.env.engine.base import EngineError, Frame, R, T
@@ -93,18 +91,7 @@ class CompiledEngine:
 
     def hidden_state(self) -> HiddenState:
         """Where everything is."""
-        told: dict[str, Any] = self._playing.hidden_state()
-        receptacles = told["receptacles"]
-        return HiddenState(
-            agent=told["at"],
-            holding=told["held"],
-            objects={x: name for name, r in receptacles.items() for x in r["contents"]},
-            open=sorted(name for name, r in receptacles.items() if r["open"]),
-            hot=told["hot"],
-            cool=told["cool"],
-            clean=told["clean"],
-            on=told["on"],
-        )
+        return HiddenState.model_validate(self._playing.hidden_state())
 
     def close(self) -> None:
         """Forget the game."""
