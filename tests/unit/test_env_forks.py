@@ -1,6 +1,5 @@
 """Forks and prefixes through the session layer, on the compiled engine and a tiny kitchen."""
 
-import json
 from collections.abc import Sequence
 
 import pytest
@@ -13,29 +12,15 @@ from agentprm.protocol import (
     ForkSession,
     Game,
     Session,
-    Split,
     StepSession,
 )
 from agentprm.service import ProblemError
 from services.env.engine.inprocess import CompiledHost
 from services.env.expert.search import SearchExpert
-from services.env.games import GameIndex, Placement
+from services.env.games import GameIndex
 from services.env.sessions import Sessions
-from tests.tiny_games import tiny_game
+from tests.env_server import KITCHEN, WINNING, write_kitchen
 
-KITCHEN = Game(
-    id="train/kitchen/trial",
-    split=Split.TRAIN,
-    task_type="pick_and_place_simple",
-    task="put a pot in cabinet.",
-)
-WINNING = [
-    "go to stoveburner 1",
-    "take pot 1 from stoveburner 1",
-    "go to cabinet 1",
-    "open cabinet 1",
-    "move pot 1 to cabinet 1",
-]
 CHOICES = st.lists(st.integers(0, 10**6), max_size=6)
 
 
@@ -48,13 +33,9 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> GameIndex:
-    index = GameIndex(
-        {KITCHEN.id: KITCHEN}, tmp_path_factory.mktemp("games"), ("move",), Placement()
-    )
-    path = index.path(KITCHEN)
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(tiny_game()))
-    return index
+    data = tmp_path_factory.mktemp("games")
+    write_kitchen(data)
+    return GameIndex.open(data)
 
 
 @pytest.fixture
@@ -75,7 +56,7 @@ def open_sessions(index: GameIndex, clock: Clock) -> Sessions:
 
 
 def create(sessions: Sessions, *prefixes: list[Command], **options: object) -> list[Session]:
-    request = {"games": [KITCHEN.id] * len(prefixes), "prefixes": prefixes, **options}
+    request = {"games": [KITCHEN] * len(prefixes), "prefixes": prefixes, **options}
     return sessions.create(CreateSessions.model_validate(request))
 
 
@@ -199,9 +180,9 @@ def test_a_prefix_that_cannot_be_played_is_refused(
 @pytest.mark.parametrize(
     "body",
     [
-        {"games": [KITCHEN.id], "prefixes": []},
-        {"games": [KITCHEN.id], "prefixes": [["look"], ["look"]]},
-        {"games": [KITCHEN.id], "prefixes": [["look"] * 201]},
+        {"games": [KITCHEN], "prefixes": []},
+        {"games": [KITCHEN], "prefixes": [["look"], ["look"]]},
+        {"games": [KITCHEN], "prefixes": [["look"] * 201]},
         {"split": "train", "prefixes": [["look"]]},
     ],
 )

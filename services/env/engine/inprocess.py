@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
 from agentprm import __version__
 from agentprm.protocol import HiddenState
 from services.env.engine.base import EngineError, Frame, R, T
