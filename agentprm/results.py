@@ -9,11 +9,14 @@ from pathlib import Path
 
 import orjson
 from pydantic import BaseModel
+from rich.console import Console
 from rich.table import Table
 
 from agentprm.protocol import Episode
 from agentprm.registry import write_atomic
 
+_WIDTH = 140
+"""Columns of the table where there is no terminal."""
 _Z = 1.959964  # two-sided 95 %
 
 _SHORT = {
@@ -112,6 +115,14 @@ def read_results(run: Path) -> list[Row]:
     return [Row.model_validate(row) for row in orjson.loads((run / "results.json").read_bytes())]
 
 
+def print_table(rows: Sequence[Row]) -> None:
+    """Print the table on stdout; a pipe or a log file gets it in full width, too."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    console.print(table(rows))
+
+
 def table(rows: Sequence[Row]) -> Table:
     """The rows as the paper prints them: success in percent and mean actions, also by task."""
     first = rows[0]
@@ -119,12 +130,12 @@ def table(rows: Sequence[Row]) -> Table:
         title=f"Success (%) within {first.max_steps} turns, {first.games} games of {first.split}",
         caption="[95 % interval]; actions: mean ± 95 %; by task: success in % / mean actions",
     )
-    result.add_column("policy")
-    result.add_column("success", justify="right")
-    result.add_column("actions", justify="right")
+    result.add_column("policy", no_wrap=True)
+    result.add_column("success", justify="right", no_wrap=True)
+    result.add_column("actions", justify="right", no_wrap=True)
     tasks = [task for task in _SHORT if any(task in row.by_task for row in rows)]
     for task in tasks:
-        result.add_column(_SHORT[task], justify="right")
+        result.add_column(_SHORT[task], justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(row.by_task.get(task)) for task in tasks]
         success = f"{row.success:.1%} [{row.low:.0%}, {row.high:.0%}]".replace("%", "")

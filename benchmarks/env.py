@@ -29,6 +29,7 @@ from services.env.engine.players import choose
 
 T = TypeVar("T")
 Times = dict[str, list[float]]
+Sizes = tuple[int, int]
 SESSIONS = 200
 
 
@@ -50,8 +51,8 @@ def step(state: CompiledState, command: str) -> None:
     assert state.admissible
 
 
-def measure(games: list[Path], steps: int, seed: int) -> tuple[Times, Times, list[int]]:
-    """Seconds of every call in TextWorld and compiled; bytes a session of each game."""
+def measure(games: list[Path], steps: int, seed: int) -> tuple[Times, Times, list[Sizes]]:
+    """Seconds of every call in TextWorld and compiled; bytes of each game and of its sessions."""
     reference = Reference()
     textworld: Times = defaultdict(list)
     compiled: Times = defaultdict(list)
@@ -71,12 +72,12 @@ def measure(games: list[Path], steps: int, seed: int) -> tuple[Times, Times, lis
         timed(textworld, "reset", reference.reset)
         for command in commands:
             timed(textworld, "step", lambda: reference.step(command))  # noqa: B023
-        sizes.append(session_bytes(game, steps, seed))
+        sizes.append(memory(path, steps, seed))
     return textworld, compiled, sizes
 
 
-def session_bytes(game: CompiledGame, steps: int, seed: int) -> int:
-    """Bytes a session, by the memory of many sessions of a game that was played before."""
+def memory(path: Path, steps: int, seed: int) -> Sizes:
+    """Bytes of a parsed game that was played many times, and of one more session of it."""
 
     def played(number: int) -> CompiledState:
         state, rng = begin(game), random.Random(f"{seed} {number}")
@@ -84,13 +85,15 @@ def session_bytes(game: CompiledGame, steps: int, seed: int) -> int:
             step(state, choose(state, left, rng))
         return state
 
+    tracemalloc.start()
+    game = CompiledGame.parse(path)
     for number in range(SESSIONS):
         played(number)
-    tracemalloc.start()
+    parsed, _ = tracemalloc.get_traced_memory()
     sessions = [played(number) for number in range(SESSIONS)]
-    size, _ = tracemalloc.get_traced_memory()
+    both, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return size // len(sessions)
+    return parsed, (both - parsed) // len(sessions)
 
 
 def report(games: list[Path], steps: int, seed: int) -> dict[str, Any]:
@@ -109,7 +112,8 @@ def report(games: list[Path], steps: int, seed: int) -> dict[str, Any]:
         "textworld_seconds": {what: median(x) for what, x in textworld.items()},
         "compiled_seconds": {what: median(x) for what, x in compiled.items()},
         "speedup": {what: median(x) / median(compiled[what]) for what, x in textworld.items()},
-        "session_bytes": max(sizes),
+        "game_bytes": max(game for game, _ in sizes),
+        "session_bytes": max(session for _, session in sizes),
     }
 
 
@@ -127,7 +131,8 @@ def show(found: dict[str, Any]) -> None:
         beside = f"{slow * 1e3:>11.2f} ms" if slow else f"{'—':>14}"
         ratio = f"{found['speedup'][what]:>10.0f}" if slow else ""
         print(f"{what:8}{beside}{fast * 1e6:>11.1f} µs{ratio}")
-    print(f"a session: at most {found['session_bytes'] / 1024:.1f} KiB")
+    game, session = (found[name] / 1024 for name in ("game_bytes", "session_bytes"))
+    print(f"at most {session:.1f} KiB a session, {game:.0f} KiB a parsed game")
 
 
 def main() -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 _SHARED = Path(__file__).parents[2] / "shared" / "alfworld"
+_GIVEN = os.environ.get("ALFWORLD_DATA")  # read now: importing alfworld sets it
 _CACHE = Path.home() / ".cache" / "agentprm" / "alfworld"
 
 
 @pytest.fixture(scope="session")
 def alfworld_data() -> Path:
     """The directory of the real ALFWorld games; tests that need it are skipped without it."""
-    given = os.environ.get("ALFWORLD_DATA")
-    if given:
-        return Path(given)
+    if _GIVEN:
+        return Path(_GIVEN)
     if (_SHARED / "unpack").exists():
         subprocess.run([_SHARED / "unpack", _CACHE], check=True, stdout=subprocess.DEVNULL)
     if not (_CACHE / "json_2.1.1" / "valid_seen").is_dir():

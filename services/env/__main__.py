@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import CliApp
 
 from agentprm.protocol import Game
 from agentprm.service import configure_logging, serve
@@ -56,7 +55,7 @@ class EnvSettings(ServiceSettings):
 
 def main() -> None:
     """Serve until SIGTERM. Ends with 2 where there are no games."""
-    settings = CliApp.run(EnvSettings)
+    settings = EnvSettings.from_command_line()
     configure_logging("env")
     try:
         index = GameIndex.open(settings.data, settings.index)

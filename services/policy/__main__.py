@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic_settings import CliApp
 from transformers.utils.logging import disable_progress_bar
 
 from agentprm.service import configure_logging, serve
@@ -13,7 +12,7 @@ from services.policy.settings import PolicySettings
 
 def main() -> None:
     """Serve until told to stop."""
-    settings = CliApp.run(PolicySettings)
+    settings = PolicySettings.from_command_line()
     configure_logging("policy")
     disable_progress_bar()
     torch.set_num_threads(settings.threads)

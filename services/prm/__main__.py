@@ -1,7 +1,6 @@
 """`python -m services.prm --port 8003 --registry RUN/checkpoints`."""
 
 import torch
-from pydantic_settings import CliApp
 from transformers.utils import logging
 
 from agentprm.service import configure_logging, serve
@@ -10,7 +9,7 @@ from services.prm.app import Settings, build
 
 def main() -> None:
     """Run the service until it is told to stop."""
-    settings = CliApp.run(Settings)
+    settings = Settings.from_command_line()
     configure_logging("prm")
     logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)

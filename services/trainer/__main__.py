@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 
 import torch
-from pydantic_settings import CliApp
-from rich.console import Console
+import transformers
 
 from agentprm.config import read_config
 from agentprm.prompts import load_prompt
-from agentprm.results import table
+from agentprm.results import print_table
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
 from services.trainer.loop import Loop
@@ -21,8 +20,9 @@ from services.trainer.records import Records
 
 def main() -> int:
     """Train to the end. The exit code is 0 when the table is there."""
-    settings = CliApp.run(TrainerSettings)
+    settings = TrainerSettings.from_command_line()
     configure_logging("trainer")
+    transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
     torch.set_num_threads(settings.threads)
     config = read_config(settings.run)
     records = Records(settings.run / "records")
@@ -31,7 +31,7 @@ def main() -> int:
             settings.run, config, services, records, load_prompt(config.prompt), metrics, Progress()
         )
         rows = loop.train()
-    Console().print(table(rows))
+    print_table(rows)
     return 0
 
 

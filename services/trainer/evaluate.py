@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 
 from pydantic import Field
-from pydantic_settings import CliApp
-from rich.console import Console
 
 from agentprm.config import Evaluation
-from agentprm.results import table, write_results
+from agentprm.results import print_table, write_results
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
 from services.trainer.collect import Collector
@@ -30,7 +28,7 @@ class EvaluateSettings(TrainerSettings):
 
 def main() -> int:
     """Evaluate, and write the row to `RUN/results.json`."""
-    settings = CliApp.run(EvaluateSettings)
+    settings = EvaluateSettings.from_command_line()
     configure_logging("evaluate")
     with connect(settings) as services:
         collector = Collector(
@@ -44,7 +42,7 @@ def main() -> int:
         prm = "prm/0" if settings.steered else None
         row = evaluate(collector, settings.plan, policy="policy/0", prm=prm)
     write_results(settings.run, [row])
-    Console().print(table([row]))
+    print_table([row])
     return 0
 
 

@@ -36,11 +36,11 @@ class Progress:
         now = time.monotonic()
         if self._first < 0:
             self._first = done  # what an earlier run had done says nothing about the speed now
-        if now - self._printed < _EVERY and done < total:
+        if now - self._printed < _EVERY or done >= total:  # `end` tells of the last
             return
         self._printed = now
         speed = (done - self._first) / max(1e-9, now - self._started)
-        left = f", {_clock((total - done) / speed)} left" if speed > 0 and done < total else ""
+        left = f", {_clock((total - done) / speed)} left" if speed > 0 else ""
         self._line(f"{done}/{total}{left}{_numbers(values or {})}")
 
     def end(self, values: Mapping[str, float] | None = None) -> None:

@@ -109,12 +109,14 @@ def check(games: Iterable[Path], *, steps: int, seed: int, log: Path | None = No
     known = _read(log)
     episodes = [known[name] for name in names if name in known]
     todo = [name for name in names if name not in known]
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=_RECYCLE) as process:
-        for episode in process.map(partial(_play, steps=steps, seed=seed), todo):
-            episodes.append(episode)
-            if log is not None:
-                with log.open("a") as file:
-                    file.write(json.dumps(asdict(episode)) + "\n")
+    play_one = partial(_play, steps=steps, seed=seed)
+    for start in range(0, len(todo), _RECYCLE):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            for episode in process.map(play_one, todo[start : start + _RECYCLE]):
+                episodes.append(episode)
+                if log is not None:
+                    with log.open("a") as file:
+                        file.write(json.dumps(asdict(episode)) + "\n")
     return _report(episodes)
 
 

@@ -182,6 +182,7 @@ class EmbeddedEngine(Engine):
 
         The columns are those known from before, then the new tokens, aligned at the right.
         """
+        room += max(row.new for row in rows)
         kv = BatchKV(self._layers, [(row.entry, row.hit) for row in rows], room)
         past = kv.get_seq_length()
         layout = prefill_layout(rows, past)
@@ -290,7 +291,8 @@ class EmbeddedEngine(Engine):
 
     def _score_trees(self, group: Sequence[Packed]) -> list[np.ndarray[Any, Any]]:
         """Of each tree the log-probabilities of its edges."""
-        kv = BatchKV(self._layers, [(item.row.entry, item.hit) for item in group], 0)
+        room = max(item.new for item in group)
+        kv = BatchKV(self._layers, [(item.row.entry, item.hit) for item in group], room)
         past = kv.get_seq_length()
         logits = self._forward(kv, tree_layout(group, past), "score").float()
         totals = logits.logsumexp(dim=-1)

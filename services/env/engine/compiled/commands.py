@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from services.env.engine.compiled.state import CompiledState
-    from services.env.engine.compiled.text import Binding
 
 _AGENT, _HERE = ("a", "agent"), ("l", "location")
 _OBJECT, _RECEPTACLE = ("o", "object"), ("r", "receptacle")
@@ -31,13 +30,8 @@ PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
 """The parameters of each action as (name, type), by which its texts call them. Those of `PutObject`
 that are types have no name and are left out."""
 
-PLACE = {
-    verb: name
-    for verb, parameters in PARAMETERS.items()
-    for name, _ in parameters
-    if name in ("l", "lstart")
-}
-"""The parameter that is the agent's location before the action, where an action has one."""
+PLACES = {("l", "location"), ("lstart", "location")}
+"""The parameters that are the agent's location before the action."""
 
 APPLIANCES = {
     "sinkbasintype": ("cleanobject", "cleanable"),
@@ -50,15 +44,16 @@ KNIVES = {"knifetype", "butterknifetype"}
 
 
 class Move(NamedTuple):
-    """An action with its arguments, as typed and as the grammar sees them; -1 where it has none.
+    """An action, how it is typed, and its arguments; -1 where it has none.
 
-    The agent's location is not in the binding: it is known when the move is played."""
+    The agent's location is no part of it: that is known when the move is played.
+    """
 
     verb: str
     command: str
-    binding: Binding
     receptacle: int
     thing: int
+    tool: int
 
 
 def possible_moves(state: CompiledState) -> dict[str, Move]:

@@ -7,26 +7,17 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.env.engine.compiled.commands import PARAMETERS, PLACE, Move
+from services.env.engine.compiled.commands import PARAMETERS, Move
 from services.env.engine.compiled.domain import known_actions
 from services.env.engine.compiled.errors import GameFileError, Malformed
 from services.env.engine.compiled.goal import Goal, parse_goal
 from services.env.engine.compiled.names import display_names
 from services.env.engine.compiled.problem import Fact, parse_problem
-from services.env.engine.compiled.relations import RELATIONS
+from services.env.engine.compiled.relations import RELATIONS, TRAITS
 from services.env.engine.compiled.script import Script, read_script
 from services.env.engine.compiled.state import CompiledState
 
-STATIC = (
-    "openable",
-    "pickupable",
-    "cleanable",
-    "heatable",
-    "coolable",
-    "toggleable",
-    "sliceable",
-    "isreceptacleobject",
-)
+_STATIC = ("openable", *TRAITS)
 _INITIAL_SETS = {
     "opened": "opened",
     "isclean": "clean",
@@ -37,7 +28,7 @@ _INITIAL_SETS = {
 }
 _ENTITIES = {"agent", "location", "receptacle", "object"}
 _SIGNATURES = {
-    **{name: list(RELATIONS[name].types) for name in (*STATIC, *_INITIAL_SETS)},
+    **{name: list(RELATIONS[name].types) for name in (*_STATIC, *_INITIAL_SETS)},
     **{
         name: list(RELATIONS[name].types)
         for name in ("atlocation", "receptacleatlocation", "objectatlocation", "inreceptacle")
@@ -133,18 +124,24 @@ class CompiledGame:
         """The move with these arguments. Kept once made, and shared by the sessions."""
         key = verb, receptacle, thing, tool
         if key not in self._moves:
-            values = {
-                "a": self.agent,
-                "lend": self.location_of.get(receptacle, -1),
-                "r": receptacle,
-                "o": thing,
-                "co": thing,
-                "ko": tool,
-            }
-            binding = {x: values[x] for x, _ in PARAMETERS[verb] if x != PLACE.get(verb)}
-            command = self.script.templates[verb](self._start, binding)
-            self._moves[key] = Move(verb, command, binding, receptacle, thing)
+            move = Move(verb, "", receptacle, thing, tool)
+            command = self.script.templates[verb](self._start, self.binding(move, -1))
+            self._moves[key] = move._replace(command=command)
         return self._moves[key]
+
+    def binding(self, move: Move, location: int) -> dict[str, int]:
+        """A move's arguments as the grammar calls them, where the agent is at `location`."""
+        values = {
+            "a": self.agent,
+            "l": location,
+            "lstart": location,
+            "lend": self.location_of.get(move.receptacle, -1),
+            "r": move.receptacle,
+            "o": move.thing,
+            "co": move.thing,
+            "ko": move.tool,
+        }
+        return {name: values[name] for name, _ in PARAMETERS[move.verb]}
 
     def _everywhere(self) -> dict[str, Move]:
         """By command, what would be possible at a place without receptacles."""
@@ -170,7 +167,7 @@ class CompiledGame:
         self.agent, start = (number[x] for x in agents[0])
 
         self.static = {
-            predicate: frozenset(number[x] for (x,) in facts[predicate]) for predicate in STATIC
+            predicate: frozenset(number[x] for (x,) in facts[predicate]) for predicate in _STATIC
         }
         self.location_of = {number[r]: number[at] for r, at in facts["receptacleatlocation"]}
         if len(self.location_of) != len({tuple(x) for x in facts["receptacleatlocation"]}):

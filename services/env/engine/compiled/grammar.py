@@ -177,13 +177,18 @@ def parse_query(text: str) -> Query | None:
     return tuple(atoms)
 
 
-_AT_LINE_START = re.compile(r"//[^\n]*\n?|\s+|\(\*.*?\*\)", re.DOTALL)
-_WITHIN_LINE = re.compile(r"\t+|\(\*.*?\*\)", re.DOTALL)
-_TAG = r"#\t*+([\w()/!<>\-\s,.]+)#"
+_COMMENT = r"\(\*[\s\S]*?\*\)"
+_EDGE = rf"(?:\t+|{_COMMENT})*+"
+_WITHIN_LINE = re.compile(_EDGE)
+_AT_LINE_START = re.compile(rf"(?:\s+|{_COMMENT}|//[^\n]*\n?)?")
+_TAG = rf"#{_EDGE}([\w()/!<>\-\s,.]++){_EDGE}#"
 _REFERENCE = re.compile(_TAG)
 _CONDITIONAL = re.compile(
-    r"\{\t*+(?:" + _TAG + r"|([^|\[\]{}\n<>]+))(?:\s*\|\s*([^;|{}\n\[\]#]+))?\t*\}"
+    rf"\{{{_EDGE}(?:{_TAG}|([^|\[\]{{}}\n<>]++)){_EDGE}"
+    rf"(?:\s*\|\s*{_EDGE}([^;|{{}}\n\[\]#]++))?{_EDGE}\}}"
 )
+_OPEN_LIST = re.compile(rf"\[{_EDGE}")
+_CLOSE_LIST = re.compile(rf"{_EDGE}\]")
 _QUOTED = re.compile(r'"([^;|"<>\[\]#{}]*)"')
 _LITERAL = re.compile(r'[^;|"<>\[\]#{}]*')
 
@@ -206,16 +211,16 @@ def _skip_edge(text: str, at: int) -> int:
     while True:
         edge = _AT_LINE_START if at == 0 or text[at - 1] == "\n" else _WITHIN_LINE
         skipped = edge.match(text, at)
-        if skipped is None:
+        if skipped is None or skipped.end() == at:
             return at
         at = skipped.end()
 
 
 def _symbol(text: str, at: int) -> tuple[Symbol, int]:
-    if text.startswith("[", at):
-        found = _CONDITIONAL.match(text, at + 1)
-        if found and text.startswith("]", found.end()):
-            return _each(found, prose=True), found.end() + 1
+    if opened := _OPEN_LIST.match(text, at):
+        found = _CONDITIONAL.match(text, opened.end())
+        if found and (closed := _CLOSE_LIST.match(text, found.end())):
+            return _each(found, prose=True), closed.end()
     if found := _CONDITIONAL.match(text, at):
         return _each(found, prose=False), found.end()
     if found := _REFERENCE.match(text, at):

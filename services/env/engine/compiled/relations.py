@@ -63,28 +63,25 @@ def _few(facts: Callable[[CompiledState], Iterable[Row]]) -> Rows:
     return rows
 
 
-def _static(predicate: str, kind: str) -> tuple[str, Relation]:
-    return predicate, Relation(
-        (kind,), _members(lambda state: state.game.static[predicate]), static=True
-    )
+def _always(predicate: str) -> Rows:
+    return _members(lambda state: state.game.static[predicate])
 
 
 _AGENT, _LOCATION, _OBJECT, _RECEPTACLE = "agent", "location", "object", "receptacle"
+TRAITS = (
+    "pickupable",
+    "cleanable",
+    "heatable",
+    "coolable",
+    "toggleable",
+    "sliceable",
+    "isreceptacleobject",
+)
+"""Unchanging predicates of objects."""
 
 RELATIONS: dict[str, Relation] = {
-    **dict(
-        _static(predicate, _OBJECT)
-        for predicate in (
-            "pickupable",
-            "cleanable",
-            "heatable",
-            "coolable",
-            "toggleable",
-            "sliceable",
-            "isreceptacleobject",
-        )
-    ),
-    **dict([_static("openable", _RECEPTACLE)]),
+    **{trait: Relation((_OBJECT,), _always(trait), static=True) for trait in TRAITS},
+    "openable": Relation((_RECEPTACLE,), _always("openable"), static=True),
     "receptacleatlocation": Relation(
         (_RECEPTACLE, _LOCATION), _by_second(lambda state: state.game.receptacles_at), static=True
     ),

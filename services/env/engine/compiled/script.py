@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from services.env.engine.compiled.commands import PARAMETERS, PLACE
+from services.env.engine.compiled.commands import PARAMETERS, PLACES
 from services.env.engine.compiled.errors import Malformed
 from services.env.engine.compiled.grammar import Literal, parse_grammar, parse_right
 from services.env.engine.compiled.text import Compiler, Render
@@ -62,8 +62,7 @@ def _script(before: str, after: str, actions: frozenset[str]) -> Script:
     texts = {verb: grammar.actions[verb] for verb in actions}
     return Script(
         templates={
-            verb: typed.right(x.template, bound[verb] - {(PLACE.get(verb, ""), "location")})
-            for verb, x in texts.items()
+            verb: typed.right(x.template, bound[verb] - PLACES) for verb, x in texts.items()
         },
         feedback={verb: told.right(x.feedback, bound[verb]) for verb, x in texts.items()},
         intro=told.symbol("intro", frozenset()),

@@ -11,7 +11,7 @@ from bisect import insort
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from services.env.engine.compiled.commands import PLACE, Move, possible_moves
+from services.env.engine.compiled.commands import Move, possible_moves
 
 if TYPE_CHECKING:
     from services.env.engine.compiled.game import CompiledGame
@@ -96,9 +96,7 @@ class CompiledState:
         if move is None:
             self.observation = NOTHING_HAPPENS
             return
-        binding = move.binding
-        if move.verb in PLACE:
-            binding = {**binding, PLACE[move.verb]: self.location}
+        binding = self.game.binding(move, self.location)
         if effect := _EFFECTS.get(move.verb):
             effect(self, move)
             self._moves = None
