@@ -159,8 +159,15 @@ class EnvClient(_Client):
         return self._call(p.GameList, "GET", "/v1/games", params=params)
 
     def create(self, request: p.CreateSessions) -> list[p.Session]:
-        """New sessions at turn 0."""
+        """New sessions, at turn 0 or after their prefixes."""
         return self._call(p.SessionList, "POST", "/v1/sessions", request).sessions
+
+    def fork(self, session_id: str, count: int = 1) -> list[p.Session]:
+        """Copies of a session at its present turn. Asked again after a lost answer, it makes more;
+        those lost are closed with the key of their original, or when they have been idle.
+        """
+        request = p.ForkSession(id=session_id, count=count)
+        return self._call(p.SessionList, "POST", "/v1/sessions/fork", request).sessions
 
     def step(self, request: p.StepSessions) -> list[p.StepResult]:
         """Step a batch of sessions; safe to repeat."""

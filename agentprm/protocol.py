@@ -20,11 +20,14 @@ MAX_COMMAND = 500
 """Longest command, in characters."""
 MAX_BATCH = 256
 """Most states, sessions or pairs in one request."""
+MAX_STEPS = 200
+"""Largest step limit of a session, in turns."""
 MAX_CANDIDATES = 64
 """Largest N of Best-of-N."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Command = Annotated[str, Field(max_length=MAX_COMMAND)]
+Prefix = Annotated[list[Command], Field(max_length=MAX_STEPS)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -107,20 +110,38 @@ class CreateSessions(Request):
     Sessions made before with the same `key` are closed first: a client that lost the answer, or
     took over the work of one that died, leaves none behind. Session k's expert varies with
     `seed + k`.
+
+    `prefixes[k]` are commands to play in `games[k]` before the session is handed out, at turn
+    `len(prefixes[k])`: a state that was reached before is reached again. Every one of them must be
+    admissible when it is played, and none may end the game.
     """
 
     games: list[str] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
+    prefixes: list[Prefix] | None = Field(default=None, max_length=MAX_BATCH)
     split: Split | None = None
     seed: Seed = 0
     count: int = Field(default=1, ge=1, le=MAX_BATCH)
-    max_steps: int | None = Field(default=None, ge=1, le=200)
+    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     key: str | None = Field(default=None, max_length=200)
 
     @model_validator(mode="after")
     def _one_way(self) -> CreateSessions:
         if (self.games is None) == (self.split is None):
             raise ValueError("give either `games` or `split`")
+        if self.prefixes is not None and len(self.prefixes) != len(self.games or ()):
+            raise ValueError("give one prefix for each of `games`")
         return self
+
+
+class ForkSession(Request):
+    """Make `count` copies of a session at its present turn.
+
+    A copy repeats the recorded answers of the turns before, has the seed and the `key` of its
+    original, and goes its own way from there.
+    """
+
+    id: str
+    count: int = Field(default=1, ge=1, le=MAX_BATCH)
 
 
 class Session(Record):
@@ -346,7 +367,8 @@ class Health(Record):
     """What runs, and whether it can serve. `details` are the service's own facts."""
 
     service: str
-    status: Literal["ok", "loading"]
+    status: Literal["healthy", "loading"]
+    """`healthy` is the word that OpenEnv's clients wait for."""
     package_version: str
     version: str | None = None
     """The checkpoint that serves, for the services that serve one."""

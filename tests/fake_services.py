@@ -56,7 +56,8 @@ class Rooms:
     def app(self) -> FastAPI:
         details = {"engine": "rooms", "engine_version": "3", "data_version": "none"}
         app = create_app(
-            "env", lambda: Health(service="env", status="ok", package_version="0", details=details)
+            "env",
+            lambda: Health(service="env", status="healthy", package_version="0", details=details),
         )
 
         @app.post("/v1/sessions")
@@ -163,7 +164,7 @@ class Walker:
         return app
 
     def _health(self) -> Health:
-        status = "loading" if self.loading else "ok"
+        status = "loading" if self.loading else "healthy"
         return Health(service="policy", status=status, package_version="0", version=self.version)
 
     def _act(self, body: ActRequest, i: int, state: State) -> ActResult:

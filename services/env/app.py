@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import FastAPI, Query, Response
@@ -13,6 +13,7 @@ from fastapi import FastAPI, Query, Response
 from agentprm import __version__
 from agentprm.protocol import (
     CreateSessions,
+    ForkSession,
     GameList,
     Health,
     SessionIds,
@@ -22,11 +23,14 @@ from agentprm.protocol import (
     StepSessions,
 )
 from agentprm.service import ProblemError, create_app, json_response
+from services.env import openenv
 from services.env.engine.base import EngineHost
 from services.env.games import GameIndex
 from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
+
+T = TypeVar("T")
 
 
 def build_app(
@@ -34,8 +38,9 @@ def build_app(
 ) -> FastAPI:
     """The service over these sessions. Closes them and the host when it ends.
 
-    Routes that reach the engine are plain functions, which FastAPI runs in its thread pool: they
-    may block, and `/health` answers meanwhile.
+    Steps and forks of an engine in this process are done in the event loop: they take less time
+    than handing them to a thread. What may take longer is left to the thread pool, so that
+    `/health` answers meanwhile.
     """
     facts: dict[str, str | int | float | bool | None] = {
         "engine": host.name,
@@ -49,7 +54,7 @@ def build_app(
     def health() -> Health:
         return Health(
             service="env",
-            status="ok",
+            status="healthy",
             package_version=__version__,
             details=facts | {"sessions": len(sessions)},
         )
@@ -64,11 +69,17 @@ def build_app(
         await to_thread.run_sync(sessions.close_all)
         await to_thread.run_sync(host.close)
 
+    async def play(call: Callable[[], T]) -> T:
+        """A call that is quick unless the engine waits for another process."""
+        return await to_thread.run_sync(call) if host.waits else call()
+
     def require_privilege() -> None:
         if not privileged:
             raise ProblemError(403, "Not privileged", "start the server with `--privileged true`")
 
     app = create_app("env", health, lifespan)
+
+    app.include_router(openenv.routes(sessions, index, play))
 
     @app.get("/v1/games")
     def games(
@@ -84,11 +95,15 @@ def build_app(
     def create(request: CreateSessions) -> Response:
         return json_response(SessionList(sessions=sessions.create(request)))
 
+    @app.post("/v1/sessions/fork")
+    async def fork(request: ForkSession) -> Response:
+        return json_response(SessionList(sessions=await play(lambda: sessions.fork(request))))
+
     @app.post("/v1/steps")
-    def step(request: StepSessions) -> Response:
+    async def step(request: StepSessions) -> Response:
         if request.expert:
             require_privilege()
-        results = sessions.step(request.steps, expert=request.expert)
+        results = await play(lambda: sessions.step(request.steps, expert=request.expert))
         return json_response(StepResults(results=results))
 
     @app.post("/v1/sessions/expert")

@@ -10,15 +10,17 @@ import random
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from agentprm.protocol import (
     Action,
     CreateSessions,
+    ForkSession,
     Game,
     HiddenState,
     Problem,
@@ -63,7 +65,6 @@ class _Session:
     def answer(self, turn: int, expert: Action | None = None) -> Session:
         """The state after turn `turn`."""
         frame = self.frames[turn]
-        truncated = not frame.done and turn >= self.max_steps
         return Session(
             id=self.id,
             game=self.game,
@@ -71,9 +72,9 @@ class _Session:
             observation=frame.observation,
             admissible=list(frame.admissible),
             reward=frame.reward,
-            done=frame.done or truncated,
+            done=self.over(turn),
             won=frame.won,
-            truncated=truncated,
+            truncated=self.over(turn) and not frame.done,
             max_steps=self.max_steps,
             expert=expert,
         )
@@ -82,6 +83,29 @@ class _Session:
     def turn(self) -> int:
         """Turns played."""
         return len(self.commands)
+
+    def over(self, turn: int) -> bool:
+        """Whether the session was over after turn `turn`, by the game or the step limit."""
+        return self.frames[turn].done or turn >= self.max_steps
+
+    def play(self, command: str) -> None:
+        """Play the next turn."""
+        self.frames.append(self.engine.step(command))
+        self.commands.append(command)
+
+    def fork(self, used: float) -> _Session:
+        """An independent copy. Frames never change, so both have the same ones."""
+        return replace(
+            self,
+            id=uuid.uuid4().hex,
+            engine=self.engine.fork(),
+            used=used,
+            frames=list(self.frames),
+            commands=list(self.commands),
+            lock=threading.Lock(),
+            expert=None,
+            followed=0,
+        )
 
 
 class Sessions:
@@ -105,6 +129,8 @@ class Sessions:
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._sessions: dict[str, _Session] = {}
+        self._keyed: defaultdict[str, set[str]] = defaultdict(set)
+        """Ids of the sessions by their key."""
         self._attempts: dict[str, object] = {}
         """The latest creation under way, by its key."""
         self._used = 0
@@ -115,22 +141,21 @@ class Sessions:
         return self._used
 
     def create(self, request: CreateSessions) -> list[Session]:
-        """New sessions at turn 0: all that were asked for, or none.
+        """New sessions, at turn 0 or after their prefixes: all that were asked for, or none.
 
         Raises:
-            ProblemError: 404 for an unknown game, 422 for more than there ever is room for, 429
-                where there is no room now, 409 where a later request had the same key.
+            ProblemError: 404 for an unknown game, 422 for more than there ever is room for and for
+                a prefix that cannot be played, 429 where there is no room now, 409 where a later
+                request had the same key.
         """
         games = self._games(request)
-        if len(games) > self.capacity:
-            detail = f"{len(games)} sessions, and this server holds {self.capacity} at most"
-            raise ProblemError(422, "Too many sessions", detail)
+        self._check_count(len(games))
         if request.key is None:
             return self._create(games, request)
         attempt = object()
         with self._lock:
             self._attempts[request.key] = attempt
-            old = [s.id for s in self._sessions.values() if s.key == request.key]
+            old = list(self._keyed.get(request.key, ()))
         self.close(old)
         try:
             return self._create(games, request, attempt)
@@ -138,6 +163,29 @@ class Sessions:
             with self._lock:
                 if self._attempts.get(request.key) is attempt:
                     del self._attempts[request.key]
+
+    def fork(self, request: ForkSession) -> list[Session]:
+        """Copies of a session at its present turn: all that were asked for, or none.
+
+        Raises:
+            ProblemError: 404 where it is unknown, 409 where it is over, 422 for more copies than
+                there ever is room for, 429 where there is no room now.
+        """
+        self._check_count(request.count)
+        with self._held(request.id) as session:
+            if session.over(session.turn):
+                raise ProblemError(409, "Session over", f"it ended at turn {session.turn}")
+            copies = [session.fork(self._clock()) for _ in range(request.count)]
+            self._reserve(request.count)
+            with self._lock:
+                known = session.id in self._sessions
+                if known:
+                    self._add(copies)
+        if not known:  # closed meanwhile, perhaps with all sessions of its key
+            for copy in copies:
+                self._end(copy)
+            raise ProblemError(404, "Unknown session", request.id)
+        return [copy.answer(copy.turn) for copy in copies]
 
     def step(self, steps: Sequence[StepSession], *, expert: bool = False) -> list[StepResult]:
         """Step several sessions; what goes wrong with one is the problem in its own result.
@@ -174,7 +222,7 @@ class Sessions:
     def close(self, ids: Sequence[str]) -> list[str]:
         """Close sessions; unknown ones are passed over. Returns those that were open."""
         with self._lock:
-            found = [self._sessions.pop(i) for i in dict.fromkeys(ids) if i in self._sessions]
+            found = [self._remove(i) for i in dict.fromkeys(ids) if i in self._sessions]
         for session in found:
             with session.lock:  # a step under way ends first
                 self._end(session)
@@ -213,8 +261,9 @@ class Sessions:
             )
             for k, game in enumerate(games)
         ]
+        prefixes = request.prefixes or [[] for _ in made]
         try:
-            self._host.map(self._start, made)
+            self._host.map(self._start, list(zip(range(len(made)), made, prefixes, strict=True)))
             self._register(made, request.key, attempt)
         except Exception as error:
             for session in made:
@@ -222,7 +271,7 @@ class Sessions:
             if isinstance(error, EngineError):
                 raise ProblemError(500, "The engine failed", str(error)) from error
             raise
-        return [session.answer(0) for session in made]
+        return [session.answer(session.turn) for session in made]
 
     def _register(self, made: Sequence[_Session], key: str | None, attempt: object) -> None:
         """Make the sessions known, unless a later request with the same key is under way or done:
@@ -231,7 +280,23 @@ class Sessions:
         with self._lock:
             if key is not None and self._attempts.get(key) is not attempt:
                 raise ProblemError(409, "Overtaken", "a later request had the same key")
-            self._sessions.update((session.id, session) for session in made)
+            self._add(made)
+
+    def _add(self, made: Sequence[_Session]) -> None:
+        """Make the sessions known, under the registry's lock."""
+        for session in made:
+            self._sessions[session.id] = session
+            if session.key is not None:
+                self._keyed[session.key].add(session.id)
+
+    def _remove(self, session_id: str) -> _Session:
+        """Forget the session, under the registry's lock."""
+        session = self._sessions.pop(session_id)
+        if session.key is not None:
+            self._keyed[session.key].discard(session_id)
+            if not self._keyed[session.key]:
+                del self._keyed[session.key]
+        return session
 
     def _games(self, request: CreateSessions) -> list[Game]:
         if request.games is not None:
@@ -246,16 +311,38 @@ class Sessions:
         random.Random(request.seed).shuffle(games)
         return games[: request.count]
 
+    def _check_count(self, count: int) -> None:
+        if count > self.capacity:
+            detail = f"{count} sessions, and this server holds {self.capacity} at most"
+            raise ProblemError(422, "Too many sessions", detail)
+
     def _reserve(self, count: int) -> None:
-        self.reap()
+        """Take room for so many sessions, that of idle ones where there is no other."""
+        if self._used + count > self.capacity:
+            self.reap()
         with self._lock:
             if self._used + count > self.capacity:
                 detail = f"{self._used} of {self.capacity} sessions are in use"
                 raise ProblemError(429, "At capacity", detail, retry_after=RETRY_SECONDS)
             self._used += count
 
-    def _start(self, session: _Session) -> None:
+    def _start(self, start: tuple[int, _Session, list[str]]) -> None:
+        """Reset the game and play its prefix; the number is the session's in its request."""
+        number, session, prefix = start
+
+        def unplayable(turn: int, reason: str) -> ProblemError:
+            detail = f"prefixes.{number}.{turn}: {prefix[turn]!r} {reason}"
+            return ProblemError(422, "Prefix not playable", detail)
+
+        if len(prefix) > session.max_steps:
+            raise unplayable(session.max_steps, f"is over the limit of {session.max_steps} turns")
         session.frames.append(session.engine.reset(self._index.path(session.game)))
+        for turn, command in enumerate(prefix):
+            if command not in session.frames[turn].admissible:
+                raise unplayable(turn, "is not admissible")
+            session.play(command)
+            if session.frames[-1].done:
+                raise unplayable(turn, "ends the game")
 
     def _end(self, session: _Session) -> None:
         """Give the engine back, then the room."""
@@ -302,17 +389,16 @@ class Sessions:
                 if step.command != session.commands[step.turn]:
                     detail = f"turn {step.turn} was played with another command"
                     raise ProblemError(409, "Turn already played", detail)
-            elif session.answer(step.turn).done:
+            elif session.over(step.turn):
                 raise ProblemError(409, "Session over", f"it ended at turn {session.turn}")
             else:
-                session.frames.append(session.engine.step(step.command))
-                session.commands.append(step.command)
+                session.play(step.command)
             after = step.turn + 1
             return session.answer(after, self._advice(session, after) if expert else None)
 
     def _advice(self, session: _Session, turn: int) -> Action | None:
         """What the expert would do at `turn`; None where the game is over."""
-        if session.answer(turn).done:
+        if session.over(turn):
             return None
         try:
             if session.expert is None or session.followed > turn + 1:

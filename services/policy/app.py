@@ -59,7 +59,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
     def health() -> Health:
         return Health(
             service="policy",
-            status="ok",
+            status="healthy",
             package_version=__version__,
             version=serving.version,
             details={

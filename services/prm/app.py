@@ -60,7 +60,7 @@ def build(settings: Settings) -> FastAPI:
             }
         return Health(
             service="prm",
-            status="loading" if serving.version is None else "ok",
+            status="loading" if serving.version is None else "healthy",
             package_version=agentprm.__version__,
             version=serving.version,
             details=details,

@@ -188,7 +188,7 @@ class Player:
             except (httpx.HTTPError, ValueError) as error:
                 trouble = f"no health: {error}"
             else:
-                if health.status == "ok" and version in (None, health.version):
+                if health.status == "healthy" and version in (None, health.version):
                     return health
                 trouble = f"is {health.status} and serves {health.version}"
             if time.monotonic() > deadline:

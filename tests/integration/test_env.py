@@ -2,10 +2,8 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 
 from agentprm.client import EnvClient, ServiceError
 from agentprm.protocol import CreateSessions, HiddenState, Session, Split, StepSession, StepSessions
+from tests.env_server import EnvServer
 
 pytestmark = pytest.mark.games
 
@@ -22,58 +21,12 @@ GAME = "valid_seen/pick_and_place_simple-Book-None-Sofa-229/trial_T20190907_0428
 LONG_COMMAND = f'{{"steps": [{{"id": "x", "turn": 0, "command": "{2**20 * "a"}"}}]}}'
 
 
-class Server:
-    """`python -m services.env` on a free port."""
-
-    def __init__(self, *flags: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "services.env",
-                "--engine",
-                "textworld",
-                "--port",
-                str(port),
-                *flags,
-            ],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        self.client = EnvClient(self.url, deadline=60)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                self.client.health()
-                return
-            except httpx.TransportError:
-                assert self.process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-
-    def stop(self) -> int:
-        self.client.close()
-        self.process.terminate()
-        return self.process.wait(30)
-
-    def workers(self) -> list[int]:
-        """The processes that play: children of the fork server, which is a child of the server."""
-        return [w for child in _children(self.process.pid) for w in _children(child)]
-
-
-def _children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return [int(c) for t in threads for c in (t / "children").read_text().split()]
-
-
 @pytest.fixture(scope="module")
-def server(alfworld_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(alfworld_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvServer]:
     cache = tmp_path_factory.mktemp("env") / "games.json"
-    started = Server(
-        "--data", str(alfworld_data), "--index", str(cache), "--pool", "1", "--privileged", "true"
+    started = EnvServer(
+        *("--data", str(alfworld_data), "--index", str(cache), "--privileged", "true"),
+        *("--engine", "textworld", "--pool", "1"),
     )
     yield started
     started.stop()
@@ -93,7 +46,7 @@ def play(client: EnvClient, session: Session, turns: int) -> Session:
     return session
 
 
-def test_a_game_is_won_though_its_process_is_killed(server: Server) -> None:
+def test_a_game_is_won_though_its_process_is_killed(server: EnvServer) -> None:
     client = server.client
     (session,) = client.create(CreateSessions(games=[GAME], key="kill"))
     assert session.observation.startswith("-= Welcome to TextWorld, ALFRED! =-\n\n")
@@ -109,12 +62,12 @@ def test_a_game_is_won_though_its_process_is_killed(server: Server) -> None:
     client.close_sessions([session.id, "unknown"])
 
 
-def hidden(server: Server, session_id: str) -> HiddenState:
+def hidden(server: EnvServer, session_id: str) -> HiddenState:
     answer = httpx.get(f"{server.url}/v1/sessions/{session_id}/hidden", timeout=60)
     return HiddenState.model_validate_json(answer.raise_for_status().content)
 
 
-def test_retries_at_the_same_time_and_later_step_once(server: Server) -> None:
+def test_retries_at_the_same_time_and_later_step_once(server: EnvServer) -> None:
     client = server.client
     (session,) = client.create(CreateSessions(games=[GAME], key="retries"))
     steps = StepSessions(steps=[StepSession(id=session.id, turn=0, command="go to sofa 1")])
@@ -147,7 +100,7 @@ def test_retries_at_the_same_time_and_later_step_once(server: Server) -> None:
     ],
 )
 def test_bad_input_is_a_problem(
-    server: Server, method: str, path: str, body: str, status: int
+    server: EnvServer, method: str, path: str, body: str, status: int
 ) -> None:
     headers = {"content-type": "application/json"}
     answer = httpx.request(method, server.url + path, content=body, headers=headers, timeout=30)
@@ -156,7 +109,7 @@ def test_bad_input_is_a_problem(
     assert answer.json()["status"] == status
 
 
-def test_full_servers_say_when_to_come_back(server: Server) -> None:
+def test_full_servers_say_when_to_come_back(server: EnvServer) -> None:
     (session,) = server.client.create(CreateSessions(games=[GAME]))
     body = {"split": "valid_seen"}
     answer = httpx.post(f"{server.url}/v1/sessions", json=body, timeout=30)
@@ -165,7 +118,7 @@ def test_full_servers_say_when_to_come_back(server: Server) -> None:
     assert server.client.health().details["sessions"] == 0
 
 
-def test_games_and_health(server: Server) -> None:
+def test_games_and_health(server: EnvServer) -> None:
     found = server.client.games(Split.VALID_SEEN, limit=3)
     assert (len(found.games), found.total) == (3, 140)
     details = server.client.health().details
@@ -177,7 +130,8 @@ def test_games_and_health(server: Server) -> None:
 def test_unprivileged_servers_keep_their_secrets_and_end_their_processes(
     alfworld_data: Path, tmp_path: Path
 ) -> None:
-    server = Server("--data", str(alfworld_data), "--index", str(tmp_path / "games.json"))
+    data, index = str(alfworld_data), str(tmp_path / "games.json")
+    server = EnvServer("--data", data, "--index", index, "--engine", "textworld")
     (session,) = server.client.create(CreateSessions(games=[GAME]))
     steps = [StepSession(id=session.id, turn=0, command="look")]
     with pytest.raises(ServiceError, match="403"):

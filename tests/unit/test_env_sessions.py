@@ -30,8 +30,8 @@ R = TypeVar("R")
 class Corridor:
     """A game of walking: `go` leads on, the third room wins, `break` breaks the engine."""
 
-    def __init__(self) -> None:
-        self.room = 0
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
         self.steps = 0
         self.closed = False
 
@@ -47,6 +47,9 @@ class Corridor:
         self.room += command == "go"
         return self._frame()
 
+    def fork(self) -> "Corridor":
+        return Corridor(self.room)
+
     def hidden_state(self) -> HiddenState:
         raise NotImplementedError
 
@@ -61,7 +64,7 @@ class Corridor:
 class CorridorHost:
     """As many as 4, played one after another: a step costs nothing."""
 
-    name, version, capacity = "corridor", "1", 4
+    name, version, capacity, waits = "corridor", "1", 4, False
 
     def __init__(self) -> None:
         self.engines: list[Corridor] = []

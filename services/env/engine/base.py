@@ -48,6 +48,9 @@ class Engine(Protocol):
             EngineError: there is no answer to be had.
         """
 
+    def fork(self) -> Engine:
+        """Another engine with the same game in the same state; neither affects the other."""
+
     def hidden_state(self) -> HiddenState:
         """Where everything is. Privileged: the agent must not see it."""
 
@@ -62,6 +65,8 @@ class EngineHost(Protocol):
     version: str
     capacity: int
     """How many engines may live at once."""
+    waits: bool
+    """Whether calls wait for other processes; if so, an event loop must leave them to a thread."""
 
     def engine(self) -> Engine:
         """A new engine, with no game yet."""

@@ -20,6 +20,7 @@ class CompiledHost:
     """Any number of games up to `capacity`, played one call after another."""
 
     name = "compiled"
+    waits = False
     version = f"agentprm {__version__}"
 
     def __init__(self, capacity: int) -> None:
@@ -71,9 +72,9 @@ class CompiledHost:
 class CompiledEngine:
     """One game in play."""
 
-    def __init__(self, host: CompiledHost) -> None:
+    def __init__(self, host: CompiledHost, state: CompiledState | None = None) -> None:
         self._host = host
-        self._state: CompiledState | None = None
+        self._state = state
 
     def reset(self, game: Path) -> Frame:
         """Start a game; 0.1 ms, and some milliseconds where its file has to be parsed."""
@@ -84,6 +85,10 @@ class CompiledEngine:
         """Play a command; some 20 µs."""
         self._playing.step(command)
         return _frame(self._playing)
+
+    def fork(self) -> CompiledEngine:
+        """A copy; some 5 µs."""
+        return CompiledEngine(self._host, self._playing.fork())
 
     def hidden_state(self) -> HiddenState:
         """Where everything is."""

@@ -34,6 +34,7 @@ class TextWorldHost:
     """A pool of at most `pool` processes, each replaced after `recycle` resets."""
 
     name = "textworld"
+    waits = True
 
     def __init__(self, pool: int, *, recycle: int = 50, handcoded: bool = False) -> None:
         self.capacity = pool
@@ -101,6 +102,12 @@ class TextWorldEngine:
     def step(self, command: str) -> Frame:
         """Play a command; 26 ms of a core."""
         return self._play({"op": "step", "command": command})
+
+    def fork(self) -> TextWorldEngine:
+        """A copy; at its first step another process repeats what was played."""
+        copy = TextWorldEngine(self._host)
+        copy._played = list(self._played)
+        return copy
 
     def hidden_state(self) -> HiddenState:
         """Where everything is, from the facts of the planner's state."""
