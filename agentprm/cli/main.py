@@ -137,7 +137,14 @@ def up(
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="or: directory of a policy")] = None,
     prm: Annotated[Path | None, typer.Option(help="or: directory of a PRM")] = None,
-    games: Games = None,
+    games: Annotated[
+        Path | None,
+        typer.Option(
+            help="directory of ALFWorld games, by default $ALFWORLD_DATA",
+            envvar="ALFWORLD_DATA",
+            show_envvar=False,
+        ),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
     device: Device = "auto",
     port: Annotated[
