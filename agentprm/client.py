@@ -68,6 +68,10 @@ def _parse(answer: httpx.Response, kind: type[T]) -> T:
     )
 
 
+def _unreachable(error: httpx.TransportError) -> ServiceError:
+    return ServiceError(None, f"no answer before the deadline: {type(error).__name__} {error}")
+
+
 def _detail(answer: httpx.Response) -> str:
     try:
         problem = p.Problem.model_validate_json(answer.content)
@@ -119,7 +123,10 @@ class _Client:
             content = _content(body)
             return _parse(self._http.request(method, path, content=content, params=params), kind)
 
-        return tenacity.Retrying(**_retrying(self._deadline))(once)
+        try:
+            return tenacity.Retrying(**_retrying(self._deadline))(once)
+        except httpx.TransportError as error:
+            raise _unreachable(error) from error
 
 
 class _AsyncClient:
@@ -147,7 +154,10 @@ class _AsyncClient:
         async def once() -> T:
             return _parse(await self._http.request(method, path, content=_content(body)), kind)
 
-        return await tenacity.AsyncRetrying(**_retrying(self._deadline))(once)
+        try:
+            return await tenacity.AsyncRetrying(**_retrying(self._deadline))(once)
+        except httpx.TransportError as error:
+            raise _unreachable(error) from error
 
 
 class EnvClient(_Client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import tempfile
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import orjson
+import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from agentprm.cli.games import GamesError, games_directory
+from agentprm.cli.games import app as games_app
 from agentprm.cli.machine import Options, evaluate_run, serve_run, train_run
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, Evaluation, load_config, read_config
@@ -29,12 +33,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Process reward models for LLM agents: train, evaluate and serve.",
 )
+app.add_typer(games_app, name="games")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Games = Annotated[
     Path | None,
     typer.Option(
-        help="directory of ALFWorld games, as alfworld-download makes it; default $ALFWORLD_DATA",
+        help="directory of ALFWorld games, as alfworld-download makes it; by default "
+        "$ALFWORLD_DATA, and generated games where that is not set",
         envvar="ALFWORLD_DATA",
         show_envvar=False,
     ),
@@ -70,7 +76,7 @@ def train(
         config = _new_or_same(directory, preset, seed)
     console.print(f"Run [bold]{directory}[/bold]: preset {config.preset}, seed {config.seed}")
     with _explained():
-        train_run(directory, config, games, quiet=as_json)
+        train_run(directory, config, games_directory(games, console), quiet=as_json)
     if as_json:
         _print_json(directory)
     else:
@@ -113,7 +119,7 @@ def evaluate(
         evaluate_run(
             run,
             plan,
-            games,
+            games_directory(games, console),
             steered=prm is not None,
             max_steps=max_steps,
             seed=seed,
@@ -161,10 +167,14 @@ def up(
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what a user can mend into a message, and SIGTERM into an orderly end."""
+    warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(
+        wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (ProcessFailed, CheckpointError, RedisServerError) as error:
+    except (ProcessFailed, CheckpointError, RedisServerError, GamesError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

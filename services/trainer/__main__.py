@@ -23,6 +23,7 @@ def main() -> int:
     settings = TrainerSettings.from_command_line()
     configure_logging("trainer")
     transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)
     config = read_config(settings.run)
     records = Records(settings.run / "records")

@@ -204,7 +204,7 @@ def test_a_worker_outlasts_a_redis_that_is_killed(tmp_path: Path, world: World) 
             assert world.rooms.stepping.wait(timeout=30)
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
-            time.sleep(3)  # longer than the job takes
+            time.sleep(10)  # longer than the job takes
             server.start()
             [entry] = queue.results("episodes", count=8, timeout=30)
         assert entry.record.job_id == "r/0"

@@ -1,0 +1,177 @@
+"""`agentprm games` as a process, and what it writes in the stock alfworld package."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from agentprm.cli import games as games_cli
+from agentprm.protocol import Split
+from services.env.games.index import TASK_TYPES
+
+COUNT = 12
+
+
+def games(*flags: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agentprm.cli", "games", *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve generated games, of all task types."""
+    output = tmp_path_factory.mktemp("games")
+    made = games("generate", "--count", str(COUNT), "--seed", "1", str(output), "--json")
+    assert made.returncode == 0, made.stderr
+    summary = json.loads(made.stdout)
+    assert summary["games"] == COUNT
+    assert set(summary["task_types"]) == TASK_TYPES
+    return output
+
+
+@pytest.fixture(scope="module")
+def alfworld(directory: Path) -> Iterator[Any]:
+    """The stock environment on the generated games."""
+    from alfworld.agents.environment.alfred_tw_env import AlfredTWEnv
+
+    config = {
+        "env": {
+            "goal_desc_human_anns_prob": 0,
+            "task_types": [1, 2, 3, 4, 5, 6],
+            "domain_randomization": False,
+            "expert_type": "handcoded",
+        },
+        "dataset": {"data_path": str(directory / "json_2.1.1" / "train"), "num_train_games": -1},
+        "general": {"training_method": "dqn"},
+        "rl": {"training": {"max_nb_steps_per_episode": 50}},
+    }
+    collected = AlfredTWEnv(config, train_eval="train")
+    assert collected.num_games == COUNT
+    collected.game_files = list({_task_type(game): game for game in collected.game_files}.values())
+    env = collected.init_env(batch_size=1)
+    yield env
+    env.close()
+
+
+def _task_type(game: str) -> str:
+    task_type: str = json.loads(Path(game).with_name("traj_data.json").read_bytes())["task_type"]
+    return task_type
+
+
+def test_the_stock_package_plays_every_task_type_to_the_end(alfworld: Any) -> None:
+    played = set()
+    for _ in TASK_TYPES:
+        _, infos = alfworld.reset()
+        game = infos["extra.gamefile"][0]
+        for command in json.loads(Path(game).read_bytes())["walkthrough"]:
+            assert command in infos["admissible_commands"][0]
+            assert not infos["won"][0]
+            _, _, _, infos = alfworld.step([command])
+        assert infos["won"][0]
+        played.add(_task_type(game))
+    assert played == TASK_TYPES
+
+
+def test_generating_again_in_another_process_writes_the_same(
+    directory: Path, tmp_path: Path
+) -> None:
+    flags = ("--count", str(COUNT), "--seed", "1")
+    assert games("generate", *flags, str(tmp_path), hash_seed="77").returncode == 0
+    written = sorted(path for path in tmp_path.rglob("*.*") if path.is_file())
+    assert len(written) == 2 * COUNT
+    for path in written:
+        assert path.read_bytes() == (directory / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_list_filters(directory: Path) -> None:
+    listed = games(
+        "list", "--games", str(directory), "--task-type", "look_at_obj_in_light", "--json"
+    )
+    found = json.loads(listed.stdout)
+    assert found
+    assert {game["task_type"] for game in found} == {"look_at_obj_in_light"}
+    everything = games("list", "--games", str(directory))
+    assert len(everything.stdout.splitlines()) == COUNT
+
+
+def test_check_compares_the_engines(directory: Path) -> None:
+    flags = ("--episodes", "1", "--steps", "10", "--seed", "2", "--json")
+    checked = games("check", "--games", str(directory), "--split", "train", *flags)
+    report = json.loads(checked.stdout)
+    assert checked.returncode == 0
+    assert (report["games"], report["steps"], report["mismatches"]) == (1, 10, 0)
+    assert report["reset_speedup"] > 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["list", "--games", "{tmp}/nowhere"], "alfworld-download"),
+        (["list", "--games", "{games}", "--split", "valid_seen"], "no games of valid_seen"),
+        (["list", "--games", "{games}", "--task-type", "dance"], "look_at_obj_in_light"),
+        (["generate", "--count", "1", "{games}/file/x"], "give another directory"),
+        (["check", "--games", "{tmp}/nowhere"], "no directory"),
+        (["check", "--games", "{games}", "--split", "valid_unseen"], "agentprm games generate"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    flags: list[str], told: str, directory: Path, tmp_path: Path
+) -> None:
+    (directory / "file").touch()
+    done = games(*(flag.format(tmp=tmp_path, games=directory) for flag in flags))
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert told in last
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_help_tells_the_options() -> None:
+    assert all(command in games("--help").stdout for command in ("list", "generate", "check"))
+    told = games("generate", "--help").stdout
+    assert all(option in told for option in ("--split", "--count", "--seed", "--json", "OUT"))
+
+
+def test_a_run_without_games_gets_generated_ones_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(games_cli, "COUNTS", {Split.TRAIN: 6, Split.VALID_SEEN: 2})
+    console = Console(stderr=True, soft_wrap=True)
+    made = games_cli.games_directory(None, console)
+    assert made.is_relative_to(tmp_path / "cache" / "agentprm" / "generated")
+    assert len(list(made.rglob("game.tw-pddl"))) == 8
+    assert "alfworld-download" in capfd.readouterr().err
+    assert list(made.parent.iterdir()) == [made]
+
+    before = made.stat().st_mtime_ns
+    assert games_cli.games_directory(None, console) == made
+    assert made.stat().st_mtime_ns == before
+    assert games_cli.games_directory(tmp_path / "given", console) == tmp_path / "given"
+
+    downloaded = tmp_path / ".cache" / "alfworld"
+    (downloaded / "json_2.1.1").mkdir(parents=True)
+    assert games_cli.games_directory(None, console) == downloaded
+
+
+def test_no_room_for_generated_games_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(games_cli.GamesError, match="cannot write"):
+        games_cli.games_directory(None, Console(stderr=True))

@@ -1,0 +1,188 @@
+"""The trainer's end of the queue, over a real Redis; the test plays the rollout worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentprm.config import Preferences
+from agentprm.protocol import (
+    Action,
+    Episode,
+    Game,
+    JobResult,
+    Preference,
+    PreferenceJob,
+    Provenance,
+    RolloutJob,
+    Split,
+    State,
+    Turn,
+)
+from agentprm.queue import Queue, QueueSettings
+from agentprm.redis_server import RedisServer
+from services.trainer.inbox import Inbox, JobsFailed
+from services.trainer.online import PreferenceSource, sample_states
+from services.trainer.records import Records
+
+Job = RolloutJob | PreferenceJob
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    with RedisServer(tmp_path / "redis") as server:
+        yield server.url
+
+
+@contextmanager
+def worker(url: str, play: Callable[[Job], JobResult | None]) -> Iterator[None]:
+    """Answers jobs until the block ends; None fails the job."""
+    stopped = threading.Event()
+
+    def work() -> None:
+        settings = QueueSettings(max_deliveries=1)
+        with Queue(url, "run", name="test", settings=settings, stopped=stopped) as queue:
+            while not stopped.is_set():
+                entry = queue.take(timeout=1.0)
+                if entry is None:
+                    continue
+                result = play(entry.record)
+                if result is None:
+                    queue.fail(entry, "it cannot be played")
+                else:
+                    queue.finish(entry, result)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def preference(job: PreferenceJob, k: int, version: str) -> Preference:
+    return Preference(
+        id=f"{job.id}/{k}",
+        job_id=job.id,
+        attempt=job.attempt,
+        state=job.states[k],
+        chosen=Action(command="good"),
+        rejected=Action(command="bad"),
+        chosen_q=0.9,
+        rejected_q=0.1,
+        policy_version=version,
+        prm_version=job.prm_version,
+        template_hash="0",
+    )
+
+
+def source(queue: Queue, records: Records, attempt: str, max_age: int) -> PreferenceSource:
+    plan = Preferences(pairs=8, states_per_job=2, ahead=1, max_age=max_age)
+    return PreferenceSource(
+        queue,
+        Inbox(queue, records),
+        plan,
+        [State(task="t", observation=str(k)) for k in range(8)],
+        stage="pi_1-preferences",
+        attempt=attempt,
+        policy_version="policy/0",
+        prm_version="prm/0",
+        seed=0,
+    )
+
+
+def test_preferences_too_old_are_dropped_and_counted(redis_url: str, tmp_path: Path) -> None:
+    """The worker goes on sampling from π_0 while the policy moves on after each job."""
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        preferences = source(queue, Records(tmp_path / "records"), "a", max_age=1)
+        seen = []
+        for k, found in enumerate(preferences):
+            seen.append(found.state.observation)
+            if k % 2:
+                preferences.updated(f"online/1.{k}")
+    assert seen == ["0", "1", "2", "3"]  # ages 0 and 1; those of ages 2 and 3 are too old
+    assert (preferences.used, preferences.stale) == (4, 4)
+
+
+def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: Path) -> None:
+    """A trainer was killed with one job waiting and the result of another on its way."""
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+    old = PreferenceJob(
+        id="pi_1-preferences-old-0000",
+        attempt="old",
+        states=[State(task="t", observation="old")],
+        seed=0,
+        n=2,
+        prm_version="prm/0",
+    )
+    with Queue(redis_url, "run") as queue:
+        queue.publish(old)
+        with worker(redis_url, play):
+            while queue.lengths()["preferences"] == 0:
+                time.sleep(0.05)
+        queue.publish(old.model_copy(update={"id": "pi_1-preferences-old-0001"}))
+        preferences = source(queue, Records(tmp_path / "records"), "new", max_age=9)
+        with worker(redis_url, play):
+            seen = [found.state.observation for found in preferences]
+    assert sorted(seen) == [str(k) for k in range(8)]
+    assert preferences.stale == 0
+
+
+def test_a_job_given_up_ends_the_wait_with_its_reason(redis_url: str, tmp_path: Path) -> None:
+    with Queue(redis_url, "run") as queue, worker(redis_url, lambda _: None):
+        inbox = Inbox(queue, Records(tmp_path / "records"))
+        inbox.expect()
+        queue.publish(RolloutJob(id="demos-0000", games=["g"], seed=0))
+        while not queue.dead():
+            time.sleep(0.05)
+        with pytest.raises(JobsFailed, match=r"demos-0000 .* it cannot be played"):
+            inbox.receive("episodes", {"demos-0000"})
+
+
+def test_states_of_d_are_spread_over_games() -> None:
+    turn = Turn(
+        observation="o",
+        admissible=("a", "b"),
+        action=Action(command="a"),
+        policy_version="policy/0",
+    )
+    provenance = Provenance(engine="e", package_version="0", data_version="0", template_hash="0")
+    episodes = [
+        Episode(
+            id=f"j/{k}",
+            job_id="j",
+            game=Game(id=f"game {k % 3}", split=Split.TRAIN, task_type="t", task=f"game {k % 3}"),
+            seed=k,
+            turns=(turn,) * 10 + (turn.model_copy(update={"admissible": ("only",)}),),
+            final_observation="",
+            won=False,
+            provenance=provenance,
+        )
+        for k in range(6)
+    ]
+    states = sample_states(episodes, 100, per_game=4, seed=1)
+    assert len(states) == 12
+    assert {task: sum(s.task == task for s in states) for task in ("game 0", "game 1")} == {
+        "game 0": 4,
+        "game 1": 4,
+    }
+    assert all(state.admissible == ("a", "b") for state in states)
+    assert states == sample_states(episodes, 100, per_game=4, seed=1)
+    assert len(sample_states(episodes, 5, per_game=4, seed=1)) == 5
