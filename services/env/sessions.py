@@ -13,12 +13,10 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 
 import structlog
 
 from agentprm.protocol import (
-    Action,
     CreateSessions,
     ForkSession,
     Game,
@@ -29,83 +27,16 @@ from agentprm.protocol import (
     StepSession,
 )
 from agentprm.service import ProblemError
-from services.env.engine.base import Engine, EngineError, EngineHost, Frame
-from services.env.expert.base import Expert, ExpertError
+from services.env.engine.base import EngineError, EngineHost
 from services.env.games import GameIndex
+from services.env.session import ExpertMaker, LiveSession
 
 LOCK_SECONDS = 60.0
 """Longest wait for a step of the same session that is under way."""
 RETRY_SECONDS = 2.0
 """What a client is told to wait for when the server is full."""
 
-ExpertMaker = Callable[[Game, int], Expert]
-
 _log = structlog.get_logger()
-
-
-@dataclass
-class _Session:
-    """A game in play and all that it has answered: `frames[t]` is what was seen before turn t."""
-
-    id: str
-    game: Game
-    key: str | None
-    seed: int
-    max_steps: int
-    engine: Engine
-    used: float
-    frames: list[Frame] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    closed: bool = False
-    expert: Expert | None = None
-    followed: int = 0
-    """How many frames the expert has seen."""
-
-    def answer(self, turn: int, expert: Action | None = None) -> Session:
-        """The state after turn `turn`."""
-        frame = self.frames[turn]
-        return Session(
-            id=self.id,
-            game=self.game,
-            turn=turn,
-            observation=frame.observation,
-            admissible=list(frame.admissible),
-            reward=frame.reward,
-            done=self.over(turn),
-            won=frame.won,
-            truncated=self.over(turn) and not frame.done,
-            max_steps=self.max_steps,
-            expert=expert,
-        )
-
-    @property
-    def turn(self) -> int:
-        """Turns played."""
-        return len(self.commands)
-
-    def over(self, turn: int) -> bool:
-        """Whether the session was over after turn `turn`, by the game or the step limit."""
-        return self.frames[turn].done or turn >= self.max_steps
-
-    def play(self, command: str) -> None:
-        """Play the next turn."""
-        self.frames.append(self.engine.step(command))
-        self.commands.append(command)
-
-    def fork(self, used: float) -> _Session:
-        """An independent copy. Frames never change, so both have the same ones."""
-        return replace(
-            self,
-            id=uuid.uuid4().hex,
-            engine=self.engine.fork(),
-            used=used,
-            frames=list(self.frames),
-            commands=list(self.commands),
-            lock=threading.Lock(),
-            expert=None,
-            followed=0,
-        )
 
 
 class Sessions:
@@ -128,7 +59,7 @@ class Sessions:
         self._max_steps = max_steps
         self._idle_seconds = idle_seconds
         self._clock = clock
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, LiveSession] = {}
         self._keyed: defaultdict[str, set[str]] = defaultdict(set)
         """Ids of the sessions by their key."""
         self._attempts: dict[str, object] = {}
@@ -204,7 +135,7 @@ class Sessions:
             ProblemError: 404 where it is unknown, 409 where the expert cannot advise.
         """
         with self._held(session_id) as session:
-            advice = self._advice(session, session.turn) if expert else None
+            advice = session.advice(session.turn) if expert else None
             return session.answer(session.turn, advice)
 
     def hidden(self, session_id: str) -> HiddenState:
@@ -250,20 +181,25 @@ class Sessions:
     ) -> list[Session]:
         self._reserve(len(games))
         made = [
-            _Session(
+            LiveSession(
                 id=uuid.uuid4().hex,
                 game=game,
                 key=request.key,
                 seed=request.seed + k,
                 max_steps=request.max_steps or self._max_steps,
                 engine=self._host.engine(),
+                make_expert=self._make_expert,
                 used=self._clock(),
             )
             for k, game in enumerate(games)
         ]
         prefixes = request.prefixes or [[] for _ in made]
+
+        def start(k: int) -> None:
+            made[k].start(self._index.path(made[k].game), prefixes[k], f"prefixes.{k}")
+
         try:
-            self._host.map(self._start, list(zip(range(len(made)), made, prefixes, strict=True)))
+            self._host.map(start, range(len(made)))
             self._register(made, request.key, attempt)
         except Exception as error:
             for session in made:
@@ -273,7 +209,7 @@ class Sessions:
             raise
         return [session.answer(session.turn) for session in made]
 
-    def _register(self, made: Sequence[_Session], key: str | None, attempt: object) -> None:
+    def _register(self, made: Sequence[LiveSession], key: str | None, attempt: object) -> None:
         """Make the sessions known, unless a later request with the same key is under way or done:
         the client that lost patience with this one must find none of its sessions in the way.
         """
@@ -282,14 +218,14 @@ class Sessions:
                 raise ProblemError(409, "Overtaken", "a later request had the same key")
             self._add(made)
 
-    def _add(self, made: Sequence[_Session]) -> None:
+    def _add(self, made: Sequence[LiveSession]) -> None:
         """Make the sessions known, under the registry's lock."""
         for session in made:
             self._sessions[session.id] = session
             if session.key is not None:
                 self._keyed[session.key].add(session.id)
 
-    def _remove(self, session_id: str) -> _Session:
+    def _remove(self, session_id: str) -> LiveSession:
         """Forget the session, under the registry's lock."""
         session = self._sessions.pop(session_id)
         if session.key is not None:
@@ -326,25 +262,7 @@ class Sessions:
                 raise ProblemError(429, "At capacity", detail, retry_after=RETRY_SECONDS)
             self._used += count
 
-    def _start(self, start: tuple[int, _Session, list[str]]) -> None:
-        """Reset the game and play its prefix; the number is the session's in its request."""
-        number, session, prefix = start
-
-        def unplayable(turn: int, reason: str) -> ProblemError:
-            detail = f"prefixes.{number}.{turn}: {prefix[turn]!r} {reason}"
-            return ProblemError(422, "Prefix not playable", detail)
-
-        if len(prefix) > session.max_steps:
-            raise unplayable(session.max_steps, f"is over the limit of {session.max_steps} turns")
-        session.frames.append(session.engine.reset(self._index.path(session.game)))
-        for turn, command in enumerate(prefix):
-            if command not in session.frames[turn].admissible:
-                raise unplayable(turn, "is not admissible")
-            session.play(command)
-            if session.frames[-1].done:
-                raise unplayable(turn, "ends the game")
-
-    def _end(self, session: _Session) -> None:
+    def _end(self, session: LiveSession) -> None:
         """Give the engine back, then the room."""
         if session.closed:
             return
@@ -354,7 +272,7 @@ class Sessions:
             self._used -= 1
 
     @contextmanager
-    def _held(self, session_id: str) -> Iterator[_Session]:
+    def _held(self, session_id: str) -> Iterator[LiveSession]:
         """The session, locked against other steps."""
         with self._lock:
             session = self._sessions.get(session_id)
@@ -382,32 +300,6 @@ class Sessions:
 
     def _step(self, step: StepSession, expert: bool) -> Session:
         with self._held(step.id) as session:
-            if step.turn > session.turn:
-                detail = f"turn {step.turn} is ahead: the session is at turn {session.turn}"
-                raise ProblemError(409, "Turn ahead", detail)
-            if step.turn < session.turn:
-                if step.command != session.commands[step.turn]:
-                    detail = f"turn {step.turn} was played with another command"
-                    raise ProblemError(409, "Turn already played", detail)
-            elif session.over(step.turn):
-                raise ProblemError(409, "Session over", f"it ended at turn {session.turn}")
-            else:
-                session.play(step.command)
+            session.step(step)
             after = step.turn + 1
-            return session.answer(after, self._advice(session, after) if expert else None)
-
-    def _advice(self, session: _Session, turn: int) -> Action | None:
-        """What the expert would do at `turn`; None where the game is over."""
-        if session.over(turn):
-            return None
-        try:
-            if session.expert is None or session.followed > turn + 1:
-                session.expert = self._make_expert(session.game, session.seed)
-                session.followed = 0
-            for t in range(session.followed, turn + 1):
-                command = session.commands[t - 1] if t else None
-                session.expert.observe(command, session.frames[t])
-            session.followed = turn + 1
-            return session.expert.act()
-        except ExpertError as error:
-            raise ProblemError(409, "No advice", str(error)) from error
+            return session.answer(after, session.advice(after) if expert else None)

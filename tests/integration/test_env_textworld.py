@@ -118,6 +118,21 @@ def test_a_dead_process_is_replaced_and_a_broken_game_reported(
     assert engine.reset(index.path(index.games[GAME])) == frames[0]
 
 
+def test_a_fork_repeats_the_game_in_a_process_of_its_own(
+    index: GameIndex, make_host: Callable[..., TextWorldHost]
+) -> None:
+    engine = make_host().engine()
+    engine.reset(index.path(index.games[GAME]))
+    for command in ("go to sofa 1", "take pillow 1 from sofa 1"):
+        engine.step(command)
+    fork = engine.fork()
+    held = engine.step("inventory")
+    assert "pillow 1" in held.observation
+    assert fork.step("move pillow 1 to sofa 1").observation.startswith("You move the pillow 1")
+    assert fork.pid not in (None, engine.pid)
+    assert engine.step("inventory") == held
+
+
 def test_the_older_grammar_is_played_too(
     index: GameIndex, make_host: Callable[..., TextWorldHost]
 ) -> None:

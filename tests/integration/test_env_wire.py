@@ -107,6 +107,11 @@ def test_a_full_server_says_when_to_come_back(server: EnvServer, socket: ClientC
         ("[" * 100_000, "INVALID_JSON"),
         ("[]", "VALIDATION_ERROR"),
         ({"type": "fly"}, "UNKNOWN_TYPE"),
+        ('{"type": "\\ud800"}', "INVALID_JSON"),
+        (
+            {"type": "step", "data": {"command": "look", "metadata": {"n": 2**70}}},
+            "EXECUTION_ERROR",
+        ),
         ({"type": "step"}, "VALIDATION_ERROR"),
         ({"type": "step", "data": {"command": 7}}, "VALIDATION_ERROR"),
         ({"type": "step", "data": {"command": "x" * 501}}, "VALIDATION_ERROR"),
@@ -122,6 +127,20 @@ def test_malformed_frames_are_answered_and_the_socket_lives(
     assert (answer["type"], answer["data"]["code"]) == ("error", code)
     assert "Traceback" not in answer["data"]["message"]
     assert ask(socket, {"type": "state"})["data"]["step_count"] == 0
+
+
+def test_a_tool_is_called_over_the_socket(socket: ClientConnection) -> None:
+    def call(**more: object) -> Any:
+        rpc = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", **more}
+        return ask(socket, {"type": "mcp", "data": rpc})["data"]
+
+    assert call(params={"name": "play", "arguments": {"command": "look"}})["result"]["isError"]
+    ask(socket, {"type": "reset", "data": {"game": KITCHEN}})
+    played = call(params={"name": "play", "arguments": {"command": WINNING[0]}})["result"]
+    assert played["content"][0]["text"].startswith("You arrive at stoveburner 1.")
+    assert call(id=2**70)["error"]["code"] == -32600
+    assert call(params={"name": "reset"})["error"]["code"] == -32602
+    assert ask(socket, {"type": "state"})["data"]["step_count"] == 1
 
 
 def test_an_oversized_frame_ends_its_own_socket_only(
@@ -161,6 +180,7 @@ def test_http_and_mcp_play_one_episode(server: EnvServer) -> None:
     assert post("/mcp", rpc)["result"]["isError"]
     assert post("/mcp", {"jsonrpc": "2.0", "method": "fly"})["error"]["code"] == -32601
     assert post("/mcp", [])["error"]["code"] == -32600
+    assert post("/mcp", rpc | {"id": 2**70})["error"]["code"] == -32600
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_preferences_set_best_against_worst_and_count_what_is_dropped(world: Wor
 
 
 def test_another_version_than_the_jobs_is_refused(world: World) -> None:
-    with pytest.raises(PlayError, match="policy is ok and serves policy/0, not policy/1"):
+    with pytest.raises(PlayError, match="policy is healthy and serves policy/0, not policy/1"):
         world.player(patience=0.1).play(rollout(policy_version="policy/1"))
     with pytest.raises(PlayError, match="prm answered with prm/0, not prm/1"):
         world.player().play(rollout(best_of=2, prm_version="prm/1"))

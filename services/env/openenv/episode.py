@@ -1,0 +1,152 @@
+"""An episode as OpenEnv sees it, played in a session."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from anyio import to_thread
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentprm.protocol import MAX_STEPS, Command, CreateSessions, Seed, Session, Split, StepSession
+from agentprm.service import ProblemError
+from services.env.sessions import Sessions
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """How to call the sessions from an event loop."""
+
+    async def __call__(self, call: Callable[[], T]) -> T:
+        """The result of `call`, which is made in a thread where it has to wait."""
+
+
+class Play(BaseModel):
+    """An action: one command of the game."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: Command
+    metadata: dict[str, Any] = {}
+
+
+class Observation(BaseModel):
+    """What the agent sees. On the wire `reward` and `done` stand beside the observation."""
+
+    text: str
+    admissible_commands: list[str]
+    task: str
+    turn: int
+    won: bool
+    reward: float
+    done: bool
+    metadata: dict[str, Any] = {}
+
+
+class Played(BaseModel):
+    """The answer to a reset or a step."""
+
+    observation: dict[str, Any]
+    reward: float
+    done: bool
+
+
+class State(BaseModel):
+    """How far the episode is; without an id before the first reset."""
+
+    episode_id: str | None = None
+    step_count: int = 0
+    game: str | None = None
+    max_steps: int | None = None
+
+
+class Reset(BaseModel):
+    """Play `game`, or else a game of `split` that `seed` draws. Other fields are passed over."""
+
+    seed: Seed | None = None
+    episode_id: str | None = Field(default=None, max_length=255)
+    game: str | None = None
+    split: Split | None = None
+    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+
+
+class Step(BaseModel):
+    """Play an action. Other fields are passed over."""
+
+    action: Play
+
+
+class Episode:
+    """One game at a time, each in a session that the next reset closes."""
+
+    def __init__(self, sessions: Sessions, split: Split, run: Run) -> None:
+        """Games are those of `split` where a reset does not say."""
+        self._sessions = sessions
+        self._run = run
+        self._split = split
+        self._key = f"openenv {uuid.uuid4().hex}"
+        self._session: Session | None = None
+        self._id: str | None = None
+
+    async def reset(self, request: Reset) -> Played:
+        """Start a game. Raise ProblemError as `Sessions.create` does."""
+        seed = random.randrange(2**31) if request.seed is None else request.seed
+        new = CreateSessions(
+            games=None if request.game is None else [request.game],
+            split=(request.split or self._split) if request.game is None else None,
+            seed=seed,
+            max_steps=request.max_steps,
+            key=self._key,
+        )
+        (self._session,) = await to_thread.run_sync(self._sessions.create, new)
+        self._id = request.episode_id or self._session.id
+        return _played(self._session)
+
+    async def step(self, action: Play) -> Played:
+        """Play a command. Raise ProblemError where no game is in play or this one is over."""
+        if self._session is None:
+            raise ProblemError(409, "No episode", "reset before the first step")
+        step = StepSession(id=self._session.id, turn=self._session.turn, command=action.command)
+        (result,) = await self._run(lambda: self._sessions.step([step]))
+        if result.problem is not None:
+            raise ProblemError(result.problem.status, result.problem.title, result.problem.detail)
+        assert result.session is not None
+        self._session = result.session
+        return _played(result.session)
+
+    def state(self) -> State:
+        """How far it is."""
+        if self._session is None:
+            return State()
+        return State(
+            episode_id=self._id,
+            step_count=self._session.turn,
+            game=self._session.game.id,
+            max_steps=self._session.max_steps,
+        )
+
+    async def close(self) -> None:
+        """Give the session back."""
+        if self._session is not None:
+            session_id = self._session.id
+            await self._run(lambda: self._sessions.close([session_id]))
+
+
+def _played(session: Session) -> Played:
+    observation = Observation(
+        text=session.observation,
+        admissible_commands=session.admissible,
+        task=session.game.task,
+        turn=session.turn,
+        won=session.won,
+        reward=session.reward,
+        done=session.done,
+    )
+    return Played(
+        observation=observation.model_dump(exclude={"reward", "done"}),
+        reward=session.reward,
+        done=session.done,
+    )
