@@ -51,6 +51,8 @@ class Preferences(Settings):
     """Most states of one game."""
     candidates: int = Field(default=8, ge=2, le=64)
     """Actions sampled in a state; the best is set against the worst."""
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    """Least difference in Q between the two; smaller ones are noise of the PRM and are dropped."""
     states_per_job: int = Field(default=16, ge=1)
     """States of one job."""
     ahead: int = Field(default=4, ge=1)

@@ -76,7 +76,7 @@ class PreferenceSource:
         self.stale = 0
         """Preferences dropped because the policy had moved on too far."""
         self.indifferent = 0
-        """States that gave no preference: the candidates were alike, or equal to the PRM."""
+        """States that gave no preference: the candidates, or their Q, were too much alike."""
         self.used = 0
         self.wait_seconds = 0.0
         """Time spent waiting for preferences."""
@@ -113,6 +113,9 @@ class PreferenceSource:
             update = self._updates.get(preference.policy_version)
             if update is None or len(self._updates) - 1 - update > self._plan.max_age:
                 self.stale += 1
+                continue
+            if preference.chosen_q - preference.rejected_q < self._plan.margin:
+                self.indifferent += 1
                 continue
             self.used += 1
             yield preference

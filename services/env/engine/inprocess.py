@@ -79,12 +79,12 @@ class CompiledEngine:
     def reset(self, game: Path) -> Frame:
         """Start a game; 0.1 ms, and some milliseconds where its file has to be parsed."""
         self._state = self._host.game(game).reset()
-        return _frame(self._state)
+        return frame_of(self._state)
 
     def step(self, command: str) -> Frame:
         """Play a command; some 20 µs."""
         self._playing.step(command)
-        return _frame(self._playing)
+        return frame_of(self._playing)
 
     def fork(self) -> CompiledEngine:
         """A copy; some 5 µs."""
@@ -105,7 +105,8 @@ class CompiledEngine:
         return self._state
 
 
-def _frame(state: CompiledState) -> Frame:
+def frame_of(state: CompiledState) -> Frame:
+    """What the state shows."""
     return Frame(
         observation=state.observation,
         admissible=tuple(state.admissible),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.env.engine.base import Frame
-from services.env.engine.compiled import CompiledGame, CompiledState
+from services.env.engine.compiled import CompiledGame
+from services.env.engine.inprocess import frame_of
 from services.env.expert.search import SearchExpert
 from services.env.games.placement import Placement
 
@@ -12,21 +12,11 @@ def solve(game: CompiledGame, placement: Placement, seed: int, steps: int) -> li
     """The expert's commands up to the win; None if it does not win within `steps`."""
     expert = SearchExpert(game.task, placement, seed)
     state = game.reset()
-    expert.observe(None, _frame(state))
+    expert.observe(None, frame_of(state))
     commands: list[str] = []
     while not state.won and len(commands) < steps:
         command = expert.act().command
         state.step(command)
         commands.append(command)
-        expert.observe(command, _frame(state))
+        expert.observe(command, frame_of(state))
     return commands if state.won else None
-
-
-def _frame(state: CompiledState) -> Frame:
-    return Frame(
-        observation=state.observation,
-        admissible=tuple(state.admissible),
-        reward=state.reward,
-        done=state.done,
-        won=state.won,
-    )
