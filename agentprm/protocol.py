@@ -368,7 +368,7 @@ class Health(Record):
 
     service: str
     status: Literal["healthy", "loading"]
-    """`healthy` is the word that OpenEnv's clients wait for."""
+    """`loading` until there is a checkpoint to serve. OpenEnv's clients wait for `healthy`."""
     package_version: str
     version: str | None = None
     """The checkpoint that serves, for the services that serve one."""

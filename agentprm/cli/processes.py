@@ -219,7 +219,7 @@ class Machine:
 
 def _reachable(url: str | None) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5.0).status_code in (200, 503)
+        return httpx.get(f"{url}/health", timeout=5.0).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -59,7 +59,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
     def health() -> Health:
         return Health(
             service="policy",
-            status="healthy",
+            status="loading" if serving.version is None else "healthy",
             package_version=__version__,
             version=serving.version,
             details={
