@@ -403,12 +403,17 @@ class Provenance(Record):
 
 
 class Episode(Record):
-    """A finished episode. `id` is `job id/index`, so that a repeated job repeats its ids."""
+    """A finished episode. `id` is `job id/index`, so that a repeated job repeats its ids.
+
+    `turns` are all turns from the game's beginning; its job chose those from `start` on, and the
+    ones before were given to it.
+    """
 
     id: str
     job_id: str
     game: Game
     seed: int
+    start: int = 0
     turns: tuple[Turn, ...]
     final_observation: str
     won: bool
@@ -436,16 +441,29 @@ class Episode(Record):
         return Transcript(task=self.game.task, steps=steps)
 
 
+class Start(Record):
+    """Where a rollout begins: after `turns` of an earlier episode of the same game.
+
+    Every one of their commands was admissible; what else was admissible then may be left out. The
+    first turn that is played is `action`, where it is given.
+    """
+
+    turns: tuple[Turn, ...] = Field(default=(), max_length=MAX_STEPS)
+    action: Action | None = None
+
+
 class RolloutJob(Record):
     """Play each game once. Games may repeat; game k of the job is sampled with `seed + k`.
 
     The actor is the policy (which must serve `policy_version`, and the PRM `prm_version` where
-    `best_of` > 1), or the environment's expert.
+    `best_of` > 1), or the environment's expert. With `starts`, game k begins at `starts[k]`;
+    `max_steps` counts from the game's beginning all the same.
     """
 
     kind: Literal["rollout"] = "rollout"
     id: str
     games: list[str]
+    starts: list[Start] | None = None
     seed: int
     actor: Literal["policy", "expert"] = "policy"
     policy_version: str | None = None
@@ -453,6 +471,12 @@ class RolloutJob(Record):
     sampling: Sampling = Sampling()
     best_of: int = 1
     max_steps: int = 30
+
+    @model_validator(mode="after")
+    def _one_start_a_game(self) -> RolloutJob:
+        if self.starts is not None and len(self.starts) != len(self.games):
+            raise ValueError("give one start for each of `games`")
+        return self
 
 
 class PreferenceJob(Record):

@@ -25,6 +25,7 @@ from agentprm.protocol import (
     Candidate,
     CreateSessions,
     Game,
+    GameList,
     Health,
     Problem,
     Session,
@@ -60,11 +61,21 @@ class Rooms:
             lambda: Health(service="env", status="healthy", package_version="0", details=details),
         )
 
+        @app.get("/v1/games")
+        def games() -> Response:
+            found = [_game(f"train/{letter}/1") for letter in "abcd"]
+            return json_response(GameList(games=found, total=len(found)))
+
         @app.post("/v1/sessions")
         def create(body: CreateSessions) -> Response:
             for old in self.keys.pop(body.key or "", []):
                 self.sessions.pop(old, None)
             made = [self._new(game, body.max_steps or 30) for game in body.games or []]
+            for k, prefix in enumerate(body.prefixes or []):
+                for turn, command in enumerate(prefix):
+                    reached = self._step(made[k].id, turn, command).session
+                    assert reached is not None
+                    made[k] = reached
             if body.key:
                 self.keys[body.key] = [session.id for session in made]
             return json_response(SessionList(sessions=made))
@@ -98,7 +109,7 @@ class Rooms:
     def _new(self, game: str, max_steps: int) -> Session:
         session = Session(
             id=uuid.uuid4().hex,
-            game=Game(id=game, split=Split.TRAIN, task_type="walk", task="go to room 2"),
+            game=_game(game),
             turn=0,
             observation="You are in room 0.",
             admissible=[EAST, WEST],
@@ -135,6 +146,10 @@ class Rooms:
         )
         self.sessions[session_id] = after
         return StepResult(id=session_id, session=after)
+
+
+def _game(name: str) -> Game:
+    return Game(id=name, split=Split.TRAIN, task_type="walk", task="go to room 2")
 
 
 @dataclass

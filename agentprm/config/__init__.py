@@ -6,6 +6,7 @@ from agentprm.config._config import (
     Evaluation,
     Preferences,
     Rollouts,
+    Vine,
     load_config,
     read_config,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Preferences",
     "Rollouts",
     "SFTSettings",
+    "Vine",
     "load_config",
     "read_config",
 ]

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.protocol import Sampling, Split
@@ -31,6 +31,17 @@ class Demonstrations(Settings):
     """Train games that the expert plays, one episode each (repeated if the split has fewer)."""
 
 
+class Vine(Settings):
+    """Vine rollouts: Q̂(s, a) from continuations of sampled states, beside whole rollouts."""
+
+    states: int = Field(default=100, ge=1)
+    """Distinct states an iteration, drawn from its rollouts."""
+    actions: int = Field(default=2, ge=1, le=16)
+    """Actions tried in a state: the one of the rollout, and others sampled from the policy."""
+    continuations: int = Field(default=4, ge=1)
+    """Rollouts that begin with each action; `actions` x `continuations` of them make a batch."""
+
+
 class Rollouts(Settings):
     """Stage 1 of an iteration: π_{i-1} plays train games."""
 
@@ -40,6 +51,8 @@ class Rollouts(Settings):
     """Episodes a game."""
     sampling: Sampling = Sampling(temperature=1.0)
     """How the policy is sampled. The targets are of this policy."""
+    vine: Vine | None = None
+    """Vine rollouts as well, where it is given."""
 
 
 class Preferences(Settings):
@@ -110,6 +123,16 @@ class Config(Settings):
     sft: SFTSettings = SFTSettings()
     prm: PRMSettings = PRMSettings()
     dpo: DPOSettings = DPOSettings()
+
+    @model_validator(mode="after")
+    def _a_state_fits_into_a_batch(self) -> Config:
+        vine = self.rollouts.vine
+        if vine is not None and vine.actions * vine.continuations > self.batch:
+            raise ValueError(
+                f"rollouts.vine: {vine.actions} actions x {vine.continuations} continuations "
+                f"are more than the batch of {self.batch}"
+            )
+        return self
 
 
 def load_config(preset: str, seed: int = 0) -> Config:

@@ -24,6 +24,7 @@ from agentprm.protocol import (
     Provenance,
     RolloutJob,
     Session,
+    Start,
     State,
     Step,
     StepSession,
@@ -86,14 +87,21 @@ class Player:
             self._wait_for("policy", self._policy, job.policy_version)
             if job.best_of > 1 and self._prm:
                 self._wait_for("prm", self._prm, job.prm_version)
-        sessions = self._env.create(
-            CreateSessions(games=job.games, seed=job.seed, max_steps=job.max_steps, key=job.id)
+        request = CreateSessions(
+            games=job.games,
+            prefixes=job.starts and [[turn.action.command for turn in s.turns] for s in job.starts],
+            seed=job.seed,
+            max_steps=job.max_steps,
+            key=job.id,
         )
+        starts = job.starts or [Start()] * len(job.games)
+        sessions = self._env.create(request)
         ids = [session.id for session in sessions]
         try:
             if job.actor == "expert":
                 sessions = self._env.experts(ids)
-            games = [_Game(session) for session in sessions]
+            games = [_Game(*pair) for pair in zip(sessions, starts, strict=True)]
+            self._begin(job, games)
             template_hash = self._play_out(job, games)
         finally:
             self._close(ids)
@@ -106,6 +114,14 @@ class Player:
             best_of=job.best_of,
         )
         return [game.episode(job, k, provenance) for k, game in enumerate(games)]
+
+    def _begin(self, job: RolloutJob, games: Sequence[_Game]) -> None:
+        """Play the first actions that were given."""
+        version = job.policy_version or job.actor
+        begun = [(game, game.first) for game in games if game.first is not None]
+        if begun:
+            decisions = [_Decision(first, policy_version=version) for _, first in begun]
+            self._step(job, [game for game, _ in begun], decisions)
 
     def _play_out(self, job: RolloutJob, games: Sequence[_Game]) -> str:
         """Play until every game is over; the prompt template's hash, empty if none was used."""
@@ -211,11 +227,13 @@ class _Decision:
 
 
 class _Game:
-    """A session and the turns played in it."""
+    """A session and the turns played in it, those before its start included."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, start: Start) -> None:
         self.session = session
-        self._turns: list[Turn] = []
+        self.first = start.action
+        self._start = len(start.turns)
+        self._turns = list(start.turns)
 
     def state(self) -> State:
         history = tuple(Step(observation=t.observation, action=t.action) for t in self._turns)
@@ -251,6 +269,7 @@ class _Game:
             job_id=job.id,
             game=self.session.game,
             seed=job.seed + k,
+            start=self._start,
             turns=tuple(self._turns),
             final_observation=self.session.observation,
             won=self.session.won,

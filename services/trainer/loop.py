@@ -30,6 +30,7 @@ from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
 from services.trainer.targets import monte_carlo_targets
 from services.trainer.tiny import create_tiny
+from services.trainer.vine import sample_places, vine_jobs
 
 
 class Reports(TypedDict):
@@ -81,6 +82,7 @@ class Loop:
         rows = [self._evaluate(0, None)]
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
+            self.branch(i - 1)
             self.fit_prm(i - 1)
             if i == 1:
                 rows.append(self._evaluate(0, 0))
@@ -124,11 +126,23 @@ class Loop:
             stage, jobs, f"π_{i} plays {plan.games} train games {plan.per_game} times"
         )
 
+    def branch(self, i: int) -> None:
+        """Vine rollouts: π_i goes on from states of its rollouts, several times an action."""
+        plan = self.config.rollouts
+        if plan.vine is None:
+            return
+        stage = f"pi_{i}-vine"
+        rollouts = self.records.episodes(f"pi_{i}-rollouts")
+        places = sample_places(rollouts, plan.vine.states, derive(self.config.seed, stage))
+        jobs = vine_jobs(self.collector, stage, places, plan.vine, f"policy/{i}", plan.sampling)
+        self.collector.collect(stage, jobs, f"π_{i} goes on from {len(places)} states")
+
     def fit_prm(self, i: int) -> None:
         """Q_i by soft BCE on the Monte-Carlo targets of π_i's rollouts (eq. 1 and 2)."""
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
-        episodes = self.records.episodes(f"pi_{i}-rollouts")
+        stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
+        episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
         self.progress.start(f"q_{i}", f"fitting the PRM on {len(episodes)} episodes")
         targets = monte_carlo_targets(episodes, self.config.gamma)
         updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}

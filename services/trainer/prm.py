@@ -56,6 +56,8 @@ def fit_prm(
 ) -> Metrics:
     """Fit Q on `targets[i][t]`, the Q̂ of turn t of episode i, and write it to `out`.
 
+    Turns before an episode's start have no target that is read.
+
     `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
     The games of the validation side take no part in the fit; what is measured on them has the
     prefix `val_` (see `calibration`). `out` becomes an ordinary one-label classifier with its

@@ -24,16 +24,18 @@ def episode_rows(
 ) -> list[Row]:
     """The episode as one row, or, where the prompt renders single states, one row a turn.
 
-    Turns that end beyond `max_tokens` are left out; a row without a turn is not returned.
+    Turns before the episode's start are read but are none of `turns`. Turns that end beyond
+    `max_tokens` are left out; a row without a turn is not returned.
     """
+    played = range(episode.start, len(episode.turns))
     if prompt.append_only:
         transcript = episode.transcript()
         encoded = encode(tokenizer, prompt.transcript(transcript.task, transcript.steps))
-        rows = [Row(encoded.ids, encoded.spans, list(range(len(episode.turns))))]
+        rows = [Row(encoded.ids, encoded.spans[episode.start :], list(played))]
     else:
         rows = []
-        for t, turn in enumerate(episode.turns):
-            ids, span = action_row(tokenizer, prompt, episode.state(t), turn.action)
+        for t in played:
+            ids, span = action_row(tokenizer, prompt, episode.state(t), episode.turns[t].action)
             rows.append(Row(ids, [span], [t]))
     return [short for row in rows if (short := _shortened(row, max_tokens)).spans]
 

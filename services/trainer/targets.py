@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,10 @@ from agentprm.protocol import Episode
 
 @dataclass(frozen=True)
 class Targets:
-    """`values[i][t]` is Q̂(s_t, a_t) of episode i. `visits[i][t]` counts the visits of that pair."""
+    """`values[i][t]` is Q̂(s_t, a_t) of episode i. `visits[i][t]` counts the visits of that pair.
+
+    Turns before the start of an episode were given to it: their value is NaN, their visits are 0.
+    """
 
     values: list[list[float]]
     visits: list[list[int]]
@@ -28,17 +32,26 @@ def monte_carlo_targets(episodes: Sequence[Episode], gamma: float) -> Targets:
 
     The return counts forward from the visit: Σ_{k=t}^{T-1} γ^{k-t} r_k (eq. 1). Two visits are of
     one (s, a) when game, history, observation and action agree to the letter.
+
+    The turns before an episode's start are no visits. Where several episodes begin with one (s, a),
+    as vine rollouts do, its mean is over them and over whatever other episodes came by.
     """
     returns: dict[bytes, list[float]] = defaultdict(list)
-    keys = [list(_keys(episode)) for episode in episodes]
-    for episode, names in zip(episodes, keys, strict=True):
-        rewards = [turn.reward for turn in episode.turns]
-        for name, value in zip(names, discounted_returns(rewards, gamma), strict=True):
-            returns[name].append(value)
-    means = {name: sum(values) / len(values) for name, values in returns.items()}
+    played = [[pair for _, pair in keys(episode)][episode.start :] for episode in episodes]
+    for episode, pairs in zip(episodes, played, strict=True):
+        values = discounted_returns([turn.reward for turn in episode.turns], gamma)
+        for pair, value in zip(pairs, values[episode.start :], strict=True):
+            returns[pair].append(value)
+    means = {pair: sum(values) / len(values) for pair, values in returns.items()}
     return Targets(
-        values=[[means[name] for name in names] for names in keys],
-        visits=[[len(returns[name]) for name in names] for names in keys],
+        values=[
+            [math.nan] * episode.start + [means[pair] for pair in pairs]
+            for episode, pairs in zip(episodes, played, strict=True)
+        ],
+        visits=[
+            [0] * episode.start + [len(returns[pair]) for pair in pairs]
+            for episode, pairs in zip(episodes, played, strict=True)
+        ],
         pairs=len(returns),
         repeated=sum(len(values) > 1 for values in returns.values()),
     )
@@ -70,13 +83,14 @@ def split_by_game(
     return sides
 
 
-def _keys(episode: Episode) -> Iterator[bytes]:
-    """A name for each turn's (s, a): a running digest, so that long histories cost nothing."""
+def keys(episode: Episode) -> Iterator[tuple[bytes, bytes]]:
+    """Names for each turn's s and (s, a): a running digest, so that long histories cost nothing."""
     digest = hashlib.sha256(_field(episode.game.id) + _field(episode.game.task))
     for turn in episode.turns:
-        for text in (turn.observation, turn.action.reason, turn.action.command):
-            digest.update(_field(text))
-        yield digest.digest()
+        digest.update(_field(turn.observation))
+        state = digest.digest()
+        digest.update(_field(turn.action.reason) + _field(turn.action.command))
+        yield state, digest.digest()
 
 
 def _field(text: str) -> bytes:

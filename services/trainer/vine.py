@@ -1,0 +1,129 @@
+"""Vine rollouts: where to branch off, which actions to try there, and the jobs that do it.
+
+A continuation begins with the state and the action that it is to tell about, so its return is one
+more visit of that (s, a), and `monte_carlo_targets` takes the mean over all of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentprm.config import Vine
+from agentprm.protocol import (
+    MAX_CANDIDATES,
+    Action,
+    ActRequest,
+    ActResult,
+    Episode,
+    RolloutJob,
+    Sampling,
+    Start,
+)
+from services.trainer.collect import Collector
+from services.trainer.seeds import derive
+from services.trainer.targets import keys
+
+_SAMPLES = 4
+"""Samples drawn from the policy for each action that is to be tried: many of them are alike."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """State s_t of an episode."""
+
+    episode: Episode
+    t: int
+
+    @property
+    def recorded(self) -> Action:
+        """What the episode did there."""
+        return self.episode.turns[self.t].action
+
+    def start(self, action: Action) -> Start:
+        """A rollout that does `action` there."""
+        turns = self.episode.turns[: self.t]
+        bare = tuple(turn.model_copy(update={"admissible": ()}) for turn in turns)
+        return Start(turns=bare, action=action)
+
+
+def sample_places(episodes: Sequence[Episode], count: int, seed: int) -> list[Place]:
+    """At most `count` distinct states of the episodes, each as likely as any other.
+
+    Whether a state is drawn hangs on its name and the seed, not on how the episode went on from
+    there: drawing turns of an episode would prefer those of short, won episodes, and the return
+    that was recorded would be biased. Left out are states with one admissible command, which
+    leave no choice, and those behind a command that was not admissible, which no prefix reaches.
+    """
+    places: dict[bytes, Place] = {}
+    for episode in episodes:
+        for t, (state, _) in enumerate(keys(episode)):
+            turn = episode.turns[t]
+            if len(turn.admissible) != 1:
+                places.setdefault(state, Place(episode, t))
+            if turn.action.command not in turn.admissible:
+                break
+    drawn = heapq.nsmallest(count, places, key=lambda state: derive(seed, state.hex()))
+    return [places[state] for state in drawn]
+
+
+def actions_to_try(recorded: Action, sampled: ActResult, count: int) -> list[Action]:
+    """At most `count` actions, no command twice: the recorded one, then the sampled in order."""
+    actions = {recorded.command: recorded}
+    for candidate in sampled.candidates:
+        actions.setdefault(candidate.action.command, candidate.action)
+    return list(actions.values())[:count]
+
+
+def vine_jobs(
+    collector: Collector,
+    stage: str,
+    places: Sequence[Place],
+    plan: Vine,
+    policy: str,
+    sampling: Sampling,
+) -> list[RolloutJob]:
+    """The jobs of the stage that are not recorded yet, their actions sampled from `policy`.
+
+    A job has all continuations of one state, or of as many as make a batch.
+
+    Raises:
+        ServiceError: the policy does not answer.
+        RuntimeError: it answers with another version.
+    """
+    size = collector.batch // (plan.actions * plan.continuations)
+    groups = [places[first : first + size] for first in range(0, len(places), size)]
+    finished = collector.records.finished(stage)
+    missing = {k: group for k, group in enumerate(groups) if f"{stage}-{k:04d}" not in finished}
+    if missing:
+        collector.serve(policy=policy)
+    jobs = []
+    for k, group in missing.items():
+        request = ActRequest(
+            states=[place.episode.state(place.t) for place in group],
+            n=min(_SAMPLES * plan.actions, MAX_CANDIDATES),
+            sampling=sampling,
+            seed=derive(collector.seed, stage, k, "actions"),
+        )
+        answer = collector.services.policy.act(request)
+        if answer.policy_version != policy:
+            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+        branches = [
+            (place.episode.game.id, place.start(action))
+            for place, sampled in zip(group, answer.results, strict=True)
+            for action in actions_to_try(place.recorded, sampled, plan.actions)
+            for _ in range(plan.continuations)
+        ]
+        jobs.append(
+            RolloutJob(
+                id=f"{stage}-{k:04d}",
+                games=[game for game, _ in branches],
+                starts=[start for _, start in branches],
+                seed=derive(collector.seed, stage, k),
+                policy_version=policy,
+                sampling=sampling,
+                max_steps=collector.max_steps,
+            )
+        )
+    return jobs
