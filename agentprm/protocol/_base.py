@@ -1,0 +1,36 @@
+"""What all wire types share: bounds, and how unknown fields are met."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_TEXT = 20_000
+"""Longest observation or reason, in characters."""
+MAX_COMMAND = 500
+"""Longest command, in characters."""
+MAX_BATCH = 256
+"""Most states, sessions or pairs in one request."""
+MAX_STEPS = 200
+"""Largest step limit of a session, in turns."""
+MAX_CANDIDATES = 64
+"""Largest N of Best-of-N."""
+
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Command = Annotated[str, Field(max_length=MAX_COMMAND)]
+Prefix = Annotated[list[Command], Field(max_length=MAX_STEPS)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Request(BaseModel):
+    """A body that a client sends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Record(BaseModel):
+    """A body that a service answers, or a record in a stream or a file."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
