@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 
+import structlog
 import torch
 import transformers
 
+from agentprm.client import ServiceError
 from agentprm.config import read_config
 from agentprm.prompts import load_prompt
+from agentprm.queue import QueueError
 from agentprm.results import print_table
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
+from services.trainer.inbox import JobsFailed
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
@@ -27,11 +31,16 @@ def main() -> int:
     torch.set_num_threads(settings.threads)
     config = read_config(settings.run)
     records = Records(settings.run / "records")
-    with connect(settings) as services, Metrics(settings.run) as metrics:
-        loop = Loop(
-            settings.run, config, services, records, load_prompt(config.prompt), metrics, Progress()
+    prompt = load_prompt(config.prompt)
+    try:
+        with connect(settings) as services, Metrics(settings.run) as metrics:
+            loop = Loop(settings.run, config, services, records, prompt, metrics, Progress())
+            rows = loop.train()
+    except (JobsFailed, QueueError, ServiceError) as error:
+        structlog.get_logger().error(
+            "training stopped; resume it when this is mended", why=str(error)
         )
-        rows = loop.train()
+        return 1
     print_table(rows)
     return 0
 

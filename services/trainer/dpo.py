@@ -46,6 +46,10 @@ Publish = Callable[[Save, int], None]
 _Row = dict[str, list[int]]
 
 
+class NoPreferencesError(ValueError):
+    """There was nothing, or not enough for one step, to train on."""
+
+
 def fit_dpo(
     policy: Path,
     reference: Path,
@@ -67,7 +71,7 @@ def fit_dpo(
     With several processes only the main one reads `preferences` and calls `publish`.
 
     Raises:
-        ValueError: no preference came, or none was short enough.
+        NoPreferencesError: too few preferences came that were short enough.
     """
     tokenizer = load_tokenizer(policy)
     stream = _Stream(preferences, tokenizer, prompt, settings)
@@ -90,7 +94,7 @@ def fit_dpo(
         report(trainer, log, progress)
         result = trainer.train()
         if result.global_step == 0:
-            raise ValueError(f"{stream.used} preferences are too few for one optimizer step")
+            raise NoPreferencesError(f"{stream.used} preferences are too few for one step")
         last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
         metrics = {
             "loss": result.training_loss,
@@ -152,7 +156,7 @@ class _Stream(IterableDataset[list[_Row]]):
         """The first row, which stays in the stream."""
         head = self._together(lambda: list(itertools.islice(self._rows, 1)))
         if not head:
-            raise ValueError("no preference to train on: none came, or none was short enough")
+            raise NoPreferencesError("no preference came, or none was short enough")
         self._rows = itertools.chain(head, self._rows)
         return head[0]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
+import structlog
 from huggingface_hub import snapshot_download
 
 from agentprm.config import Config
@@ -19,7 +20,7 @@ from agentprm.protocol import Split
 from agentprm.registry import Registry, number
 from agentprm.results import Row, write_results
 from services.trainer.collect import Collector, Services
-from services.trainer.dpo import fit_dpo
+from services.trainer.dpo import NoPreferencesError, fit_dpo
 from services.trainer.evaluation import evaluate
 from services.trainer.metrics import Metrics
 from services.trainer.online import PreferenceSource, sample_states
@@ -39,6 +40,8 @@ class Reports(TypedDict):
     log: Callable[[Mapping[str, float]], None]
     progress: Callable[[int, int], None]
 
+
+log = structlog.get_logger()
 
 _KEPT_ONLINE = 2
 """Sets of online weights kept: the one that serves, and the one before."""
@@ -163,7 +166,10 @@ class Loop:
     # --- stage 3: π_i ---------------------------------------------------------------------------
 
     def improve(self, i: int) -> None:
-        """π_i: online DPO against Q_{i-1}, staying close to π_{i-1} (eq. 3)."""
+        """π_i: online DPO against Q_{i-1}, staying close to π_{i-1} (eq. 3).
+
+        Where Q_{i-1} tells no candidates apart, π_i is π_{i-1}.
+        """
         if self._skip(f"policy/{i}", f"pi_{i}"):
             return
         stage = f"pi_{i}-preferences"
@@ -189,17 +195,22 @@ class Loop:
             source.updated(self._publish_online(i, save))
 
         settings = self.config.dpo.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
-        with self.registry.write(f"policy/{i}") as out:
-            summary = fit_dpo(
-                reference,
-                reference,
-                source,
-                out,
-                settings,
-                self.prompt,
-                publish,
-                **self._reports(f"pi_{i}"),
-            )
+        try:
+            with self.registry.write(f"policy/{i}") as out:
+                summary = fit_dpo(
+                    reference,
+                    reference,
+                    source,
+                    out,
+                    settings,
+                    self.prompt,
+                    publish,
+                    **self._reports(f"pi_{i}"),
+                )
+        except NoPreferencesError as error:
+            log.warning("the policy stays as it is", policy=f"pi_{i}", reason=str(error))
+            self.registry.adopt(reference, f"policy/{i}")
+            summary = {}
         for version in self.registry.versions("online"):
             self.registry.remove(version)
         counts = {

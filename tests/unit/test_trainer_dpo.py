@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Preference
-from services.trainer.dpo import fit_dpo
+from services.trainer.dpo import NoPreferencesError, fit_dpo
 from services.trainer.fitting import Metrics, Save, load_tokenizer
 from services.trainer.rows import action_row
 from tests.unit.trainer_episodes import create_small, episode
@@ -106,5 +106,5 @@ def test_without_a_preference_that_fits_there_is_nothing_to_train_on(
 ) -> None:
     small = create_small(tmp_path)
     settings = DPOSettings(max_tokens=16)
-    with pytest.raises(ValueError, match="none was short enough"):
+    with pytest.raises(NoPreferencesError, match="none was short enough"):
         fit_dpo(small, small, Source(last=3), tmp_path / "out", settings, PROMPT)
