@@ -82,8 +82,10 @@ def preference(job: PreferenceJob, k: int, version: str) -> Preference:
     )
 
 
-def source(queue: Queue, records: Records, attempt: str, max_age: int) -> PreferenceSource:
-    plan = Preferences(pairs=8, states_per_job=2, ahead=1, max_age=max_age)
+def source(
+    queue: Queue, records: Records, attempt: str, max_age: int, margin: float = 0.05
+) -> PreferenceSource:
+    plan = Preferences(pairs=8, states_per_job=2, ahead=1, max_age=max_age, margin=margin)
     return PreferenceSource(
         queue,
         Inbox(queue, records),
@@ -114,6 +116,24 @@ def test_preferences_too_old_are_dropped_and_counted(redis_url: str, tmp_path: P
                 preferences.updated(f"online/1.{k}")
     assert seen == ["0", "1", "2", "3"]  # ages 0 and 1; those of ages 2 and 3 are too old
     assert (preferences.used, preferences.stale) == (4, 4)
+
+
+def test_differences_below_the_margin_are_dropped_and_counted(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """Every pair of the test's worker differs by 0.8."""
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        records = Records(tmp_path / "records")
+        strict = source(queue, records, "a", max_age=9, margin=0.81)
+        assert list(strict) == []
+        assert (strict.used, strict.indifferent) == (0, 8)
+        assert len(list(source(queue, records, "b", max_age=9, margin=0.79))) == 8
 
 
 def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: Path) -> None:
