@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from agentprm import __version__
-from agentprm.protocol import Split
 
 _MODULE = "services.env.games"
-COUNTS = {Split.TRAIN: 3000, Split.VALID_SEEN: 140, Split.VALID_UNSEEN: 134}
-"""Games that are generated where there are none: about as many as the published ones."""
+FRACTION = 1.0
+"""Of the numbers of the published games, how many are generated where there are none."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,32 +65,16 @@ def games_directory(games: Path | None, console: Console) -> Path:
         f"No games given: this run plays generated ones, in {directory}. For the real ones run "
         "alfworld-download, and give its directory as ALFWORLD_DATA or by --games."
     )
-    if not directory.is_dir():
-        _generate(directory)
+    if _module("provide", [str(directory), "--fraction", str(FRACTION)]) != 0:
+        raise GamesError(f"no games could be generated in {directory}")
     return directory
-
-
-def _generate(directory: Path) -> None:
-    """Make the games beside the directory, which comes into being complete."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-            made = Path(temporary, "games")
-            for split, count in COUNTS.items():
-                flags = ["--split", split, "--count", str(count), "--seed", "0", str(made)]
-                if _module("generate", [*flags, "--json"], stdout=subprocess.DEVNULL) != 0:
-                    raise GamesError("no games could be generated")
-            if not directory.is_dir():  # another run may have been faster
-                made.rename(directory)
-    except OSError as error:
-        raise GamesError(f"cannot write games to {directory} ({error.strerror})") from error
 
 
 def _run(context: typer.Context) -> None:
     raise typer.Exit(_module(str(context.info_name), context.args))
 
 
-def _module(command: str, flags: list[str], stdout: int | None = None) -> int:
+def _module(command: str, flags: list[str]) -> int:
     """Run the environment service's command; its output goes where ours goes."""
     line = [sys.executable, "-m", _MODULE, command, *flags]
-    return subprocess.run(line, stdout=stdout, check=False).returncode
+    return subprocess.run(line, check=False).returncode

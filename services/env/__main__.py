@@ -36,6 +36,7 @@ class EnvSettings(ServiceSettings):
         default_factory=_default_data,
         description="what alfworld-download filled, by default $ALFWORLD_DATA or ~/.cache/alfworld",
     )
+    generate: bool = Field(default=False, description="generate games where there are none")
     index: Path | None = Field(
         default=None, description="file that caches the game index, by default beside the data"
     )
@@ -53,13 +54,21 @@ class EnvSettings(ServiceSettings):
     )
 
 
+def _open_index(settings: EnvSettings) -> GameIndex:
+    if settings.generate:
+        from services.env.games.provide import provide  # reads the alfworld package: a second
+
+        provide(settings.data)
+    return GameIndex.open(settings.data, settings.index)
+
+
 def main() -> None:
     """Serve until SIGTERM. Ends with 2 where there are no games."""
     settings = EnvSettings.from_command_line()
     configure_logging("env")
     try:
-        index = GameIndex.open(settings.data, settings.index)
-    except DataError as error:
+        index = _open_index(settings)
+    except (DataError, OSError) as error:
         print(f"services.env: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from agentprm.cli import games as games_cli
-from agentprm.protocol import Split
 from services.env.games.index import TASK_TYPES
+from services.env.games.provide import provide
 
 COUNT = 12
 
@@ -149,11 +150,12 @@ def test_a_run_without_games_gets_generated_ones_once(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(games_cli, "COUNTS", {Split.TRAIN: 6, Split.VALID_SEEN: 2})
+    monkeypatch.setattr(games_cli, "FRACTION", 0.002)
     console = Console(stderr=True, soft_wrap=True)
     made = games_cli.games_directory(None, console)
     assert made.is_relative_to(tmp_path / "cache" / "agentprm" / "generated")
-    assert len(list(made.rglob("game.tw-pddl"))) == 8
+    splits = [path.relative_to(made).parts[1] for path in made.rglob("game.tw-pddl")]
+    assert Counter(splits) == {"train": 6, "valid_seen": 1, "valid_unseen": 1}
     assert "alfworld-download" in capfd.readouterr().err
     assert list(made.parent.iterdir()) == [made]
 
@@ -167,11 +169,24 @@ def test_a_run_without_games_gets_generated_ones_once(
     assert games_cli.games_directory(None, console) == downloaded
 
 
+def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".draft-killed" / "json_2.1.1" / "train").mkdir(parents=True)
+    provide(tmp_path, 0.001)
+    found = sorted(tmp_path.glob("json_2.1.1/*/*/*/game.tw-pddl"))
+    assert len(found) == 5
+    times = [path.stat().st_mtime_ns for path in found]
+    provide(tmp_path, 0.5)
+    assert [path.stat().st_mtime_ns for path in found] == times
+
+
 def test_no_room_for_generated_games_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(games_cli.GamesError, match="cannot write"):
+    with pytest.raises(games_cli.GamesError, match="no games could be generated"):
         games_cli.games_directory(None, Console(stderr=True))
+    assert "cannot write games" in capfd.readouterr().err

@@ -112,6 +112,25 @@ def generate(
 
 
 @app.command()
+def provide(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="directory that gets the games")],
+    fraction: Annotated[
+        float, typer.Option(help="of the numbers of the published games", min=0.0, max=1.0)
+    ] = 1.0,
+) -> None:
+    """Generate games of every split into OUT, where it has none."""
+    from services.env.games.provide import provide as fill
+
+    try:
+        with console.status(f"Generating games in {output}"):
+            fill(output, fraction)
+    except OSError as error:
+        _fail(f"cannot write games to {output} ({error.strerror})")
+    except DataError as error:
+        _fail(str(error))
+
+
+@app.command()
 def check(
     games: Games,
     split: OneSplit = None,

@@ -1,0 +1,64 @@
+"""Games for a directory that has none, such as a fresh volume: generated once, all or none."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from agentprm.protocol import Split
+from services.env.games.generate import GenerationError, generate
+from services.env.games.index import LAYOUT, DataError
+
+COUNTS = {Split.TRAIN: 3000, Split.VALID_SEEN: 140, Split.VALID_UNSEEN: 134}
+"""About as many as the published games."""
+SEED = 0
+
+
+def provide(directory: Path, fraction: float = 1.0) -> None:
+    """Fill `directory` with a `fraction` of `COUNTS` games, unless it holds games already.
+
+    They come into being complete: a reader sees none of them or all. Several processes may ask at
+    once; one works, the others wait for it.
+
+    Raises:
+        DataError: no game could be made.
+        OSError: the directory cannot be written.
+    """
+    if _provided(directory):
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        if _provided(directory):
+            return
+        structlog.get_logger().info("generating games", directory=str(directory))
+        with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as temporary:
+            try:
+                for split, count in COUNTS.items():
+                    games = generate(split, max(1, round(fraction * count)), SEED, Path(temporary))
+                    deque(games, maxlen=0)
+            except GenerationError as error:
+                raise DataError(str(error)) from error
+            Path(temporary, LAYOUT).rename(directory / LAYOUT)
+
+
+def _provided(directory: Path) -> bool:
+    return any(
+        (root / split).is_dir() for root in (directory / LAYOUT, directory) for split in Split
+    )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
