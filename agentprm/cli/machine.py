@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from agentprm.cli.processes import Machine, ProcessFailed, free_port
 from agentprm.config import Config, Evaluation
+from agentprm.queue import CurrentRun, QueueError
 from agentprm.redis_server import RedisServer, given_url
 from agentprm.registry import CheckpointError, Registry, write_atomic
 
@@ -35,6 +38,21 @@ class Endpoints:
     policy: str
     prm: str
 
+    @classmethod
+    def given(cls) -> Endpoints | None:
+        """Those of services that run already, named by AGENTPRM_{ENV,POLICY,PRM}_URL, if any.
+
+        Raises:
+            ProcessFailed: only some of the three are named.
+        """
+        urls = {name: os.environ.get(f"AGENTPRM_{name}_URL") for name in ("ENV", "POLICY", "PRM")}
+        missing = [f"AGENTPRM_{name}_URL" for name, url in urls.items() if not url]
+        if len(missing) == len(urls):
+            return None
+        if missing:
+            raise ProcessFailed(f"set {' and '.join(missing)} too, or none of the services' URLs")
+        return cls(*(url or "" for url in urls.values()))
+
     def flags(self) -> list[str]:
         """The flags that tell a worker or the trainer."""
         return ["--env-url", self.env, "--policy-url", self.policy, "--prm-url", self.prm]
@@ -55,6 +73,29 @@ def train_run(run: Path, config: Config, games: Path | None, *, quiet: bool) -> 
     )
     with Machine(run) as machine:
         _work(machine, "services.trainer", games, options, [], quiet=quiet)
+
+
+def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
+    """Train on services and workers that run already; only the trainer is started here.
+
+    The services serve the checkpoints of `current`, a link beside the run directory, and the
+    workers follow the run that is announced in Redis: both now mean this run.
+
+    Raises:
+        ProcessFailed: the trainer gave up, or there is no Redis.
+    """
+    redis_url = given_url()
+    if redis_url is None:
+        raise ProcessFailed("set REDIS_URL to the Redis that the rollout workers use")
+    queue = _queue_name(run)
+    _make_current(run)
+    try:
+        with closing(CurrentRun(redis_url)) as current:
+            current.announce(queue)
+    except QueueError as error:
+        raise ProcessFailed(str(error)) from error
+    with Machine(run) as machine:
+        _train(machine, "services.trainer", queue, redis_url, endpoints, [], quiet=quiet)
 
 
 def evaluate_run(
@@ -123,11 +164,33 @@ def _work(
         name = f"rollout-{k}"
         worker = ["--run", queue, "--name", name]
         machine.start(name, "services.rollout", *worker, *connections)
-    trainer = ["--run", str(machine.run), "--queue", queue, *connections, *flags]
+    _train(machine, module, queue, redis_url, endpoints, flags, quiet=quiet)
+
+
+def _train(
+    machine: Machine,
+    module: str,
+    queue: str,
+    redis_url: str,
+    endpoints: Endpoints,
+    flags: list[str],
+    *,
+    quiet: bool,
+) -> None:
+    """Run `module` as the trainer until it ends."""
+    trainer = ["--run", str(machine.run), "--queue", queue, "--redis-url", redis_url]
+    trainer += [*endpoints.flags(), *flags]
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
     code = machine.watch("trainer")
     if code != 0:
         raise ProcessFailed(f"the trainer ended with code {code}; logs are in {machine.logs}")
+
+
+def _make_current(run: Path) -> None:
+    """Point the link `current` beside the run directory to it, whatever it pointed to before."""
+    draft = run.parent / f".current-{uuid.uuid4().hex}"
+    draft.symlink_to(run.name)
+    draft.replace(run.parent / "current")
 
 
 def _queue_name(run: Path) -> str:

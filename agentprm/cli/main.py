@@ -19,7 +19,14 @@ from rich.markup import escape
 
 from agentprm.cli.games import GamesError, games_directory
 from agentprm.cli.games import app as games_app
-from agentprm.cli.machine import Options, evaluate_run, serve_run, train_run
+from agentprm.cli.machine import (
+    Endpoints,
+    Options,
+    evaluate_run,
+    serve_run,
+    train_connected,
+    train_run,
+)
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, Evaluation, load_config, read_config
 from agentprm.protocol import Sampling, Split
@@ -67,7 +74,9 @@ def train(
     """Train an agent by AgentPRM: demonstrations, π_0, then K times roll out, fit Q, improve π.
 
     Starts Redis, the services, rollout workers and the trainer as processes of this machine, and
-    stops them at the end. Interrupt it at any time; the same command goes on where it stopped.
+    stops them at the end; where AGENTPRM_{ENV,POLICY,PRM}_URL and REDIS_URL name services that run
+    already, as in compose, only the trainer. Interrupt it at any time; the same command goes on
+    where it stopped.
     """
     if resume is not None:
         directory, config = resume, _config_of(resume)
@@ -76,7 +85,10 @@ def train(
         config = _new_or_same(directory, preset, seed)
     console.print(f"Run [bold]{directory}[/bold]: preset {config.preset}, seed {config.seed}")
     with _explained():
-        train_run(directory, config, games_directory(games, console), quiet=as_json)
+        if (endpoints := Endpoints.given()) is not None:
+            train_connected(directory, endpoints, quiet=as_json)
+        else:
+            train_run(directory, config, games_directory(games, console), quiet=as_json)
     if as_json:
         _print_json(directory)
     else:

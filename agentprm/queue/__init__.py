@@ -23,7 +23,17 @@ What holds:
 Redis 6.2 or newer, not set to evict keys.
 """
 
+from agentprm.queue._current import CurrentRun
 from agentprm.queue._link import QueueError
 from agentprm.queue._queue import DeadJob, Entry, Offer, Queue, QueueSettings, Results
 
-__all__ = ["DeadJob", "Entry", "Offer", "Queue", "QueueError", "QueueSettings", "Results"]
+__all__ = [
+    "CurrentRun",
+    "DeadJob",
+    "Entry",
+    "Offer",
+    "Queue",
+    "QueueError",
+    "QueueSettings",
+    "Results",
+]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
+from functools import partial
 
 import structlog
 from pydantic import Field
 
-from agentprm.queue import Queue, QueueError, QueueSettings
+from agentprm.queue import CurrentRun, Queue, QueueError, QueueSettings
 from agentprm.redis_server import given_url
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
@@ -15,12 +17,17 @@ from services.rollout.player import Player
 from services.rollout.shutdown import Shutdown
 from services.rollout.worker import Worker
 
+_UNANNOUNCED = 1.0
+"""Seconds between two looks for a run, while there is none."""
+
 
 class RolloutSettings(ProcessSettings):
     """A rollout worker: plays the jobs of a run."""
 
     redis_url: str | None = Field(default=None, description="by default what REDIS_URL names")
-    run: str = Field(description="name of the run")
+    run: str | None = Field(
+        default=None, description="name of the run; by default the one that was announced last"
+    )
     env_url: str = Field(description="the environment service")
     policy_url: str = Field(description="the policy service")
     prm_url: str | None = Field(
@@ -34,6 +41,20 @@ class RolloutSettings(ProcessSettings):
     )
 
 
+def _queue(url: str, run: str, settings: RolloutSettings, shutdown: Shutdown) -> Queue:
+    return Queue(
+        url,
+        run,
+        name=settings.name,
+        settings=QueueSettings(claim_after=settings.claim_after),
+        stopped=shutdown.requested,
+    )
+
+
+def _wanted(run: str, settings: RolloutSettings, current: CurrentRun) -> bool:
+    return settings.run is not None or current.read() == run
+
+
 def main() -> int:
     """Work until a signal; the exit status."""
     settings = RolloutSettings.from_command_line()
@@ -45,14 +66,15 @@ def main() -> int:
     shutdown.install()
     player = Player(settings.env_url, settings.policy_url, settings.prm_url)
     try:
-        with Queue(
-            redis_url,
-            settings.run,
-            name=settings.name,
-            settings=QueueSettings(claim_after=settings.claim_after),
-            stopped=shutdown.requested,
-        ) as queue:
-            Worker(queue, player, shutdown).run()
+        with closing(CurrentRun(redis_url, stopped=shutdown.requested)) as current:
+            while not shutdown.requested.is_set():
+                run = settings.run or current.read()
+                if run is None:
+                    shutdown.requested.wait(_UNANNOUNCED)
+                    continue
+                wanted = partial(_wanted, run, settings, current)
+                with _queue(redis_url, run, settings, shutdown) as queue:
+                    Worker(queue, player, shutdown).run(wanted)
     except QueueError as error:
         structlog.get_logger().error("worker ends", error=str(error))
         return 0 if shutdown.requested.is_set() else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import httpx
 import structlog
@@ -27,14 +28,14 @@ class Worker:
         self._player = player
         self._shutdown = shutdown
 
-    def run(self) -> None:
-        """Work until the shutdown.
+    def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Work until the shutdown, or while the run is `wanted`, which is asked between jobs.
 
         Raises:
             QueueError: Redis is gone for good.
         """
         _log.info("worker ready", worker=self._queue.consumer)
-        while not self._shutdown.requested.is_set():
+        while not self._shutdown.requested.is_set() and wanted():
             if entry := self._queue.take(_TAKE):
                 self._work(entry)
 

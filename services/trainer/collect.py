@@ -45,6 +45,7 @@ class Collector:
         self.seed = seed
         self.batch = batch
         self.max_steps = max_steps
+        self._loaded: set[str] = set()
 
     def games(
         self, split: Split, count: int, purpose: str, *, skip: int = 0, repeat: bool = True
@@ -121,8 +122,17 @@ class Collector:
         self.progress.end({"episodes": before + played, "won": won / max(1, played)})
 
     def serve(self, policy: str | None = None, prm: str | None = None) -> None:
-        """Make the services serve these versions, where they do not already."""
-        if policy is not None and self.services.policy.health().version != policy:
-            self.services.policy.load(policy)
-        if prm is not None and self.services.prm.health().version != prm:
-            self.services.prm.load(prm)
+        """Make the services serve these versions.
+
+        The first version of each is loaded in any case: what is served under its name may be
+        that of another run.
+        """
+        for name, client, version in (
+            ("policy", self.services.policy, policy),
+            ("prm", self.services.prm, prm),
+        ):
+            if version is not None and not (
+                name in self._loaded and client.health().version == version
+            ):
+                client.load(version)
+                self._loaded.add(name)
