@@ -7,7 +7,7 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install train test lint
+.PHONY: install train test test-containers lint
 install: .venv.stamp
 
 .venv.stamp: pyproject.toml constraints.txt
@@ -20,7 +20,11 @@ train: install
 	$(BIN)/agentprm train --preset $(PRESET) --run $(RUN) --seed $(SEED) $(if $(GAMES),--games $(GAMES))
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not containers"
+
+# Needs a Docker engine; builds the images first.
+test-containers: install
+	$(BIN)/python -m pytest -m containers
 
 lint: install
 	$(BIN)/ruff check .
