@@ -1,4 +1,4 @@
-"""The system in real containers: trained, killed service by service, resumed, asked from outside."""
+"""The system in containers: trained, killed service by service, resumed, asked from outside."""
 
 from __future__ import annotations
 
