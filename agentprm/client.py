@@ -4,12 +4,13 @@
         answer = prm.score(ScoreRequest(transcripts=[episode.transcript()]))
 
 Every call has a deadline. 429, 502, 503, 504 and connection errors are tried again until then;
-anything else is raised at once as `ServiceError`.
+anything else is raised at once as `ServiceError`. Calls carry the key in `AGENTPRM_API_KEY`, and
+the id of the request or job that they are made for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,6 +20,8 @@ import tenacity
 from pydantic import BaseModel
 
 from agentprm import protocol as p
+from agentprm import request_id
+from agentprm.keys import sent_key
 
 RETRIED = frozenset({429, 502, 503, 504})
 DEADLINE = 120.0
@@ -87,11 +90,25 @@ def _content(body: BaseModel | None) -> bytes | None:
 _HEADERS = {"content-type": "application/json"}
 
 
+class _Caller(httpx.Auth):
+    """Says who calls, and for what."""
+
+    def __init__(self) -> None:
+        self._key = sent_key()
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
+        if name := request_id.current():
+            request.headers[request_id.HEADER] = name
+        yield request
+
+
 class _Client:
     """A connection pool to one service."""
 
     def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
-        self._http = httpx.Client(base_url=url, timeout=deadline, headers=_HEADERS)
+        self._http = httpx.Client(base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller())
         self._deadline = deadline
 
     def __enter__(self) -> Self:
@@ -133,7 +150,9 @@ class _AsyncClient:
     """A connection pool to one service, for asyncio."""
 
     def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=deadline, headers=_HEADERS)
+        self._http = httpx.AsyncClient(
+            base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller()
+        )
         self._deadline = deadline
 
     async def __aenter__(self) -> Self:

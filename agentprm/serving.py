@@ -21,7 +21,7 @@ from prometheus_client import Counter
 
 from agentprm.protocol import LoadCheckpoint, Loaded
 from agentprm.registry import CheckpointError, NoCheckpointError, Registry
-from agentprm.service import ProblemError, json_response
+from agentprm.service import ADMIN, ProblemError, json_response, problems
 
 W = TypeVar("W")
 
@@ -136,6 +136,11 @@ class Serving(Generic[W]):
 def add_checkpoint_routes(app: FastAPI, serving: Serving[W]) -> None:
     """`POST /v1/checkpoints/load`: swap; repeating the load of what serves already is harmless."""
 
-    @app.post("/v1/checkpoints/load")
+    @app.post(
+        "/v1/checkpoints/load",
+        response_model=Loaded,
+        responses=problems(403, 404, 409),
+        dependencies=[ADMIN],
+    )
     async def _load(request: LoadCheckpoint) -> Response:
         return json_response(await serving.load(request.version))

@@ -28,7 +28,6 @@ from agentprm.protocol._env import (
     Game,
     GameList,
     HiddenState,
-    Problem,
     Session,
     SessionIds,
     SessionList,
@@ -47,6 +46,7 @@ from agentprm.protocol._policy import (
     Sampling,
 )
 from agentprm.protocol._prm import Choice, Pair, ScoreRequest, ScoreResponse, Transcript
+from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
     Episode,
     Job,
@@ -76,6 +76,7 @@ __all__ = [
     "CreateSessions",
     "Decoding",
     "Episode",
+    "FieldError",
     "ForkSession",
     "Game",
     "GameList",

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field, model_validator
 
 from agentprm.protocol._base import MAX_BATCH, MAX_STEPS, Command, Prefix, Record, Request, Seed
+from agentprm.protocol._problem import Problem
 from agentprm.protocol._states import Action
 
 
@@ -111,15 +112,6 @@ class StepSessions(Request):
 
     steps: list[StepSession] = Field(min_length=1, max_length=MAX_BATCH)
     expert: bool = False
-
-
-class Problem(Record):
-    """RFC 9457 problem details."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str = ""
 
 
 class StepResult(Record):

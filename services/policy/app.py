@@ -15,7 +15,7 @@ from agentprm.client import AsyncPRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ActRequest, ActResponse, ActResult, Health
 from agentprm.registry import Registry
-from agentprm.service import create_app, json_response
+from agentprm.service import create_app, json_response, problems
 from agentprm.serving import Serving, add_checkpoint_routes
 from services.policy import chat
 from services.policy.batching import Batcher, running
@@ -75,7 +75,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
     add_checkpoint_routes(app, serving)
     chat.add_routes(app, batcher, serving)
 
-    @app.post("/v1/act", response_model=ActResponse)
+    @app.post("/v1/act", response_model=ActResponse, responses=problems(429))
     async def _act(request: ActRequest) -> Response:
         seed = secrets.randbits(31) if request.seed is None else request.seed
         queries = [Query(state, (seed, k)) for k, state in enumerate(request.states)]

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentprm.protocol import MAX_CANDIDATES, Message
-from agentprm.service import ProblemError
+from agentprm.service import ProblemError, shape_problems
 from agentprm.serving import Serving
 from services.policy.batching import Batcher
 from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Sample
@@ -77,10 +77,33 @@ class ChatRequest(BaseModel):
         )
 
 
+class Error(BaseModel):
+    """What went wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An answer that is an error."""
+
+    error: Error
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 429, 503)
+}
+
+
 def add_routes(app: FastAPI, batcher: Batcher[Engine], serving: Serving[Engine]) -> None:
     """`POST /v1/chat/completions` and `GET /v1/models`."""
 
-    @app.get("/v1/models")
+    for path in ("/v1/models", "/v1/chat/completions"):
+        shape_problems(app, path, _problem)
+
+    @app.get("/v1/models", responses=_ERRORS)
     async def _models() -> Response:
         names = [ALIAS] + ([serving.version] if serving.version else [])
         data = [
@@ -90,7 +113,7 @@ def add_routes(app: FastAPI, batcher: Batcher[Engine], serving: Serving[Engine])
 
     body = {"content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
 
-    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body})
+    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body}, responses=_ERRORS)
     async def _complete(http: Request) -> Response:
         try:
             request = ChatRequest.model_validate_json(await http.body())

@@ -13,7 +13,7 @@ import agentprm
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Health, ScoreRequest, ScoreResponse
 from agentprm.registry import Registry
-from agentprm.service import create_app, json_response
+from agentprm.service import create_app, json_response, problems
 from agentprm.serving import Serving, add_checkpoint_routes
 from agentprm.settings import ModelSettings
 from services.prm.batching import Batcher
@@ -69,7 +69,7 @@ def build(settings: Settings) -> FastAPI:
     app = create_app("prm", health, lifespan)
     add_checkpoint_routes(app, serving)
 
-    @app.post("/v1/score", response_model=ScoreResponse)
+    @app.post("/v1/score", response_model=ScoreResponse, responses=problems(429, 500))
     async def _score(request: ScoreRequest) -> Response:
         return json_response(await batcher.score(serving.current(), request))
 
