@@ -78,14 +78,20 @@ def evaluate_run(
 
 
 def serve_run(
-    run: Path, games: Path | None, options: Options, *, first_port: int, privileged: bool
+    run: Path,
+    games: Path | None,
+    options: Options,
+    *,
+    host: str,
+    first_port: int,
+    privileged: bool,
 ) -> None:
-    """Serve the newest checkpoints of `run` until interrupted."""
+    """Serve the newest checkpoints of `run` on `host` until interrupted."""
     registry = Registry(run / "checkpoints")
     policies, prms = registry.versions("policy"), registry.versions("prm")
     if not policies and not prms:
         raise CheckpointError(f"{run} holds no finished checkpoint")
-    with Machine(run) as machine:
+    with Machine(run, host=host) as machine:
         names = []
         if games is not None:
             names.append(_ENV)
@@ -97,7 +103,7 @@ def serve_run(
         if policies:
             names.append(_POLICY)
             flags = ["--checkpoint", policies[-1]]
-            flags += ["--prm-url", f"http://127.0.0.1:{first_port + 2}"] if prms else []
+            flags += ["--prm-url", machine.url_at(first_port + 2)] if prms else []
             _start_model(machine, _POLICY, first_port + 1, run, options, flags)
         machine.wait_reachable(names)
         for name in names:

@@ -147,6 +147,13 @@ def up(
     ] = None,
     prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
     device: Device = "auto",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="address to listen on, such as 0.0.0.0 for other machines, which takes keys in "
+            "AGENTPRM_API_KEYS"
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="env at this port, policy at the next, PRM at the one after")
     ] = 8001,
@@ -168,7 +175,7 @@ def up(
         if prm is not None:
             registry.adopt(prm, "prm/0")
         options = Options(prompt=prompt, device=device)
-        serve_run(home, games, options, first_port=port, privileged=privileged)
+        serve_run(home, games, options, host=host, first_port=port, privileged=privileged)
 
 
 @contextmanager

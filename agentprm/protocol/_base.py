@@ -16,6 +16,8 @@ MAX_STEPS = 200
 """Largest step limit of a session, in turns."""
 MAX_CANDIDATES = 64
 """Largest N of Best-of-N."""
+MAX_ACTION_TOKENS = 2**21
+"""Most tokens that one request may have sampled."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Command = Annotated[str, Field(max_length=MAX_COMMAND)]

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from agentprm.protocol._base import MAX_BATCH, MAX_CANDIDATES, Record, Request, Seed
+from agentprm.protocol._base import (
+    MAX_ACTION_TOKENS,
+    MAX_BATCH,
+    MAX_CANDIDATES,
+    Record,
+    Request,
+    Seed,
+)
 from agentprm.protocol._states import Action, State
 
 
@@ -38,6 +45,16 @@ class ActRequest(Request):
     prm: bool = False
     sampling: Sampling = Sampling()
     seed: Seed | None = None
+
+    @model_validator(mode="after")
+    def _can_be_answered(self) -> ActRequest:
+        tokens = len(self.states) * self.n * self.sampling.max_tokens
+        if tokens > MAX_ACTION_TOKENS:
+            raise ValueError(
+                f"`states` x `n` x `sampling.max_tokens` is {tokens} tokens, "
+                f"at most {MAX_ACTION_TOKENS}"
+            )
+        return self
 
 
 class Candidate(Record):

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import FastAPI, Query, Response
+from prometheus_client import Gauge, Histogram
 
 from agentprm import __version__
 from agentprm.protocol import (
@@ -39,6 +40,11 @@ from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
 
+SESSIONS = Gauge("agentprm_env_sessions", "Sessions in play")
+STEPS = Histogram(
+    "agentprm_env_batch_steps", "Steps in a request", buckets=[2**k for k in range(9)]
+)
+
 T = TypeVar("T")
 
 
@@ -59,6 +65,8 @@ def build_app(
         "privileged": privileged,
         **{f"games_{split}": len(index.select(split)) for split in Split},
     }
+
+    SESSIONS.set_function(lambda: len(sessions))
 
     def health() -> Health:
         return Health(
@@ -115,6 +123,7 @@ def build_app(
         if request.expert:
             require_admin()
             require_privilege()
+        STEPS.observe(len(request.steps))
         results = await play(lambda: sessions.step(request.steps, expert=request.expert))
         return json_response(StepResults(results=results))
 

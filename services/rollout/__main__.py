@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import structlog
+from prometheus_client import start_http_server
 from pydantic import Field
 
 from agentprm.queue import Queue, QueueError, QueueSettings
@@ -32,6 +33,8 @@ class RolloutSettings(ProcessSettings):
         gt=0,
         description="seconds without a heartbeat after which another worker takes a job over",
     )
+    metrics_host: str = Field(default="127.0.0.1", description="where metrics are served")
+    metrics_port: int | None = Field(default=None, description="by default they are not")
 
 
 def main() -> int:
@@ -41,6 +44,8 @@ def main() -> int:
     redis_url = settings.redis_url or given_url()
     if redis_url is None:
         sys.exit("No Redis: give --redis-url, or set REDIS_URL.")
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, settings.metrics_host)
     shutdown = Shutdown()
     shutdown.install()
     player = Player(settings.env_url, settings.policy_url, settings.prm_url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -81,17 +82,22 @@ def routes(sessions: Sessions, index: GameIndex, run: Run) -> APIRouter:
         episode = Episode(sessions, split, run)
         try:
             with suppress(WebSocketDisconnect):
-                await _converse(socket, episode)
+                await _converse(socket, episode, sessions.idle_seconds)
         finally:
             await episode.close()
 
     return router
 
 
-async def _converse(socket: WebSocket, episode: Episode) -> None:
-    """Answer each frame by a frame, until the client closes."""
+async def _converse(socket: WebSocket, episode: Episode, idle_seconds: float) -> None:
+    """Answer each frame by a frame, until the client closes or says nothing for too long."""
     while True:
-        frame = await socket.receive()
+        try:
+            async with asyncio.timeout(idle_seconds):
+                frame = await socket.receive()
+        except TimeoutError:
+            await socket.close(1008, f"nothing came for {idle_seconds:g} s")
+            return
         if frame["type"] == "websocket.disconnect":
             return
         answer = await _answer(episode, frame.get("text") or frame.get("bytes") or b"")
