@@ -20,6 +20,8 @@ MAX_ACTION_TOKENS = 2**21
 """Most tokens that one request may have sampled."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Id = Annotated[str, Field(max_length=500)]
+"""A session's or a game's."""
 Command = Annotated[str, Field(max_length=MAX_COMMAND)]
 Prefix = Annotated[list[Command], Field(max_length=MAX_STEPS)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

@@ -6,7 +6,16 @@ from enum import StrEnum
 
 from pydantic import Field, model_validator
 
-from agentprm.protocol._base import MAX_BATCH, MAX_STEPS, Command, Prefix, Record, Request, Seed
+from agentprm.protocol._base import (
+    MAX_BATCH,
+    MAX_STEPS,
+    Command,
+    Id,
+    Prefix,
+    Record,
+    Request,
+    Seed,
+)
 from agentprm.protocol._problem import Problem
 from agentprm.protocol._states import Action
 
@@ -47,7 +56,7 @@ class CreateSessions(Request):
     admissible when it is played, and none may end the game.
     """
 
-    games: list[str] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
+    games: list[Id] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
     prefixes: list[Prefix] | None = Field(default=None, max_length=MAX_BATCH)
     split: Split | None = None
     seed: Seed = 0
@@ -71,7 +80,7 @@ class ForkSession(Request):
     original, and goes its own way from there.
     """
 
-    id: str
+    id: Id
     count: int = Field(default=1, ge=1, le=MAX_BATCH)
 
 
@@ -102,7 +111,7 @@ class SessionList(Record):
 class StepSession(Request):
     """Play `command` at turn `turn`. Repeating a turn returns its recorded answer."""
 
-    id: str
+    id: Id
     turn: int = Field(ge=0)
     command: Command
 
@@ -146,4 +155,4 @@ class HiddenState(Record):
 class SessionIds(Request):
     """Sessions to close or to ask about."""
 
-    ids: list[str] = Field(min_length=1, max_length=MAX_BATCH)
+    ids: list[Id] = Field(min_length=1, max_length=MAX_BATCH)

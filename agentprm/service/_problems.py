@@ -21,6 +21,8 @@ MAX_ERRORS = 10
 """Most fields that a problem names."""
 MAX_PART = 200
 """Most characters of a field's name, or of what is said about it: some of them the client sent."""
+MAX_DETAIL = 1000
+"""Most characters of what a problem says."""
 
 PROBLEMS = Counter("agentprm_http_problems_total", "Problems by their kind", ["service", "problem"])
 
@@ -114,7 +116,10 @@ def _answer(scope: Scope, error: ProblemError) -> Response:
 def _as_problem(error: ProblemError) -> Response:
     occurrence = request_id.current()
     problem = error.problem.model_copy(
-        update={"instance": occurrence and f"urn:agentprm:request:{occurrence}"}
+        update={
+            "detail": _legible(error.problem.detail, MAX_DETAIL),
+            "instance": occurrence and f"urn:agentprm:request:{occurrence}",
+        }
     )
     return Response(
         problem.model_dump_json(exclude_none=True),
@@ -128,9 +133,9 @@ def _field(error: Any) -> FieldError:
     return FieldError(loc=loc, msg=_legible(error["msg"]))
 
 
-def _legible(text: str) -> str:
+def _legible(text: str, length: int = MAX_PART) -> str:
     """A text that a client may have chosen, short and in characters that can be sent."""
-    return text[:MAX_PART].encode(errors="replace").decode()
+    return text[:length].encode(errors="replace").decode()
 
 
 def _slug(title: str) -> str:

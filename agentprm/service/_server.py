@@ -18,7 +18,7 @@ MESSAGE = 2**20
 """Largest WebSocket message, in bytes."""
 
 
-class _Protocol(H11Protocol):
+class Http(H11Protocol):
     """HTTP/1.1 whose headers have to come in time."""
 
     _headers: asyncio.TimerHandle | None = None
@@ -56,7 +56,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         app,
         host=host,
         port=port,
-        http=_Protocol,
+        http=Http,
         log_level="warning",
         access_log=False,
         server_header=False,
