@@ -209,7 +209,7 @@ class EnvClient(_Client):
 
     def close_sessions(self, ids: Sequence[str]) -> None:
         """Give sessions back. Unknown ones are passed over."""
-        self._call(p.SessionIds, "POST", "/v1/sessions/close", p.SessionIds(ids=list(ids)))
+        self._call(p.ClosedSessions, "POST", "/v1/sessions/close", p.SessionIds(ids=list(ids)))
 
 
 class PolicyClient(_Client):

@@ -24,6 +24,7 @@ from agentprm.protocol._base import (
 )
 from agentprm.protocol._checkpoints import Health, LoadCheckpoint, Loaded
 from agentprm.protocol._env import (
+    ClosedSessions,
     CreateSessions,
     ForkSession,
     Game,
@@ -73,6 +74,7 @@ __all__ = [
     "Action",
     "Candidate",
     "Choice",
+    "ClosedSessions",
     "Command",
     "CreateSessions",
     "Decoding",

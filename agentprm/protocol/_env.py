@@ -152,6 +152,12 @@ class HiddenState(Record):
     on: list[str]
 
 
+class ClosedSessions(Record):
+    """The sessions that were open and are closed now."""
+
+    ids: list[str]
+
+
 class SessionIds(Request):
     """Sessions to close or to ask about."""
 

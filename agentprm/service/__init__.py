@@ -7,7 +7,7 @@ from agentprm.service._app import create_app
 from agentprm.service._auth import ADMIN, require_admin
 from agentprm.service._limits import Limits
 from agentprm.service._logs import configure_logging
-from agentprm.service._openapi import problems
+from agentprm.service._openapi import problems, request_body
 from agentprm.service._problems import ProblemError, json_response, shape_problems
 from agentprm.service._server import serve
 
@@ -19,6 +19,7 @@ __all__ = [
     "create_app",
     "json_response",
     "problems",
+    "request_body",
     "require_admin",
     "serve",
     "shape_problems",

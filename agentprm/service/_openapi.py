@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from agentprm.protocol import Problem
 from agentprm.service._auth import OPEN
 
+_REF = "#/components/schemas/{model}"
 _MEDIA = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _ALWAYS = (401, 408, 413, 503)
 """What the middlewares answer, at every path that needs a key."""
@@ -23,6 +25,12 @@ _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For `responses` of a route: it may answer with problems of these statuses."""
     return {status: _response(status) for status in statuses}
+
+
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """For `openapi_extra` of a route that reads its body by itself."""
+    schema = model.model_json_schema(ref_template=_REF)
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
 
 def document(app: FastAPI) -> None:
@@ -40,8 +48,8 @@ def document(app: FastAPI) -> None:
 
 def _complete(schema: dict[str, Any]) -> dict[str, Any]:
     components = schema.setdefault("components", {})
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    components.setdefault("schemas", {}).update(problem.pop("$defs", {}), Problem=problem)
+    schemas = components.setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema(ref_template=_REF)
     components["securitySchemes"] = {
         "key": {
             "type": "http",
@@ -50,6 +58,8 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
         }
     }
     for path, operation in _operations(schema):
+        for media in operation.get("requestBody", {}).get("content", {}).values():
+            schemas.update(media["schema"].pop("$defs", {}))
         if path in OPEN:
             continue
         operation["security"] = [{"key": []}]
@@ -62,6 +72,7 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
             statuses += _WITH_BODY
         for status in statuses:
             _declare(operation["responses"], status)
+    schemas.update(schemas["Problem"].pop("$defs", {}))
     return schema
 
 

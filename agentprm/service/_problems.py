@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import Counter
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from agentprm import request_id
@@ -90,6 +91,8 @@ def add_handlers(app: FastAPI, service: str) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         response = _answer(request.scope, ProblemError(error.status_code, str(error.detail)))
         response.headers.update(error.headers or {})
+        if error.status_code == 405:  # by itself, a route lists its own methods alone
+            response.headers["Allow"] = ", ".join(sorted(_methods(app, request.scope)))
         return response
 
     @app.exception_handler(Exception)
@@ -100,6 +103,14 @@ def add_handlers(app: FastAPI, service: str) -> None:
         # What was raised has passed the middleware that gives other answers their id.
         response.headers[request_id.HEADER] = request_id.current() or ""
         return response
+
+
+def _methods(app: FastAPI, scope: Scope) -> set[str]:
+    """The methods of all routes with the path of the one that is met first."""
+    routes = [(getattr(route, "path", None), route) for route in app.routes]
+    met = next((path for path, route in routes if route.matches(scope)[0] is not Match.NONE), None)
+    same = [route for path, route in routes if path == met]
+    return {method for route in same for method in getattr(route, "methods", None) or ()}
 
 
 def _answer(scope: Scope, error: ProblemError) -> Response:

@@ -13,6 +13,7 @@ from prometheus_client import Gauge, Histogram
 
 from agentprm import __version__
 from agentprm.protocol import (
+    ClosedSessions,
     CreateSessions,
     ForkSession,
     GameList,
@@ -138,10 +139,9 @@ def build_app(
         answers = [sessions.get(session_id, expert=True) for session_id in request.ids]
         return json_response(SessionList(sessions=answers))
 
-    @app.post("/v1/sessions/close", response_model=SessionIds)
+    @app.post("/v1/sessions/close", response_model=ClosedSessions)
     def close(request: SessionIds) -> Response:
-        # `model_construct`: none of them may have been open, and an empty answer is right.
-        return json_response(SessionIds.model_construct(ids=sessions.close(request.ids)))
+        return json_response(ClosedSessions(ids=sessions.close(request.ids)))
 
     @app.get("/v1/sessions/{session_id}", response_model=Session, responses=problems(404))
     def get(session_id: str) -> Response:

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentprm.protocol import MAX_CANDIDATES, Message
-from agentprm.service import ProblemError, shape_problems
+from agentprm.service import ProblemError, request_body, shape_problems
 from agentprm.serving import Serving
 from services.policy.batching import Batcher
 from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Sample
@@ -111,9 +111,7 @@ def add_routes(app: FastAPI, batcher: Batcher[Engine], serving: Serving[Engine])
         ]
         return _json({"object": "list", "data": data})
 
-    body = {"content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
-
-    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body}, responses=_ERRORS)
+    @app.post("/v1/chat/completions", openapi_extra=request_body(ChatRequest), responses=_ERRORS)
     async def _complete(http: Request) -> Response:
         try:
             request = ChatRequest.model_validate_json(await http.body())
