@@ -12,6 +12,9 @@ _SHARED = Path(__file__).parents[2] / "shared" / "alfworld"
 _GIVEN = os.environ.get("ALFWORLD_DATA")  # read now: importing alfworld sets it
 _CACHE = Path.home() / ".cache" / "agentprm" / "alfworld"
 
+for _name in ("AGENTPRM_API_KEYS", "AGENTPRM_API_KEY", "AGENTPRM_NO_AUTH"):
+    os.environ.pop(_name, None)  # tests say themselves which keys there are
+
 
 @pytest.fixture(scope="session")
 def alfworld_data() -> Path:

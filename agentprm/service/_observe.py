@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -20,6 +21,8 @@ LATENCY = Histogram(
 LINES_PER_SECOND = 50.0
 BURST = 200
 """Lines that may come at once, before `LINES_PER_SECOND` holds."""
+UNMATCHED = "unmatched"
+"""Stands for the route of a request that met none, or was refused before."""
 POLLED = frozenset({"/health", "/metrics"})
 """Routes that are asked all the time; only their failures are logged."""
 
@@ -61,7 +64,7 @@ class Observe:
             self._tell(scope, status, time.perf_counter() - started)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path", UNMATCHED)
         REQUESTS.labels(self.service, route, status).inc()
         if scope["type"] == "http":
             LATENCY.labels(self.service, route).observe(seconds)
@@ -71,7 +74,9 @@ class Observe:
         if left_out is None:
             return
         level = log.warning if status >= 500 else log.info
-        fields = {"left_out": left_out} if left_out else {}
+        fields: dict[str, Any] = {"left_out": left_out} if left_out else {}
+        if route == UNMATCHED:
+            fields["path"] = scope["path"][:200]
         method = scope.get("method", "WEBSOCKET")
         ms = round(1000 * seconds, 1)
         level("request", method=method, route=route, status=status, ms=ms, **fields)

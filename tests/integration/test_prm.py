@@ -148,6 +148,8 @@ def test_bad_input_and_swaps_under_load(registry: Registry) -> None:
         for body in (
             b'{"pairs": [',
             b"[" * 100_000,
+            b'{"pairs": ' + b"[" * 500 + b"]" * 500 + b"}",
+            b'{"pairs": ' + b"9" * 5000 + b"}",
             b"\xff\xfe",
             b"{}",
             b'{"pairs": [], "unknown": 1}',

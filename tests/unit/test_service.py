@@ -28,11 +28,11 @@ from agentprm.service import Limits, ProblemError, _observe, _server, create_app
 LIMITS = Limits(
     body=1000,
     bodies=1500,
-    body_seconds=1.0,
+    body_seconds=2.0,
     requests=3,
     sockets=1,
     seconds=1.0,
-    slower={"/patient": 5.0},
+    slower={"/patient": 30.0},
 )
 
 
@@ -180,7 +180,7 @@ def test_a_body_that_does_not_come_is_given_up(server: str) -> None:
         client.sendall(b"POST /items HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         started = time.monotonic()
         assert b" 408 " in client.recv(100)
-        assert 0.5 < time.monotonic() - started < 5
+        assert 1.0 < time.monotonic() - started < 9
     with raw(server) as client:
         client.sendall(b"POST /items HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
     assert httpx.post(f"{server}/items", json={"name": "next"}).json() == "next"
@@ -206,7 +206,7 @@ def test_headers_that_do_not_come_close_the_connection(server: str, sent: bytes)
 def test_a_slow_but_honest_connection_is_kept(server: str) -> None:
     with httpx.Client(base_url=server) as client:
         for _ in range(2):
-            assert client.get("/sleep?seconds=0.9").status_code == 200
+            assert client.get("/patient?seconds=1.2").status_code == 200
             time.sleep(1.2)  # longer than headers may take, but nothing has been begun
 
 
@@ -229,8 +229,8 @@ def test_connections_beyond_the_bound_are_closed(server: str) -> None:
 
 def test_requests_beyond_the_bound_are_told_to_come_back(server: str) -> None:
     with ThreadPoolExecutor(3) as clients:
-        held = [clients.submit(httpx.get, f"{server}/sleep?seconds=0.8") for _ in range(3)]
-        time.sleep(0.4)
+        held = [clients.submit(httpx.get, f"{server}/patient?seconds=3") for _ in range(3)]
+        time.sleep(1.0)
         refused = httpx.get(f"{server}/sleep?seconds=0")
         problem(refused, 503, "Overloaded")
         assert refused.headers["retry-after"] == "1"
@@ -309,7 +309,7 @@ def test_requests_are_logged_but_not_all_of_a_flood(
     assert [line["route"] for line in requests] == ["/sleep"] * 3 + ["unmatched"]
     assert requests[0]["method"] == "GET"
     assert requests[0]["status"] == 200
-    assert requests[3]["left_out"] == 2
+    assert (requests[3]["left_out"], requests[3]["path"]) == (2, "/nowhere")
 
 
 def test_metrics_say_what_serves_and_what_was_refused(server: str) -> None:
