@@ -21,6 +21,7 @@ from agentprm.encoding import encode, encode_answers
 from agentprm.prompts import Prompt
 from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
+from agentprm.remembering import RememberingTokenizer
 from agentprm.service import ProblemError
 from services.prm.model import Classifier
 from services.prm.packing import Row, fork_row
@@ -80,7 +81,7 @@ class Planner:
         self, prompt: Prompt, tokenizer: Any, max_tokens: int | None, *, packs: bool
     ) -> None:
         self.prompt = prompt
-        self.tokenizer = tokenizer
+        self.tokenizer = RememberingTokenizer(tokenizer)
         self.max_tokens = max_tokens
         self._packs = packs
 
