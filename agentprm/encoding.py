@@ -88,7 +88,8 @@ def encode_answers(
     """The ids up to where the assistant answers, and for each answer the ids that follow.
 
     Together they are what `encode` makes of the conversation with that answer; the conversation is
-    rendered and tokenised once for all answers.
+    rendered and tokenised once for all answers. That the template renders an answer behind this
+    conversation as it does behind another is tried on the first one.
 
     Raises:
         ValueError: as `encode`.
@@ -96,11 +97,20 @@ def encode_answers(
     prompt = encode(tokenizer, messages, generation_prompt=True).ids
     raw = [message.model_dump() for message in messages]
     before = tokenizer.apply_chat_template(raw, tokenize=False, add_generation_prompt=True)
-    branches = []
-    for answer in answers:
-        whole = [*raw, {"role": "assistant", "content": answer}]
-        rendered = tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=False)
-        if not rendered.startswith(before):
+
+    def behind(question: Sequence[dict[str, str]], prompt: str, answer: str) -> str:
+        whole = [*question, {"role": "assistant", "content": answer}]
+        text: str = tokenizer.apply_chat_template(
+            whole, tokenize=False, add_generation_prompt=False
+        )
+        if not text.startswith(prompt):
             raise ValueError("the tokenizer's chat template rewrites the prompt of an answer")
-        branches.append(tokenizer.encode(rendered[len(before) :], add_special_tokens=False))
-    return prompt, branches
+        return text[len(prompt) :]
+
+    first = behind(raw, before, answers[0])
+    short = [{"role": "user", "content": "?"}]
+    header = tokenizer.apply_chat_template(short, tokenize=False, add_generation_prompt=True)
+    if behind(short, header, answers[0]) == first:
+        raw, before = short, header
+    texts = [first, *(behind(raw, before, answer) for answer in answers[1:])]
+    return prompt, [tokenizer.encode(text, add_special_tokens=False) for text in texts]

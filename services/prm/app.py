@@ -24,6 +24,9 @@ class Settings(ModelSettings):
     """Serve Q(s, a)."""
 
     port: int = Field(default=8003, description="port to listen on")
+    cache_gib: float = Field(
+        default=1.0, ge=0, description="memory for what is kept between requests, in GiB"
+    )
 
 
 def build(settings: Settings) -> FastAPI:
@@ -31,7 +34,13 @@ def build(settings: Settings) -> FastAPI:
     prompt = load_prompt(settings.prompt)
 
     def load(path: Path) -> Scorer:
-        return Scorer(path, prompt, device=settings.device, dtype=settings.dtype)
+        return Scorer(
+            path,
+            prompt,
+            device=settings.device,
+            dtype=settings.dtype,
+            cache_bytes=int(settings.cache_gib * 2**30),
+        )
 
     serving = Serving("prm", Registry(settings.registry), load, Scorer.check)
     batcher = Batcher()

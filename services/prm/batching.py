@@ -1,10 +1,11 @@
 """Requests that arrive together are computed together, in a fair order.
 
-What waits is a heap of rows. A row's place is the amount of work (in tokens) done when its request
-came, plus the tokens of the request up to and including the row: fair queueing by token count. So a
-short request overtakes long episodes and large requests, by no more than their own length, and
-nothing waits for ever. A few threads plan (tokenise), so that large requests do not hold up small
-ones there either; one computes.
+What waits is a heap of rows. A row's place is the amount of work (in tokens to compute) done when
+its request came, plus the work of the request up to and including the row: fair queueing by token
+count. So a short request overtakes long episodes and large requests, by no more than their own
+length, and nothing waits for ever. What the scorer knows from earlier requests is no work. A few
+threads plan (tokenise), so that large requests do not hold up small ones there either; one
+computes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Job:
 
     served: Served[Scorer]
     plan: Plan
+    costs: list[int]
     done: asyncio.Future[None]
     scores: list[list[float]]
     missing: int
@@ -63,6 +65,10 @@ class _Waiting:
     @property
     def row(self) -> Row:
         return self.job.plan.rows[self.index]
+
+    @property
+    def cost(self) -> int:
+        return self.job.costs[self.index]
 
 
 class Batcher:
@@ -118,13 +124,15 @@ class Batcher:
 
     async def _score(self, served: Served[Scorer], request: ScoreRequest) -> ScoreResponse:
         loop = asyncio.get_running_loop()
-        plan = await loop.run_in_executor(self._planning, served.weights.plan, request)
+        plan, costs = await loop.run_in_executor(self._planning, _plan, served.weights, request)
         if plan.tokens > self._max_waiting:
             limits = f"{plan.tokens} tokens in one request, at most {self._max_waiting}"
             raise ProblemError(413, "Too much at once", limits)
         if self._tokens + plan.tokens > self._max_waiting:
             raise _busy(f"{self._tokens} tokens wait already")
-        job = _Job(served, plan, loop.create_future(), [[] for _ in plan.rows], len(plan.rows))
+        job = _Job(
+            served, plan, costs, loop.create_future(), [[] for _ in plan.rows], len(plan.rows)
+        )
         self._push(job)
         await job.done
         scores = job.scores
@@ -139,8 +147,8 @@ class Batcher:
 
     def _push(self, job: _Job) -> None:
         place = self._clock
-        for index, row in enumerate(job.plan.rows):
-            place += len(row)
+        for index in range(len(job.plan.rows)):
+            place += job.costs[index]
             self._pushed += 1
             heapq.heappush(self._heap, _Waiting(place, self._pushed, job, index))
         self._tokens += job.plan.tokens
@@ -148,22 +156,22 @@ class Batcher:
         self._arrived.set()
 
     def _take(self) -> list[_Waiting]:
-        """The next rows of one version, up to the tokens of one forward pass; at least one row."""
+        """The next rows of one version, up to the work of one forward pass; at least one row."""
         taken: list[_Waiting] = []
-        tokens = 0
+        work = 0
         while self._heap:
             head = self._heap[0]
             if taken and (
                 head.job.served is not taken[0].job.served
-                or tokens + len(head.row) > head.job.served.weights.forward_tokens
+                or work + head.cost > head.job.served.weights.forward_tokens
             ):
                 break
             heapq.heappop(self._heap)
             self._tokens -= len(head.row)
             if not head.job.done.done():  # else it has failed, or was given up
                 taken.append(head)
-                tokens += len(head.row)
-        self._clock += tokens
+                work += head.cost
+        self._clock += work
         self._measure()
         return taken
 
@@ -183,6 +191,11 @@ class Batcher:
     def _measure(self) -> None:
         WAITING_ROWS.set(len(self._heap))
         WAITING_TOKENS.set(self._tokens)
+
+
+def _plan(scorer: Scorer, request: ScoreRequest) -> tuple[Plan, list[int]]:
+    plan = scorer.plan(request)
+    return plan, [scorer.cost(row) for row in plan.rows]
 
 
 def _compute(taken: Sequence[_Waiting]) -> list[list[float] | Exception]:

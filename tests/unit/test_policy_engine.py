@@ -208,7 +208,7 @@ def test_growing_conversations_encode_as_training_does(llama: Path) -> None:
 
 
 def test_prefix_cache_finds_the_longest_beginning_and_keeps_its_bound() -> None:
-    cache = PrefixCache(capacity=100)
+    cache: PrefixCache[Entry] = PrefixCache(capacity=100)
     first = Entry(tuple(range(40)), [])
     cache.add(first)
     assert cache.find([*range(35), 99]) == (first, 35)

@@ -78,7 +78,7 @@ class EmbeddedEngine(Engine):
                 LOGITS // text_config.vocab_size,
             ),
         )
-        self._cache = PrefixCache(cache_tokens)
+        self._cache: PrefixCache[Entry] = PrefixCache(cache_tokens)
         self.codec = Codec(tokenizer, eos_tokens(model, tokenizer))
         self.max_length = max_length(text_config)
 
