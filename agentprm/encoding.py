@@ -17,6 +17,9 @@ from agentprm.protocol import Message
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is needed here."""
 
+    eos_token: str | None
+    pad_token: str | None
+
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages as text."""
 
@@ -104,3 +107,24 @@ def encode_answers(
             raise ValueError("the tokenizer's chat template rewrites the prompt of an answer")
         branches.append(tokenizer.encode(rendered[len(before) :], add_special_tokens=False))
     return prompt, branches
+
+
+def closed(tokenizer: Tokenizer, text: str) -> str:
+    """A conversation that was rendered elsewhere, ended as the chat template ends an answer.
+
+    Texts that come from a decoded sample end with an end token, with the template's own mark or,
+    cut off, with nothing, and may be padded; what is scored is the end of an answer.
+    """
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}
+    rendered = tokenizer.apply_chat_template(
+        [question, answer], tokenize=False, add_generation_prompt=False
+    )
+    end = rendered.rpartition("ANSWER")[2]
+    pad = tokenizer.pad_token or ""
+    marks = tuple(mark for mark in (end.strip(), tokenizer.eos_token, pad) if mark)
+    while pad and text.startswith(pad):
+        text = text.removeprefix(pad)
+    while text.rstrip().endswith(marks):
+        stripped = text.rstrip()
+        text = next(stripped.removesuffix(mark) for mark in marks if stripped.endswith(mark))
+    return text + end if text else ""

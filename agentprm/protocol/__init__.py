@@ -11,6 +11,8 @@ from agentprm.protocol._base import (
     MAX_BATCH,
     MAX_CANDIDATES,
     MAX_COMMAND,
+    MAX_MESSAGE,
+    MAX_MESSAGES,
     MAX_STEPS,
     MAX_TEXT,
     Command,
@@ -21,6 +23,7 @@ from agentprm.protocol._base import (
     Seed,
     Text,
 )
+from agentprm.protocol._chat import ChatMessage, Conversation, TextPart
 from agentprm.protocol._checkpoints import Health, LoadCheckpoint, Loaded
 from agentprm.protocol._env import (
     CreateSessions,
@@ -64,6 +67,8 @@ __all__ = [
     "MAX_BATCH",
     "MAX_CANDIDATES",
     "MAX_COMMAND",
+    "MAX_MESSAGE",
+    "MAX_MESSAGES",
     "MAX_STEPS",
     "MAX_TEXT",
     "ActRequest",
@@ -71,8 +76,10 @@ __all__ = [
     "ActResult",
     "Action",
     "Candidate",
+    "ChatMessage",
     "Choice",
     "Command",
+    "Conversation",
     "CreateSessions",
     "Decoding",
     "Episode",
@@ -112,6 +119,7 @@ __all__ = [
     "StepSession",
     "StepSessions",
     "Text",
+    "TextPart",
     "Transcript",
     "Turn",
 ]

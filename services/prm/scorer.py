@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from agentprm.encoding import encode, encode_answers
+from agentprm.encoding import closed, encode, encode_answers
 from agentprm.prompts import Prompt
 from agentprm.protocol import Action, Choice, Message, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
@@ -67,11 +68,18 @@ class Plan:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     choices: list[list[tuple[int, int]]] = field(default_factory=list)
     transcripts: list[list[tuple[int, int]]] = field(default_factory=list)
+    conversations: list[list[tuple[int, int]]] = field(default_factory=list)
+    texts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
         """Tokens in all rows."""
         return sum(map(len, self.rows))
+
+    def add(self, row: Row) -> list[tuple[int, int]]:
+        """Take up a row; the places of its numbers."""
+        self.rows.append(row)
+        return [(len(self.rows) - 1, k) for k in range(len(row.ends))]
 
 
 _Asked = tuple[dict[str, tuple[int, int]], list[str]]
@@ -130,7 +138,8 @@ class Scorer:
         """Rows for a request. Equal states share a row, equal actions in them a branch.
 
         Raises:
-            ProblemError: 422, something is longer than the model can read.
+            ProblemError: 422, something is longer than the model can read, or a conversation is
+                none that the checkpoint's chat template takes.
         """
         plan = Plan()
         forks: dict[tuple[Message, ...], dict[str, tuple[int, int]]] = {}
@@ -146,11 +155,15 @@ class Scorer:
         episodes: list[list[_Asked]] = []
         for k, transcript in enumerate(request.transcripts):
             if self.prompt.append_only:
-                row = self._transcript(transcript, f"transcripts.{k}")
-                plan.transcripts.append([(len(plan.rows), t) for t in range(len(row.ends))])
-                plan.rows.append(row)
+                played = self.prompt.transcript(transcript.task, transcript.steps)
+                plan.transcripts.append(plan.add(self._turns(played, f"transcripts.{k}")))
             else:
                 episodes.append([ask(state, [action]) for state, action in _turns(transcript)])
+        for k, conversation in enumerate(request.conversations):
+            row = self._conversation(conversation.plain(), f"conversations.{k}")
+            plan.conversations.append(plan.add(row))
+        for k, text in enumerate(request.texts):
+            plan.texts += plan.add(self._text(text, f"texts.{k}"))
         for messages, places in forks.items():
             for texts, row in self._fork(messages, list(places)):
                 places.update({text: (len(plan.rows), k) for k, text in enumerate(texts)})
@@ -186,11 +199,24 @@ class Scorer:
                 "another action: it does not keep to the attention mask it is given"
             )
 
-    def _transcript(self, transcript: Transcript, name: str) -> Row:
-        messages = self.prompt.transcript(transcript.task, transcript.steps)
+    def _conversation(self, messages: Sequence[Message], name: str) -> Row:
+        try:
+            return self._turns(messages, name)
+        except (ValueError, TemplateError) as error:
+            detail = f"{name}: the checkpoint's chat template does not take it: {error}"
+            raise ProblemError(422, "Not a conversation for this model", detail) from error
+
+    def _turns(self, messages: Sequence[Message], name: str) -> Row:
         encoded = encode(self.tokenizer, messages)
         self._fits(len(encoded.ids), name)
         return Row(encoded.ids, [end - 1 for _, end in encoded.spans], trunk=len(encoded.ids))
+
+    def _text(self, text: str, name: str) -> Row:
+        ids = self.tokenizer.encode(closed(self.tokenizer, text), add_special_tokens=False)
+        if not ids:
+            raise ProblemError(422, "Empty", f"{name} holds nothing to score")
+        self._fits(len(ids), name)
+        return Row(ids, [len(ids) - 1], trunk=len(ids))
 
     def _fork(
         self, messages: Sequence[Message], texts: Sequence[str]
