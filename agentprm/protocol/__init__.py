@@ -49,7 +49,15 @@ from agentprm.protocol._policy import (
     Decoding,
     Sampling,
 )
-from agentprm.protocol._prm import Choice, Pair, ScoreRequest, ScoreResponse, Transcript
+from agentprm.protocol._prm import (
+    MAX_TEXTS,
+    Choice,
+    Pair,
+    Rendered,
+    ScoreRequest,
+    ScoreResponse,
+    Transcript,
+)
 from agentprm.protocol._records import (
     Episode,
     Job,
@@ -71,6 +79,7 @@ __all__ = [
     "MAX_MESSAGES",
     "MAX_STEPS",
     "MAX_TEXT",
+    "MAX_TEXTS",
     "ActRequest",
     "ActResponse",
     "ActResult",
@@ -101,6 +110,7 @@ __all__ = [
     "Problem",
     "Provenance",
     "Record",
+    "Rendered",
     "Request",
     "RolloutJob",
     "Sampling",

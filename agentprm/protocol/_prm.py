@@ -10,6 +10,11 @@ from agentprm.protocol._base import MAX_BATCH, MAX_CANDIDATES, Probability, Reco
 from agentprm.protocol._chat import ChatMessage, Conversation, MessageText
 from agentprm.protocol._states import Action, State, Step
 
+MAX_TEXTS = 4096
+"""Most rendered texts in one request."""
+
+Rendered = Annotated[MessageText, Field(min_length=1)]
+
 
 class Pair(Request):
     """One state-action pair."""
@@ -44,9 +49,7 @@ class ScoreRequest(Request):
     choices: list[Choice] = Field(default=[], max_length=MAX_BATCH)
     pairs: list[Pair] = Field(default=[], max_length=MAX_BATCH)
     transcripts: list[Transcript] = Field(default=[], max_length=MAX_BATCH)
-    texts: list[Annotated[MessageText, Field(min_length=1)]] = Field(
-        default=[], max_length=MAX_BATCH
-    )
+    texts: list[Rendered] = Field(default=[], max_length=MAX_TEXTS)
 
     @model_validator(mode="before")
     @classmethod

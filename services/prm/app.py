@@ -1,4 +1,4 @@
-"""The PRM over HTTP: `POST /v1/score`, `POST /v1/checkpoints/load`, `/health`, `/metrics`."""
+"""The PRM over HTTP: `POST /v1/score`, its facades, `POST /v1/checkpoints/load`, `/health`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from agentprm.service import create_app, json_response
 from agentprm.serving import Serving, add_checkpoint_routes
 from agentprm.settings import ModelSettings
 from services.prm.batching import Batcher
+from services.prm.facades import add_facades
 from services.prm.scorer import Scorer
 
 
@@ -69,8 +70,12 @@ def build(settings: Settings) -> FastAPI:
     app = create_app("prm", health, lifespan)
     add_checkpoint_routes(app, serving)
 
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        return await batcher.score(serving.current(), request)
+
     @app.post("/v1/score", response_model=ScoreResponse)
     async def _score(request: ScoreRequest) -> Response:
-        return json_response(await batcher.score(serving.current(), request))
+        return json_response(await score(request))
 
+    add_facades(app, score)
     return app
