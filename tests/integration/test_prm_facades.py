@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import cohere
 import httpx
 import pytest
 from cohere.core import ApiError
+from openai.types.chat import ChatCompletionMessage
 from transformers import AutoTokenizer
 
-from agentprm.client import PRMClient
+from agentprm.client import AsyncPRMClient, PRMClient
 from agentprm.protocol import Action, Choice, ScoreRequest, State
 from agentprm.registry import Registry
 from tests.prm_server import prm_server
@@ -152,3 +154,23 @@ def test_a_chat_over_http(url: str) -> None:
     refused = httpx.post(f"{url}/v1/score", json={"messages": CHAT[:1]})
     assert refused.status_code == 422
     assert "no assistant message" in refused.json()["detail"]
+
+
+def test_the_simple_calls(url: str) -> None:
+    state = State(task="put a mug in cabinet", observation=QUERY)
+    actions = [Action(command="look"), Action(reason="find mug", command="go to shelf 1")]
+    reply = ChatCompletionMessage(role="assistant", content=REASONED)
+    with PRMClient(url) as prm:
+        mixed = prm.score_actions(state, ["look", actions[1]])
+        whole = prm.score(ScoreRequest(choices=[Choice(state=state, actions=actions)]))
+        assert mixed == pytest.approx(whole.choices[0], abs=1e-5)
+        chats = prm.score_conversations([CHAT, [CHAT[0], reply]])
+        assert chats[0] == pytest.approx(chats[1], abs=1e-5)
+        with pytest.raises(ValueError, match="no assistant message"):
+            prm.score_messages(CHAT[:1])
+
+    async def alike() -> list[float]:
+        async with AsyncPRMClient(url) as prm:
+            return await prm.score_messages(CHAT)
+
+    assert asyncio.run(alike()) == pytest.approx(chats[0], abs=1e-5)
