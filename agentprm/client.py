@@ -103,6 +103,12 @@ class _PRM(_Model):
         return _scores(conversations).then(lambda a: a.conversations)
 
     @endpoint
+    def score_answers(self, messages: Messages, answers: Sequence[str]) -> Call[list[float]]:
+        """Q of each of several answers to one conversation."""
+        chats = [[*messages, {"role": "assistant", "content": answer}] for answer in answers]
+        return _scores(chats).then(lambda a: [turns[-1] for turns in a.conversations])
+
+    @endpoint
     def score_actions(self, state: p.State, actions: Sequence[str | p.Action]) -> Call[list[float]]:
         """Q of each action in one state. A string is a command without a reason."""
         chosen = [p.Action(command=a) if isinstance(a, str) else a for a in actions]

@@ -5,6 +5,7 @@ python examples/trl_reward.py --prm http://127.0.0.1:8003 --model Qwen/Qwen2.5-0
 
 import argparse
 
+import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -34,6 +35,7 @@ trainer = GRPOTrainer(
         max_completion_length=32,
         logging_steps=1,
         report_to="none",
+        use_cpu=not torch.cuda.is_available(),
     ),
     train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": s}]} for s in STATES]),
 )

@@ -12,8 +12,8 @@ from agentprm.client import PRMClient, ServiceError
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Choice, Pair, ScoreRequest, State
 from agentprm.registry import STABLE, Registry
-from tests.prm_server import prm_server
 from tests.scorers import episode, tiny_scorer
+from tests.servers import prm_server
 
 REQUEST = ScoreRequest(
     transcripts=[episode(3), episode(5, 1)],

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from agentprm.client import AsyncPRMClient, PRMClient
 from agentprm.protocol import Action, Choice, ScoreRequest, State
 from agentprm.registry import Registry
-from tests.prm_server import prm_server
 from tests.scorers import tiny_scorer
+from tests.servers import prm_server
 
 QUERY = "you are in the middle of a room . you see a mug 1 ."
 DOCUMENTS = [f"take mug {k}" for k in range(70)]

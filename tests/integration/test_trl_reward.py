@@ -16,8 +16,8 @@ from agentprm.client import PRMClient, ServiceError
 from agentprm.integrations.trl import PRMReward
 from agentprm.registry import Registry
 from tests.models import tiny_causal_lm
-from tests.prm_server import prm_server
 from tests.scorers import tiny_scorer
+from tests.servers import prm_server
 
 STATE = "you are in the middle of a room. "
 
