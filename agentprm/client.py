@@ -93,6 +93,11 @@ class _PRM(_Model):
         return post("/v1/score", request, p.ScoreResponse)
 
     @endpoint
+    def model(self) -> Call[p.ModelCard]:
+        """What serves, what it was fitted on, and how well it is calibrated."""
+        return get("/v1/model", p.ModelCard)
+
+    @endpoint
     def score_messages(self, messages: Messages) -> Call[list[float]]:
         """Q of every assistant message of an OpenAI chat, in order."""
         return _scores([messages]).then(lambda a: a.conversations[0])

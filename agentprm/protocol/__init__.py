@@ -23,6 +23,15 @@ from agentprm.protocol._base import (
     Seed,
     Text,
 )
+from agentprm.protocol._cards import (
+    Calibration,
+    Checkpoint,
+    GameSet,
+    ModelCard,
+    PRMFacts,
+    ReliabilityBin,
+    TrainingData,
+)
 from agentprm.protocol._chat import ChatMessage, Conversation, TextPart
 from agentprm.protocol._checkpoints import Health, LoadCheckpoint, Loaded
 from agentprm.protocol._env import (
@@ -56,6 +65,7 @@ from agentprm.protocol._prm import (
     Rendered,
     ScoreRequest,
     ScoreResponse,
+    Scores,
     Transcript,
 )
 from agentprm.protocol._records import (
@@ -84,8 +94,10 @@ __all__ = [
     "ActResponse",
     "ActResult",
     "Action",
+    "Calibration",
     "Candidate",
     "ChatMessage",
+    "Checkpoint",
     "Choice",
     "Command",
     "Conversation",
@@ -95,6 +107,7 @@ __all__ = [
     "ForkSession",
     "Game",
     "GameList",
+    "GameSet",
     "Health",
     "HiddenState",
     "Job",
@@ -102,6 +115,8 @@ __all__ = [
     "LoadCheckpoint",
     "Loaded",
     "Message",
+    "ModelCard",
+    "PRMFacts",
     "Pair",
     "Preference",
     "PreferenceJob",
@@ -110,12 +125,14 @@ __all__ = [
     "Problem",
     "Provenance",
     "Record",
+    "ReliabilityBin",
     "Rendered",
     "Request",
     "RolloutJob",
     "Sampling",
     "ScoreRequest",
     "ScoreResponse",
+    "Scores",
     "Seed",
     "Session",
     "SessionIds",
@@ -130,6 +147,7 @@ __all__ = [
     "StepSessions",
     "Text",
     "TextPart",
+    "TrainingData",
     "Transcript",
     "Turn",
 ]

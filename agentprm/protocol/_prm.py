@@ -72,17 +72,23 @@ class ScoreRequest(Request):
         return self
 
 
-class ScoreResponse(Record):
-    """Q in [0, 1], in the shapes of the request.
+class Scores(Record):
+    """Numbers in [0, 1], in the shapes of a request.
 
-    A number for a pair and a text; a list for a choice (one for each action), a transcript and a
+    One for a pair and a text; a list for a choice (one for each action), a transcript and a
     conversation (one for each turn).
     """
 
     conversations: list[list[Probability]] = Field(default=[])
-    choices: list[list[Probability]]
-    pairs: list[Probability]
-    transcripts: list[list[Probability]]
+    choices: list[list[Probability]] = Field(default=[])
+    pairs: list[Probability] = Field(default=[])
+    transcripts: list[list[Probability]] = Field(default=[])
     texts: list[Probability] = Field(default=[])
+
+
+class ScoreResponse(Scores):
+    """Q of what was asked. Of an ensemble the mean, and the standard deviation as `spread`."""
+
+    spread: Scores | None = None
     prm_version: str
     template_hash: str

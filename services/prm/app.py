@@ -1,4 +1,4 @@
-"""The PRM over HTTP: `POST /v1/score`, its facades, `POST /v1/checkpoints/load`, `/health`."""
+"""The PRM over HTTP: `POST /v1/score` and its facades, `GET /v1/model`, loading, `/health`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pydantic import Field
 
 import agentprm
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Health, ScoreRequest, ScoreResponse
+from agentprm.protocol import Health, ModelCard, ScoreRequest, ScoreResponse
 from agentprm.registry import Registry
 from agentprm.service import create_app, json_response
 from agentprm.serving import Serving, add_checkpoint_routes
 from agentprm.settings import ModelSettings
 from services.prm.batching import Batcher
+from services.prm.ensemble import Ensemble, load_ensemble
 from services.prm.facades import add_facades
 from services.prm.scorer import Scorer
 
@@ -31,10 +32,15 @@ def build(settings: Settings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
 
-    def load(path: Path) -> Scorer:
+    registry = Registry(settings.registry)
+
+    def build_scorer(path: Path) -> Scorer:
         return Scorer(path, prompt, device=settings.device, dtype=settings.dtype)
 
-    serving = Serving("prm", Registry(settings.registry), load, Scorer.check)
+    def load(path: Path) -> Ensemble:
+        return load_ensemble(registry, path, prompt, build_scorer)
+
+    serving = Serving("prm", registry, load, Ensemble.check)
     batcher = Batcher()
 
     @asynccontextmanager
@@ -52,11 +58,13 @@ def build(settings: Settings) -> FastAPI:
             "waiting_tokens": tokens,
         }
         if serving.version is not None:
-            scorer = serving.current().weights
+            members = serving.current().weights.members
+            scorer = members[0].weights
             details |= {
+                "members": len(members),
                 "device": str(scorer.device),
                 "dtype": scorer.dtype,
-                "parameters": scorer.parameters,
+                "parameters": sum(member.weights.parameters for member in members),
                 "max_tokens": scorer.max_tokens,
             }
         return Health(
@@ -71,11 +79,19 @@ def build(settings: Settings) -> FastAPI:
     add_checkpoint_routes(app, serving)
 
     async def score(request: ScoreRequest) -> ScoreResponse:
-        return await batcher.score(serving.current(), request)
+        served = serving.current()
+        return await served.weights.score(
+            served.version, lambda member: batcher.score(member, request)
+        )
 
     @app.post("/v1/score", response_model=ScoreResponse)
     async def _score(request: ScoreRequest) -> Response:
         return json_response(await score(request))
+
+    @app.get("/v1/model", response_model=ModelCard)
+    async def _model() -> Response:
+        served = serving.current()
+        return json_response(served.weights.card(served.version))
 
     add_facades(app, score)
     return app
