@@ -121,10 +121,19 @@ def closed(tokenizer: Tokenizer, text: str) -> str:
     )
     end = rendered.rpartition("ANSWER")[2]
     pad = tokenizer.pad_token or ""
-    marks = tuple(mark for mark in (end.strip(), tokenizer.eos_token, pad) if mark)
-    while pad and text.startswith(pad):
-        text = text.removeprefix(pad)
-    while text.rstrip().endswith(marks):
-        stripped = text.rstrip()
-        text = next(stripped.removesuffix(mark) for mark in marks if stripped.endswith(mark))
-    return text + end if text else ""
+    marks = [mark for mark in (end.strip(), tokenizer.eos_token, pad) if mark]
+    start, stop = 0, len(text)
+    while pad and text.startswith(pad, start):
+        start += len(pad)
+    while mark := _last_mark(text, start, stop, marks):
+        stop -= mark
+    return text[start:stop] + end if start < stop else ""
+
+
+def _last_mark(text: str, start: int, stop: int, marks: Sequence[str]) -> int:
+    """The length of the mark that ends `text[start:stop]`, space after it included; else 0."""
+    bare = stop
+    while bare > start and text[bare - 1].isspace():
+        bare -= 1
+    found = (mark for mark in marks if text.endswith(mark, start, bare))
+    return stop - bare + len(mark) if (mark := next(found, "")) else 0

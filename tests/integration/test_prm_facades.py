@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import cohere
 import httpx
@@ -13,7 +16,7 @@ from openai.types.chat import ChatCompletionMessage
 from transformers import AutoTokenizer
 
 from agentprm.client import AsyncPRMClient, PRMClient
-from agentprm.protocol import Action, Choice, ScoreRequest, State
+from agentprm.protocol import Action, Choice, ModelCard, ScoreRequest, State
 from agentprm.registry import Registry
 from tests.scorers import tiny_scorer
 from tests.servers import prm_server
@@ -145,8 +148,22 @@ def test_openrlhf_gets_a_reward_for_each_query(url: str, registry: Registry) -> 
     assert "query.1" in refused.json()["detail"]
 
 
+def test_the_requests_of_the_documentation(url: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "prm-endpoint.md").read_text()
+    requests = re.findall(r"curl -s http://127\.0\.0\.1:8003(\S+) .*? -d '(.*?)'\n```", text, re.S)
+    answers = [httpx.post(f"{url}{path}", json=json.loads(body)) for path, body in requests]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    chat, choice, transcript = (answer.json() for answer in answers)
+    assert len(chat["conversations"][0]) == 2
+    assert len(choice["choices"][0]) == 2
+    assert len(transcript["transcripts"][0]) == 2
+    shown = json.loads(re.findall(r"```json\n(.*?)```", text, re.S)[0])
+    assert shown.keys() == chat.keys()
+    card = re.findall(r"```json\n(.*?)```", text, re.S)[1]
+    assert ModelCard.model_validate_json(card).checkpoints[0].calibration is not None
+
+
 def test_a_chat_over_http(url: str) -> None:
-    """The request of the documentation's first example, as raw JSON."""
     answer = httpx.post(f"{url}/v1/score", json={"messages": [*CHAT, *CHAT]}).json()
     [turns] = answer["conversations"]
     assert len(turns) == 2
