@@ -17,6 +17,9 @@ from agentprm.protocol import Message
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is needed here."""
 
+    eos_token: str | None
+    pad_token: str | None
+
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages as text."""
 
@@ -114,3 +117,33 @@ def encode_answers(
         raw, before = short, header
     texts = [first, *(behind(raw, before, answer) for answer in answers[1:])]
     return prompt, [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def closed(tokenizer: Tokenizer, text: str) -> str:
+    """A conversation that was rendered elsewhere, ended as the chat template ends an answer.
+
+    Texts that come from a decoded sample end with an end token, with the template's own mark or,
+    cut off, with nothing, and may be padded; what is scored is the end of an answer.
+    """
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}
+    rendered = tokenizer.apply_chat_template(
+        [question, answer], tokenize=False, add_generation_prompt=False
+    )
+    end = rendered.rpartition("ANSWER")[2]
+    pad = tokenizer.pad_token or ""
+    marks = [mark for mark in (end.strip(), tokenizer.eos_token, pad) if mark]
+    start, stop = 0, len(text)
+    while pad and text.startswith(pad, start):
+        start += len(pad)
+    while mark := _last_mark(text, start, stop, marks):
+        stop -= mark
+    return text[start:stop] + end if start < stop else ""
+
+
+def _last_mark(text: str, start: int, stop: int, marks: Sequence[str]) -> int:
+    """The length of the mark that ends `text[start:stop]`, space after it included; else 0."""
+    bare = stop
+    while bare > start and text[bare - 1].isspace():
+        bare -= 1
+    found = (mark for mark in marks if text.endswith(mark, start, bare))
+    return stop - bare + len(mark) if (mark := next(found, "")) else 0

@@ -18,7 +18,7 @@ V = TypeVar("V", bound=Sized)
 
 
 class RememberingTokenizer:
-    """A Hugging Face tokenizer, as far as `agentprm.encoding` uses it. Any thread may call it."""
+    """A Hugging Face tokenizer, as far as the services use it. Any thread may call it."""
 
     def __init__(self, tokenizer: Any, max_length: int = MAX_LENGTH) -> None:
         self._tokenizer = tokenizer
@@ -26,9 +26,15 @@ class RememberingTokenizer:
         self._ids: _Memory[list[int]] = _Memory(max_length)
         self.eos_token: str | None = tokenizer.eos_token
         self.pad_token: str | None = tokenizer.pad_token
+        self.chat_template: Any = tokenizer.chat_template
 
     def __len__(self) -> int:
         return len(self._tokenizer)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token ids by token."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        return vocabulary
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """The conversation as text, or whatever else the tokenizer makes of it."""

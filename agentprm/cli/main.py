@@ -22,6 +22,7 @@ from agentprm.cli.games import app as games_app
 from agentprm.cli.machine import Options, evaluate_run, serve_run, train_run
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, Evaluation, load_config, read_config
+from agentprm.ensembles import write_ensemble
 from agentprm.protocol import Sampling, Split
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError, Registry, write_atomic
@@ -176,6 +177,18 @@ def up(
             registry.adopt(prm, "prm/0")
         options = Options(prompt=prompt, device=device)
         serve_run(home, games, options, host=host, first_port=port, privileged=privileged)
+
+
+@app.command()
+def ensemble(
+    version: Annotated[str, typer.Argument(help="a free version, such as prm/3")],
+    members: Annotated[list[str], typer.Argument(help="two or more, such as prm/0 prm/1 prm/2")],
+    run: Annotated[Path, typer.Option(help="the run that the checkpoints are of")],
+) -> None:
+    """Name several PRMs as one: it answers with their mean and their standard deviation."""
+    with _explained():
+        write_ensemble(Registry(run / "checkpoints"), version, members)
+    console.print(f"{version}: {', '.join(members)}")
 
 
 @contextmanager

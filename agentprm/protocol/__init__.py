@@ -11,6 +11,8 @@ from agentprm.protocol._base import (
     MAX_BATCH,
     MAX_CANDIDATES,
     MAX_COMMAND,
+    MAX_MESSAGE,
+    MAX_MESSAGES,
     MAX_STEPS,
     MAX_TEXT,
     Command,
@@ -22,6 +24,16 @@ from agentprm.protocol._base import (
     Seed,
     Text,
 )
+from agentprm.protocol._cards import (
+    Calibration,
+    Checkpoint,
+    GameSet,
+    ModelCard,
+    PRMFacts,
+    ReliabilityBin,
+    TrainingData,
+)
+from agentprm.protocol._chat import ChatMessage, Conversation, TextPart
 from agentprm.protocol._checkpoints import Health, LoadCheckpoint, Loaded
 from agentprm.protocol._env import (
     ClosedSessions,
@@ -47,7 +59,16 @@ from agentprm.protocol._policy import (
     Decoding,
     Sampling,
 )
-from agentprm.protocol._prm import Choice, Pair, ScoreRequest, ScoreResponse, Transcript
+from agentprm.protocol._prm import (
+    MAX_TEXTS,
+    Choice,
+    Pair,
+    Rendered,
+    ScoreRequest,
+    ScoreResponse,
+    Scores,
+    Transcript,
+)
 from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
     Episode,
@@ -66,16 +87,23 @@ __all__ = [
     "MAX_BATCH",
     "MAX_CANDIDATES",
     "MAX_COMMAND",
+    "MAX_MESSAGE",
+    "MAX_MESSAGES",
     "MAX_STEPS",
     "MAX_TEXT",
+    "MAX_TEXTS",
     "ActRequest",
     "ActResponse",
     "ActResult",
     "Action",
+    "Calibration",
     "Candidate",
+    "ChatMessage",
+    "Checkpoint",
     "Choice",
     "ClosedSessions",
     "Command",
+    "Conversation",
     "CreateSessions",
     "Decoding",
     "Episode",
@@ -83,6 +111,7 @@ __all__ = [
     "ForkSession",
     "Game",
     "GameList",
+    "GameSet",
     "Health",
     "HiddenState",
     "Id",
@@ -91,6 +120,8 @@ __all__ = [
     "LoadCheckpoint",
     "Loaded",
     "Message",
+    "ModelCard",
+    "PRMFacts",
     "Pair",
     "Preference",
     "PreferenceJob",
@@ -99,11 +130,14 @@ __all__ = [
     "Problem",
     "Provenance",
     "Record",
+    "ReliabilityBin",
+    "Rendered",
     "Request",
     "RolloutJob",
     "Sampling",
     "ScoreRequest",
     "ScoreResponse",
+    "Scores",
     "Seed",
     "Session",
     "SessionIds",
@@ -117,6 +151,8 @@ __all__ = [
     "StepSession",
     "StepSessions",
     "Text",
+    "TextPart",
+    "TrainingData",
     "Transcript",
     "Turn",
 ]

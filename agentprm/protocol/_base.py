@@ -10,6 +10,10 @@ MAX_TEXT = 20_000
 """Longest observation or reason, in characters."""
 MAX_COMMAND = 500
 """Longest command, in characters."""
+MAX_MESSAGE = 200_000
+"""Longest message of a chat, in characters."""
+MAX_MESSAGES = 500
+"""Most messages of a chat."""
 MAX_BATCH = 256
 """Most states, sessions or pairs in one request."""
 MAX_STEPS = 200

@@ -1,4 +1,4 @@
-"""The PRM over HTTP: `POST /v1/score`, `POST /v1/checkpoints/load`, `/health`, `/metrics`."""
+"""The PRM over HTTP: `POST /v1/score` and its facades, `GET /v1/model`, loading, `/health`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pydantic import Field
 
 import agentprm
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Health, ScoreRequest, ScoreResponse
+from agentprm.protocol import Health, ModelCard, ScoreRequest, ScoreResponse
 from agentprm.registry import Registry
 from agentprm.service import create_app, json_response, problems
 from agentprm.serving import Serving, add_checkpoint_routes
 from agentprm.settings import ModelSettings
 from services.prm.batching import Batcher
+from services.prm.ensemble import Ensemble, load_ensemble
+from services.prm.facades import add_facades
 from services.prm.scorer import Scorer
 
 
@@ -33,7 +35,9 @@ def build(settings: Settings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
 
-    def load(path: Path) -> Scorer:
+    registry = Registry(settings.registry)
+
+    def build_scorer(path: Path) -> Scorer:
         return Scorer(
             path,
             prompt,
@@ -42,7 +46,10 @@ def build(settings: Settings) -> FastAPI:
             cache_bytes=int(settings.cache_gib * 2**30),
         )
 
-    serving = Serving("prm", Registry(settings.registry), load, Scorer.check)
+    def load(path: Path) -> Ensemble:
+        return load_ensemble(registry, path, prompt, build_scorer)
+
+    serving = Serving("prm", registry, load, Ensemble.check)
     batcher = Batcher()
 
     @asynccontextmanager
@@ -60,11 +67,13 @@ def build(settings: Settings) -> FastAPI:
             "waiting_tokens": tokens,
         }
         if serving.version is not None:
-            scorer = serving.current().weights
+            members = serving.current().weights.members
+            scorer = members[0].weights
             details |= {
+                "members": len(members),
                 "device": str(scorer.device),
                 "dtype": scorer.dtype,
-                "parameters": scorer.parameters,
+                "parameters": sum(member.weights.parameters for member in members),
                 "max_tokens": scorer.max_tokens,
             }
         return Health(
@@ -78,8 +87,20 @@ def build(settings: Settings) -> FastAPI:
     app = create_app("prm", health, lifespan)
     add_checkpoint_routes(app, serving)
 
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        served = serving.current()
+        return await served.weights.score(
+            served.version, lambda member: batcher.score(member, request)
+        )
+
     @app.post("/v1/score", response_model=ScoreResponse, responses=problems(429, 500))
     async def _score(request: ScoreRequest) -> Response:
-        return json_response(await batcher.score(serving.current(), request))
+        return json_response(await score(request))
 
+    @app.get("/v1/model", response_model=ModelCard)
+    async def _model() -> Response:
+        served = serving.current()
+        return json_response(served.weights.card(served.version))
+
+    add_facades(app, score)
     return app

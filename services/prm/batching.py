@@ -138,9 +138,11 @@ class Batcher:
         scores = job.scores
         SCORES.inc(sum(map(len, scores)))
         return ScoreResponse(
-            pairs=[scores[row][k] for row, k in plan.pairs],
+            conversations=[[scores[row][k] for row, k in turns] for turns in plan.conversations],
             choices=[[scores[row][k] for row, k in choice] for choice in plan.choices],
+            pairs=[scores[row][k] for row, k in plan.pairs],
             transcripts=[[scores[row][k] for row, k in turns] for turns in plan.transcripts],
+            texts=[scores[row][k] for row, k in plan.texts],
             prm_version=served.version,
             template_hash=served.weights.prompt.hash,
         )

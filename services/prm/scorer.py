@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from agentprm.encoding import encode, encode_answers
+from agentprm.encoding import closed, encode, encode_answers
 from agentprm.prompts import Prompt
 from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
@@ -63,11 +64,18 @@ class Plan:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     choices: list[list[tuple[int, int]]] = field(default_factory=list)
     transcripts: list[list[tuple[int, int]]] = field(default_factory=list)
+    conversations: list[list[tuple[int, int]]] = field(default_factory=list)
+    texts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
         """Tokens in all rows."""
         return sum(map(len, self.rows))
+
+    def add(self, row: Row) -> list[tuple[int, int]]:
+        """Take up a row; the places of its numbers."""
+        self.rows.append(row)
+        return [(len(self.rows) - 1, k) for k in range(len(row.ends))]
 
 
 _Asked = tuple[dict[str, tuple[int, int]], list[str]]
@@ -89,7 +97,8 @@ class Planner:
         """Rows for a request. Equal states share a row, equal actions in them a branch.
 
         Raises:
-            ProblemError: 422, something is longer than the model can read.
+            ProblemError: 422, something is longer than the model can read, or a conversation is
+                none that the checkpoint's chat template takes.
         """
         plan = Plan()
         forks: dict[tuple[Message, ...], dict[str, tuple[int, int]]] = {}
@@ -105,11 +114,15 @@ class Planner:
         episodes: list[list[_Asked]] = []
         for k, transcript in enumerate(request.transcripts):
             if self.prompt.append_only:
-                row = self._transcript(transcript, f"transcripts.{k}")
-                plan.transcripts.append([(len(plan.rows), t) for t in range(len(row.ends))])
-                plan.rows.append(row)
+                played = self.prompt.transcript(transcript.task, transcript.steps)
+                plan.transcripts.append(plan.add(self._turns(played, f"transcripts.{k}")))
             else:
                 episodes.append([ask(state, [action]) for state, action in _turns(transcript)])
+        for k, conversation in enumerate(request.conversations):
+            row = self._conversation(conversation.plain(), f"conversations.{k}")
+            plan.conversations.append(plan.add(row))
+        for k, text in enumerate(request.texts):
+            plan.texts += plan.add(self._text(text, f"texts.{k}"))
         for messages, places in forks.items():
             for texts, row in self._fork(messages, list(places)):
                 places.update({text: (len(plan.rows), k) for k, text in enumerate(texts)})
@@ -119,11 +132,24 @@ class Planner:
         plan.transcripts += [[places[text] for places, (text,) in turns] for turns in episodes]
         return plan
 
-    def _transcript(self, transcript: Transcript, name: str) -> Row:
-        messages = self.prompt.transcript(transcript.task, transcript.steps)
+    def _conversation(self, messages: Sequence[Message], name: str) -> Row:
+        try:
+            return self._turns(messages, name)
+        except (ValueError, TemplateError) as error:
+            detail = f"{name}: the checkpoint's chat template does not take it: {error}"
+            raise ProblemError(422, "Not a conversation for this model", detail) from error
+
+    def _turns(self, messages: Sequence[Message], name: str) -> Row:
         encoded = encode(self.tokenizer, messages)
         self._fits(len(encoded.ids), name)
         return Row(encoded.ids, [end - 1 for _, end in encoded.spans], trunk=len(encoded.ids))
+
+    def _text(self, text: str, name: str) -> Row:
+        ids = self.tokenizer.encode(closed(self.tokenizer, text), add_special_tokens=False)
+        if not ids:
+            raise ProblemError(422, "Empty", f"{name} holds nothing to score")
+        self._fits(len(ids), name)
+        return Row(ids, [len(ids) - 1], trunk=len(ids))
 
     def _fork(
         self, messages: Sequence[Message], texts: Sequence[str]

@@ -28,10 +28,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from agentprm.config import FitSettings
+from agentprm.facts import METADATA
 from services.trainer.batches import TokenBatches
-
-METADATA = "agentprm.json"
-"""How a checkpoint was made: prompt template, settings, measurements."""
 
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]

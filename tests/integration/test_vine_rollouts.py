@@ -16,13 +16,13 @@ from rich.console import Console
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.config import Config
+from agentprm.facts import METADATA
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Episode, JobResult, RolloutJob, Start
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from services.rollout.player import Player
 from services.trainer.collect import Services
-from services.trainer.fitting import METADATA
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress

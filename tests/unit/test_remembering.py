@@ -18,7 +18,9 @@ class Counted:
         self._tokenizer = tiny_tokenizer()
         if template:
             self._tokenizer.chat_template = template
-        self.eos_token = self.pad_token = None
+        self.chat_template = self._tokenizer.chat_template
+        self.eos_token: str | None = None
+        self.pad_token: str | None = None
         self.rendered = self.encoded = 0
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:

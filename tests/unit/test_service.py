@@ -21,7 +21,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from agentprm import request_id
-from agentprm.client import ServiceError, _Client
+from agentprm.calls import get
+from agentprm.client import EnvClient, ServiceError
 from agentprm.protocol import Health, Text
 from agentprm.service import Limits, ProblemError, _observe, _server, create_app
 
@@ -283,14 +284,14 @@ def test_ids_are_taken_made_and_passed_on(server: str) -> None:
     for bad in (b"", b"a b", b"x" * 129, b"\xff"):
         answer = httpx.get(f"{server}/sleep?seconds=0", headers={b"X-Request-ID": bad})
         assert answer.headers["x-request-id"].encode() not in (b"", bad)
-    with request_id.named("job-12"), _Client(server) as client:
+    with request_id.named("job-12"), EnvClient(server) as client:
         assert client._http.get("/sleep?seconds=0").json() == "job-12"
     assert request_id.current() is None
 
 
 def test_an_error_says_which_request_it_was(server: str) -> None:
-    with request_id.named("job-13"), _Client(server) as client, pytest.raises(ServiceError):
-        client._call(Health, "GET", "/raise", params={"kind": "bug"})
+    with request_id.named("job-13"), EnvClient(server) as client, pytest.raises(ServiceError):
+        client._do(get("/raise", Health, {"kind": "bug"}))
     assert httpx.get(f"{server}/raise?kind=bug").headers["x-request-id"]
 
 
