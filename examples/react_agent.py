@@ -2,6 +2,7 @@
 
 Start the environment, a policy and the PRM with `agentprm up --run RUN --games DIR`, then
 
+    pip install openai
     python examples/react_agent.py
 
 or give the address and name of another model: --llm https://api.openai.com/v1 --model gpt-5-mini.

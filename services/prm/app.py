@@ -34,7 +34,6 @@ class Settings(ModelSettings):
 def build(settings: Settings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
-
     registry = Registry(settings.registry)
 
     def build_scorer(path: Path) -> Scorer:
