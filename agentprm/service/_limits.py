@@ -77,19 +77,20 @@ class Bound:
             return
         self._requests += 1
         self._in_flight.inc()
-        body = bytearray()
+        body: list[bytes] = []
         try:
             if await self._read(body, scope, receive):
-                await self._within_time(bytes(body), scope, receive, send)
+                body[:] = [b"".join(body)]
+                await self._within_time(body[0], scope, receive, send)
         except ProblemError as error:
             await refuse(error, scope, receive, send)
         finally:
-            self._bytes -= len(body)
+            self._bytes -= sum(map(len, body))
             self._requests -= 1
             self._in_flight.dec()
 
-    async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> bool:
-        """Read all of the body; False where the client left meanwhile.
+    async def _read(self, body: list[bytes], scope: Scope, receive: Receive) -> bool:
+        """Read all parts of the body; False where the client left meanwhile.
 
         Raises:
             ProblemError: 408, 413, or 503 where all bodies together are too large.
@@ -99,16 +100,18 @@ class Bound:
             raise self._too_large()
         try:
             async with asyncio.timeout(self.limits.body_seconds):
+                size = 0
                 more = True
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return False
                     chunk = message.get("body", b"")
-                    body += chunk
+                    body.append(chunk)
+                    size += len(chunk)
                     self._bytes += len(chunk)
                     more = message.get("more_body", False)
-                    if len(body) > self.limits.body:
+                    if size > self.limits.body:
                         raise self._too_large()
                     if self._bytes > self.limits.bodies:
                         raise _overloaded("the bodies under way fill the memory for them")

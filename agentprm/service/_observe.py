@@ -23,6 +23,8 @@ BURST = 200
 """Lines that may come at once, before `LINES_PER_SECOND` holds."""
 UNMATCHED = "unmatched"
 """Stands for the route of a request that met none, or was refused before."""
+LEFT = 499
+"""Stands for the status of a request whose client left before it was answered."""
 POLLED = frozenset({"/health", "/metrics"})
 """Routes that are asked all the time; only their failures are logged."""
 
@@ -46,7 +48,7 @@ class Observe:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         name = request_id.adopt(given)
         started = time.perf_counter()
-        status = 500
+        status = LEFT
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -60,6 +62,9 @@ class Observe:
 
         try:
             await self.app(scope, receive, observed)
+        except Exception:
+            status = 500
+            raise
         finally:
             self._tell(scope, status, time.perf_counter() - started)
 

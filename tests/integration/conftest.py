@@ -44,7 +44,8 @@ class Guarded:
     def lines(self, service: str) -> list[dict[str, Any]]:
         """What a service has logged."""
         text = (self.logs / f"{service}.log").read_text()
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        whole = text[: text.rfind("\n") + 1]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,9 +15,15 @@ from tests.integration.test_auth import ACT
 
 
 def routes(guarded: Guarded, service: str, name: str) -> list[tuple[str, int]]:
-    lines = [line for line in guarded.lines(service) if line.get("request_id") == name]
-    assert {line["service"] for line in lines} <= {service}
-    return [(line["route"], line["status"]) for line in lines if line["event"] == "request"]
+    """What a service has logged of a request: that comes a moment after its answer."""
+    deadline = time.monotonic() + 20
+    while True:
+        lines = [line for line in guarded.lines(service) if line.get("request_id") == name]
+        assert {line["service"] for line in lines} <= {service}
+        found = [(line["route"], line["status"]) for line in lines if line["event"] == "request"]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def test_an_act_is_found_in_both_logs(guarded: Guarded) -> None:

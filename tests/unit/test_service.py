@@ -185,6 +185,7 @@ def test_a_body_that_does_not_come_is_given_up(server: str) -> None:
     with raw(server) as client:
         client.sendall(b"POST /items HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
     assert httpx.post(f"{server}/items", json={"name": "next"}).json() == "next"
+    assert 'status="499"' in httpx.get(f"{server}/metrics").text
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nX-Slow: "])
