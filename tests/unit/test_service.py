@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -166,6 +167,17 @@ def test_a_bug_is_a_problem_that_tells_nothing(server: str) -> None:
 
 
 # --- limits --------------------------------------------------------------------------------------
+
+
+def test_headers_without_end_are_cut_off(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_server, "HEADER_SECONDS", 60.0)
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        closed = b"?"
+        with contextlib.suppress(ConnectionError):
+            line.sendall(b"GET /items HTTP/1.1\r\nHost: x\r\nX: " + b"x" * _server.HEADER_BYTES)
+            closed = line.recv(1)
+        assert closed in (b"", b"?")
 
 
 def test_large_bodies_are_refused_announced_or_not(server: str) -> None:
