@@ -46,7 +46,14 @@ from agentprm.protocol._policy import (
     Decoding,
     Sampling,
 )
-from agentprm.protocol._prm import Choice, Pair, ScoreRequest, ScoreResponse, Transcript
+from agentprm.protocol._prm import (
+    Choice,
+    Continuations,
+    Pair,
+    ScoreRequest,
+    ScoreResponse,
+    Transcript,
+)
 from agentprm.protocol._records import (
     Episode,
     Job,
@@ -73,6 +80,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "Command",
+    "Continuations",
     "CreateSessions",
     "Decoding",
     "Episode",

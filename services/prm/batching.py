@@ -133,6 +133,7 @@ class Batcher:
             pairs=[scores[row][k] for row, k in plan.pairs],
             choices=[[scores[row][k] for row, k in choice] for choice in plan.choices],
             transcripts=[[scores[row][k] for row, k in turns] for turns in plan.transcripts],
+            continuations=[[scores[row][k] for row, k in each] for each in plan.continuations],
             prm_version=served.version,
             template_hash=served.weights.prompt.hash,
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from agentprm.encoding import encode, encode_answers
@@ -67,6 +68,7 @@ class Plan:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     choices: list[list[tuple[int, int]]] = field(default_factory=list)
     transcripts: list[list[tuple[int, int]]] = field(default_factory=list)
+    continuations: list[list[tuple[int, int]]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -75,7 +77,7 @@ class Plan:
 
 
 _Asked = tuple[dict[str, tuple[int, int]], list[str]]
-"""Where the actions of a state are to be found, by text, and the texts that were asked for."""
+"""Where the answers to a conversation are to be found, and the answers that were asked for."""
 
 
 class Scorer:
@@ -130,19 +132,24 @@ class Scorer:
         """Rows for a request. Equal states share a row, equal actions in them a branch.
 
         Raises:
-            ProblemError: 422, something is longer than the model can read.
+            ProblemError: 422, something is longer than the model can read, or its chat template
+                refuses a conversation.
         """
         plan = Plan()
         forks: dict[tuple[Message, ...], dict[str, tuple[int, int]]] = {}
 
-        def ask(state: State, actions: Iterable[Action]) -> _Asked:
-            places = forks.setdefault(tuple(self.prompt.messages(state)), {})
-            texts = [self.prompt.action_text(action) for action in actions]
+        def ask_text(messages: Sequence[Message], texts: list[str]) -> _Asked:
+            places = forks.setdefault(tuple(messages), {})
             places.update(dict.fromkeys(texts, (0, 0)))
             return places, texts
 
+        def ask(state: State, actions: Iterable[Action]) -> _Asked:
+            texts = [self.prompt.action_text(action) for action in actions]
+            return ask_text(self.prompt.messages(state), texts)
+
         pairs = [ask(pair.state, [pair.action]) for pair in request.pairs]
         choices = [ask(choice.state, choice.actions) for choice in request.choices]
+        continuations = [ask_text(c.messages, c.answers) for c in request.continuations]
         episodes: list[list[_Asked]] = []
         for k, transcript in enumerate(request.transcripts):
             if self.prompt.append_only:
@@ -157,6 +164,7 @@ class Scorer:
                 plan.rows.append(row)
         plan.pairs = [places[text] for places, (text,) in pairs]
         plan.choices = [[places[text] for text in texts] for places, texts in choices]
+        plan.continuations = [[places[text] for text in texts] for places, texts in continuations]
         plan.transcripts += [[places[text] for places, (text,) in turns] for turns in episodes]
         return plan
 
@@ -196,7 +204,10 @@ class Scorer:
         self, messages: Sequence[Message], texts: Sequence[str]
     ) -> Iterator[tuple[list[str], Row]]:
         """The actions of one state, as many in a row as `PACKED_TOKENS` allows."""
-        trunk, branches = encode_answers(self.tokenizer, messages, texts)
+        try:
+            trunk, branches = encode_answers(self.tokenizer, messages, texts)
+        except (TemplateError, ValueError) as error:  # roles in an order it does not know, say
+            raise ProblemError(422, "Refused by the chat template", str(error)) from error
         self._fits(len(trunk) + max(map(len, branches)), "a state with an action")
         limit = PACKED_TOKENS if self._packs else 0
         group: list[int] = []

@@ -8,6 +8,7 @@ from agentprm.prompts import Prompt, load_prompt
 from agentprm.protocol import (
     Action,
     Choice,
+    Continuations,
     Message,
     Pair,
     ScoreRequest,
@@ -217,3 +218,30 @@ def test_the_canary_refuses_a_model_whose_packed_actions_see_each_other(
     )
     with pytest.raises(CheckpointError, match="does not keep to the attention mask"):
         llama.check()
+
+
+def test_answers_behind_messages_read_as_the_same_state_and_actions(llama: Scorer) -> None:
+    state, actions = state_at(episode(4), 3), [step.action for step in episode(4, 7).steps]
+    conversation = llama.prompt.messages(state)
+    texts = [llama.prompt.action_text(action) for action in actions]
+    native = ScoreRequest(choices=[Choice(state=state, actions=actions)])
+    rendered = ScoreRequest(continuations=[Continuations(messages=conversation, answers=texts)])
+    assert llama.plan(rendered).rows == llama.plan(native).rows
+    other = Continuations(messages=[Message(role="user", content="look")], answers=["a", "b", "a"])
+    plan, scores = run(llama, ScoreRequest(choices=native.choices, continuations=[other]))
+    assert len(plan.rows) == 2  # each conversation is read once
+    first, second, again = [scores[row][k] for row, k in plan.continuations[0]]
+    assert first == again != second
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_a_422(tmp_path: Path) -> None:
+    tiny_scorer(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    alternate = "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template = tokenizer.chat_template.replace("<|{{ message", alternate + "<|{{ message")
+    tokenizer.chat_template = template.replace("m.role", "message.role")
+    tokenizer.save_pretrained(tmp_path)
+    asked = Continuations(messages=[Message(role="system", content="x")], answers=["look"])
+    with pytest.raises(ProblemError, match="no system role") as caught:
+        Scorer(tmp_path, load_prompt("chat")).plan(ScoreRequest(continuations=[asked]))
+    assert caught.value.problem.status == 422
