@@ -48,11 +48,17 @@ def _again(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-def _retrying(deadline: float) -> dict[str, Any]:
+def _retrying(deadline: float, unreachable: float | None = None) -> dict[str, Any]:
+    def stop(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if unreachable is not None and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return tenacity.stop_before_delay(unreachable)(state)
+        return tenacity.stop_before_delay(deadline)(state)
+
     return {
         "retry": tenacity.retry_if_exception(_again),
         "wait": _wait,
-        "stop": tenacity.stop_before_delay(deadline),
+        "stop": stop,
         "reraise": True,
     }
 
@@ -130,11 +136,19 @@ class _Client:
 
 
 class _AsyncClient:
-    """A connection pool to one service, for asyncio."""
+    """A connection pool to one service, for asyncio.
 
-    def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=deadline, headers=_HEADERS)
+    `unreachable` is the number of seconds, `deadline` by default, after which a service that
+    takes no connection is given up.
+    """
+
+    def __init__(
+        self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
+    ) -> None:
+        timeout = httpx.Timeout(deadline, connect=unreachable or deadline)
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, headers=_HEADERS)
         self._deadline = deadline
+        self._unreachable = unreachable
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,7 +169,8 @@ class _AsyncClient:
             return _parse(await self._http.request(method, path, content=_content(body)), kind)
 
         try:
-            return await tenacity.AsyncRetrying(**_retrying(self._deadline))(once)
+            retrying = _retrying(self._deadline, self._unreachable)
+            return await tenacity.AsyncRetrying(**retrying)(once)
         except httpx.TransportError as error:
             raise _unreachable(error) from error
 
