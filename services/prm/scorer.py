@@ -208,6 +208,8 @@ class Scorer:
             trunk, branches = encode_answers(self.tokenizer, messages, texts)
         except (TemplateError, ValueError) as error:  # roles in an order it does not know, say
             raise ProblemError(422, "Refused by the chat template", str(error)) from error
+        if not all(branches):
+            raise ProblemError(422, "Nothing to score", "the chat template renders no answer")
         self._fits(len(trunk) + max(map(len, branches)), "a state with an action")
         limit = PACKED_TOKENS if self._packs else 0
         group: list[int] = []

@@ -313,7 +313,7 @@ def test_a_prm_killed_in_the_middle_is_a_503_or_a_marked_sample_and_never_a_sile
 
 def extra(answer: Any, field: str) -> Any:
     """A field that OpenAI's types do not know."""
-    return answer.model_extra[field]
+    return getattr(answer, field)
 
 
 def contents(completion: ChatCompletion) -> list[str | None]:

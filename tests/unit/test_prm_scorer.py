@@ -237,11 +237,20 @@ def test_answers_behind_messages_read_as_the_same_state_and_actions(llama: Score
 def test_a_conversation_that_the_chat_template_refuses_is_a_422(tmp_path: Path) -> None:
     tiny_scorer(tmp_path, 0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    alternate = "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    template = tokenizer.chat_template.replace("<|{{ message", alternate + "<|{{ message")
-    tokenizer.chat_template = template.replace("m.role", "message.role")
+    tokenizer.chat_template = (
+        "{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     tokenizer.save_pretrained(tmp_path)
-    asked = Continuations(messages=[Message(role="system", content="x")], answers=["look"])
-    with pytest.raises(ProblemError, match="no system role") as caught:
-        Scorer(tmp_path, load_prompt("chat")).plan(ScoreRequest(continuations=[asked]))
-    assert caught.value.problem.status == 422
+    scorer = Scorer(tmp_path, load_prompt("chat"))
+    system, user = (Message(role=role, content="look") for role in ("system", "user"))
+    for messages, answers, why in (
+        ([system, user], ["look"], "no system role"),
+        ([user], ["look", ""], "renders no answer"),  # nor an end mark that could be read
+    ):
+        asked = Continuations(messages=messages, answers=answers)
+        with pytest.raises(ProblemError, match=why) as caught:
+            scorer.plan(ScoreRequest(continuations=[asked]))
+        assert caught.value.problem.status == 422
