@@ -103,18 +103,28 @@ class endpoint(Generic[P, T]):
 class _Attempts:
     """Tells tenacity when to try again, and an attempt how many seconds it has."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, unreachable: float | None) -> None:
         self._ends = time.monotonic() + deadline
+        self._unreachable = unreachable
+        self._stop = tenacity.stop_before_delay(deadline)
         self.policy: dict[str, Any] = {
             "retry": tenacity.retry_if_exception(_again),
             "wait": _wait,
-            "stop": tenacity.stop_before_delay(deadline),
+            "stop": self._over,
             "reraise": True,
         }
 
     @property
-    def left(self) -> float:
-        return max(self._ends - time.monotonic(), _SHORTEST)
+    def timeout(self) -> httpx.Timeout:
+        left = max(self._ends - time.monotonic(), _SHORTEST)
+        return httpx.Timeout(left, connect=min(left, self._unreachable or left))
+
+    def _over(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        if refused and self._unreachable is not None:
+            return tenacity.stop_before_delay(self._unreachable)(state)
+        return self._stop(state)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -170,11 +180,18 @@ class _Caller(httpx.Auth):
 
 
 class Client:
-    """A connection pool to one service."""
+    """A connection pool to one service.
 
-    def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
+    A call may take `deadline` seconds, its retries included; a service that takes no connection is
+    given up after `unreachable` seconds, by default also at the deadline.
+    """
+
+    def __init__(
+        self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
+    ) -> None:
         self._http = httpx.Client(base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller())
         self._deadline = deadline
+        self._unreachable = unreachable
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +210,7 @@ class Client:
         return p.Health.model_validate_json(self._http.get("/health").content)
 
     def _do(self, call: Call[T]) -> T:
-        attempts = _Attempts(self._deadline)
+        attempts = _Attempts(self._deadline, self._unreachable)
 
         def once() -> bytes:
             return _checked(
@@ -202,7 +219,7 @@ class Client:
                     call.path,
                     content=call.content,
                     params=call.params,
-                    timeout=attempts.left,
+                    timeout=attempts.timeout,
                 )
             )
 
@@ -213,13 +230,16 @@ class Client:
 
 
 class AsyncClient:
-    """A connection pool to one service, for asyncio."""
+    """The same for asyncio."""
 
-    def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
+    def __init__(
+        self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
+    ) -> None:
         self._http = httpx.AsyncClient(
             base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller()
         )
         self._deadline = deadline
+        self._unreachable = unreachable
 
     async def __aenter__(self) -> Self:
         return self
@@ -238,7 +258,7 @@ class AsyncClient:
         return p.Health.model_validate_json((await self._http.get("/health")).content)
 
     async def _do(self, call: Call[T]) -> T:
-        attempts = _Attempts(self._deadline)
+        attempts = _Attempts(self._deadline, self._unreachable)
 
         async def once() -> bytes:
             return _checked(
@@ -247,7 +267,7 @@ class AsyncClient:
                     call.path,
                     content=call.content,
                     params=call.params,
-                    timeout=attempts.left,
+                    timeout=attempts.timeout,
                 )
             )
 

@@ -111,8 +111,9 @@ class _PRM(_Model):
     @endpoint
     def score_answers(self, messages: Messages, answers: Sequence[str]) -> Call[list[float]]:
         """Q of each of several answers to one conversation."""
-        chats = [[*messages, {"role": "assistant", "content": answer}] for answer in answers]
-        return _scores(chats).then(lambda a: [turns[-1] for turns in a.conversations])
+        asked = {"messages": _plain(messages), "answers": list(answers)}
+        request = p.ScoreRequest.model_validate({"continuations": [asked]})
+        return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.continuations[0])
 
     @endpoint
     def score_actions(self, state: p.State, actions: Sequence[str | p.Action]) -> Call[list[float]]:
@@ -128,11 +129,12 @@ class _PRM(_Model):
         return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.transcripts)
 
 
+def _plain(messages: Messages) -> list[Any]:
+    return [m.model_dump() if isinstance(m, BaseModel) else m for m in messages]
+
+
 def _scores(conversations: Sequence[Messages]) -> Call[p.ScoreResponse]:
-    chats = [
-        {"messages": [m.model_dump() if isinstance(m, BaseModel) else m for m in messages]}
-        for messages in conversations
-    ]
+    chats = [{"messages": _plain(messages)} for messages in conversations]
     request = p.ScoreRequest.model_validate({"conversations": chats})
     return post("/v1/score", request, p.ScoreResponse)
 

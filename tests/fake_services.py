@@ -197,6 +197,7 @@ class Walker:
                 q = 0.5 if "fog" in state.observation else 0.9 if command == EAST else 0.1
             candidates.append(
                 Candidate(
+                    text=command,
                     action=Action(reason=f"{command} is a way", command=command),
                     log_prob=-0.5,
                     tokens=3,

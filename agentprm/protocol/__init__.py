@@ -62,6 +62,7 @@ from agentprm.protocol._policy import (
 from agentprm.protocol._prm import (
     MAX_TEXTS,
     Choice,
+    Continuations,
     Pair,
     Rendered,
     ScoreRequest,
@@ -103,6 +104,7 @@ __all__ = [
     "Choice",
     "ClosedSessions",
     "Command",
+    "Continuations",
     "Conversation",
     "CreateSessions",
     "Decoding",

@@ -1,4 +1,4 @@
-"""The PRM service: Q for conversations, choices, pairs, transcripts and rendered texts."""
+"""The PRM service: Q for conversations, continuations, choices, pairs, transcripts, texts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from agentprm.protocol._base import MAX_BATCH, MAX_CANDIDATES, Probability, Record, Request, Text
+from agentprm.protocol._base import (
+    MAX_BATCH,
+    MAX_CANDIDATES,
+    MAX_MESSAGES,
+    Probability,
+    Record,
+    Request,
+    Text,
+)
 from agentprm.protocol._chat import ChatMessage, Conversation, MessageText
 from agentprm.protocol._states import Action, State, Step
 
+FORMS = ("conversations", "continuations", "choices", "pairs", "transcripts", "texts")
 MAX_TEXTS = 4096
 """Most rendered texts in one request."""
 
@@ -37,6 +46,13 @@ class Transcript(Request):
     steps: list[Step] = Field(min_length=1, max_length=200)
 
 
+class Continuations(Request):
+    """Several answers to one conversation, read as they are; it is paid for once."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    answers: list[MessageText] = Field(min_length=1, max_length=MAX_CANDIDATES)
+
+
 class ScoreRequest(Request):
     """Any mix of the forms. `messages` is short for `conversations` with this one alone.
 
@@ -49,6 +65,7 @@ class ScoreRequest(Request):
     choices: list[Choice] = Field(default=[], max_length=MAX_BATCH)
     pairs: list[Pair] = Field(default=[], max_length=MAX_BATCH)
     transcripts: list[Transcript] = Field(default=[], max_length=MAX_BATCH)
+    continuations: list[Continuations] = Field(default=[], max_length=MAX_BATCH)
     texts: list[Rendered] = Field(default=[], max_length=MAX_TEXTS)
 
     @model_validator(mode="before")
@@ -63,12 +80,9 @@ class ScoreRequest(Request):
 
     @model_validator(mode="after")
     def _not_empty(self) -> ScoreRequest:
-        forms = (self.conversations, self.choices, self.pairs, self.transcripts, self.texts)
-        if not any(forms):
-            raise ValueError(
-                "give at least one of `messages`, `conversations`, `choices`, `pairs`, "
-                "`transcripts`, `texts`"
-            )
+        if not any(getattr(self, form) for form in FORMS):
+            names = ", ".join(f"`{form}`" for form in FORMS)
+            raise ValueError(f"give at least one of `messages`, {names}")
         return self
 
 
@@ -76,13 +90,14 @@ class Scores(Record):
     """Numbers in [0, 1], in the shapes of a request.
 
     One for a pair and a text; a list for a choice (one for each action), a transcript and a
-    conversation (one for each turn).
+    conversation (one for each turn), and for continuations (one for each answer).
     """
 
     conversations: list[list[Probability]] = Field(default=[])
     choices: list[list[Probability]] = Field(default=[])
     pairs: list[Probability] = Field(default=[])
     transcripts: list[list[Probability]] = Field(default=[])
+    continuations: list[list[Probability]] = Field(default=[])
     texts: list[Probability] = Field(default=[])
 
 

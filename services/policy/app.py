@@ -19,7 +19,7 @@ from agentprm.service import create_app, json_response, problems
 from agentprm.serving import Serving, add_checkpoint_routes
 from services.policy import chat
 from services.policy.batching import Batcher, running
-from services.policy.best_of_n import choose_best
+from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
 from services.policy.engine.embedded import EmbeddedEngine
@@ -43,7 +43,9 @@ def build_app(settings: PolicySettings) -> FastAPI:
     decoder = Decoder(load_prompt(settings.prompt))
     batcher = Batcher(serving, max_waiting=settings.queue)
     prm = (
-        AsyncPRMClient(settings.prm_url, deadline=settings.prm_deadline)
+        AsyncPRMClient(
+            settings.prm_url, deadline=settings.prm_deadline, unreachable=settings.prm_unreachable
+        )
         if settings.prm_url
         else None
     )
@@ -73,7 +75,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
 
     app = create_app("policy", health, lifespan)
     add_checkpoint_routes(app, serving)
-    chat.add_routes(app, batcher, serving)
+    chat.add_routes(app, batcher, serving, prm)
 
     @app.post("/v1/act", response_model=ActResponse, responses=problems(429))
     async def _act(request: ActRequest) -> Response:
@@ -87,14 +89,21 @@ def build_app(settings: PolicySettings) -> FastAPI:
         version, found = await batcher.submit(kind, work, queries, request.n * len(queries))
         results = list(found)
         ACTION_TOKENS.inc(sum(c.tokens * c.count for r in results for c in r.candidates))
-        prm_version = None
+        prm_version, degraded = None, False
         if request.prm:
-            prm_version, results = await choose_best(prm, request.states, results)
+            try:
+                prm_version, results = await choose_best(prm, request, results, seed)
+            except PRMUnavailableError:
+                if not request.allow_degraded:
+                    raise
+                degraded = True
+                DEGRADED.inc()
         return json_response(
             ActResponse(
                 results=results,
                 policy_version=version,
                 prm_version=prm_version,
+                degraded=degraded,
                 template_hash=decoder.template.hash,
             )
         )

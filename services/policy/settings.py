@@ -15,6 +15,9 @@ class PolicySettings(ModelSettings):
     prm_deadline: float = Field(
         default=60.0, gt=0, description="seconds until a PRM that does not answer is a 503"
     )
+    prm_unreachable: float = Field(
+        default=2.0, gt=0, description="the same for a PRM that takes no connection"
+    )
     cache_tokens: int = Field(
         default=262_144, ge=0, description="tokens whose keys and values are kept between turns"
     )

@@ -142,6 +142,7 @@ class Batcher:
             choices=[[scores[row][k] for row, k in choice] for choice in plan.choices],
             pairs=[scores[row][k] for row, k in plan.pairs],
             transcripts=[[scores[row][k] for row, k in turns] for turns in plan.transcripts],
+            continuations=[[scores[row][k] for row, k in each] for each in plan.continuations],
             texts=[scores[row][k] for row, k in plan.texts],
             prm_version=served.version,
             template_hash=served.weights.prompt.hash,

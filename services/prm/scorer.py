@@ -30,6 +30,8 @@ from services.prm.packing import Row, fork_row
 PACKED_TOKENS = 2048
 """Most tokens of actions behind one state: their mask takes this times the length of the row."""
 
+REFUSED = "Refused by the chat template"
+
 _SEEN = Step(
     observation="You are in the middle of a room.",
     action=Action(reason="find mug", command="look"),
@@ -65,6 +67,7 @@ class Plan:
     choices: list[list[tuple[int, int]]] = field(default_factory=list)
     transcripts: list[list[tuple[int, int]]] = field(default_factory=list)
     conversations: list[list[tuple[int, int]]] = field(default_factory=list)
+    continuations: list[list[tuple[int, int]]] = field(default_factory=list)
     texts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -79,7 +82,7 @@ class Plan:
 
 
 _Asked = tuple[dict[str, tuple[int, int]], list[str]]
-"""Where the actions of a state are to be found, by text, and the texts that were asked for."""
+"""Where the answers to a conversation are to be found, and the answers that were asked for."""
 
 
 class Planner:
@@ -97,20 +100,27 @@ class Planner:
         """Rows for a request. Equal states share a row, equal actions in them a branch.
 
         Raises:
-            ProblemError: 422, something is longer than the model can read, or a conversation is
-                none that the checkpoint's chat template takes.
+            ProblemError: 422, something is longer than the model can read, or the checkpoint's
+                chat template does not take a conversation.
         """
         plan = Plan()
         forks: dict[tuple[Message, ...], dict[str, tuple[int, int]]] = {}
 
-        def ask(state: State, actions: Iterable[Action]) -> _Asked:
-            places = forks.setdefault(tuple(self.prompt.messages(state)), {})
-            texts = [self.prompt.action_text(action) for action in actions]
+        def ask_text(messages: Sequence[Message], texts: list[str]) -> _Asked:
+            places = forks.setdefault(tuple(messages), {})
             places.update(dict.fromkeys(texts, (0, 0)))
             return places, texts
 
+        def ask(state: State, actions: Iterable[Action]) -> _Asked:
+            texts = [self.prompt.action_text(action) for action in actions]
+            return ask_text(self.prompt.messages(state), texts)
+
         pairs = [ask(pair.state, [pair.action]) for pair in request.pairs]
         choices = [ask(choice.state, choice.actions) for choice in request.choices]
+        continuations = [
+            ask_text([message.plain() for message in each.messages], each.answers)
+            for each in request.continuations
+        ]
         episodes: list[list[_Asked]] = []
         for k, transcript in enumerate(request.transcripts):
             if self.prompt.append_only:
@@ -129,6 +139,7 @@ class Planner:
                 plan.rows.append(row)
         plan.pairs = [places[text] for places, (text,) in pairs]
         plan.choices = [[places[text] for text in texts] for places, texts in choices]
+        plan.continuations = [[places[text] for text in texts] for places, texts in continuations]
         plan.transcripts += [[places[text] for places, (text,) in turns] for turns in episodes]
         return plan
 
@@ -136,8 +147,8 @@ class Planner:
         try:
             return self._turns(messages, name)
         except (ValueError, TemplateError) as error:
-            detail = f"{name}: the checkpoint's chat template does not take it: {error}"
-            raise ProblemError(422, "Not a conversation for this model", detail) from error
+            detail = f"{name}: {error}"
+            raise ProblemError(422, REFUSED, detail) from error
 
     def _turns(self, messages: Sequence[Message], name: str) -> Row:
         encoded = encode(self.tokenizer, messages)
@@ -155,7 +166,12 @@ class Planner:
         self, messages: Sequence[Message], texts: Sequence[str]
     ) -> Iterator[tuple[list[str], Row]]:
         """The actions of one state, as many in a row as `PACKED_TOKENS` allows."""
-        trunk, branches = encode_answers(self.tokenizer, messages, texts)
+        try:
+            trunk, branches = encode_answers(self.tokenizer, messages, texts)
+        except (TemplateError, ValueError) as error:  # roles in an order it does not know, say
+            raise ProblemError(422, REFUSED, str(error)) from error
+        if not all(branches):
+            raise ProblemError(422, "Nothing to score", "the chat template renders no answer")
         self._fits(len(trunk) + max(map(len, branches)), "a state with an action")
         limit = PACKED_TOKENS if self._packs else 0
         group: list[int] = []

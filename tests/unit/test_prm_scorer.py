@@ -10,6 +10,7 @@ from agentprm.prompts import Prompt, load_prompt
 from agentprm.protocol import (
     Action,
     Choice,
+    Continuations,
     Message,
     Pair,
     ScoreRequest,
@@ -370,3 +371,39 @@ def test_the_canary_refuses_a_model_whose_packed_actions_see_each_other(
     monkeypatch.setattr(Segment, "mask", lambda *_: None)
     with pytest.raises(CheckpointError, match="does not keep to the attention"):
         llama.check()
+
+
+def test_answers_behind_messages_read_as_the_same_state_and_actions(llama: Scorer) -> None:
+    state, actions = state_at(episode(4), 3), [step.action for step in episode(4, 7).steps]
+    conversation = llama.prompt.messages(state)
+    texts = [llama.prompt.action_text(action) for action in actions]
+    native = ScoreRequest(choices=[Choice(state=state, actions=actions)])
+    rendered = ScoreRequest(continuations=[Continuations(messages=conversation, answers=texts)])
+    assert llama.plan(rendered).rows == llama.plan(native).rows
+    other = Continuations(messages=[Message(role="user", content="look")], answers=["a", "b", "a"])
+    plan, scores = run(llama, ScoreRequest(choices=native.choices, continuations=[other]))
+    assert len(plan.rows) == 2  # each conversation is read once
+    first, second, again = [scores[row][k] for row, k in plan.continuations[0]]
+    assert first == again != second
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_a_422(tmp_path: Path) -> None:
+    tiny_scorer(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = (
+        "{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    scorer = Scorer(tmp_path, load_prompt("chat"))
+    system, user = (Message(role=role, content="look") for role in ("system", "user"))
+    for messages, answers, why in (
+        ([system, user], ["look"], "no system role"),
+        ([user], ["look", ""], "renders no answer"),  # nor an end mark that could be read
+    ):
+        asked = Continuations(messages=messages, answers=answers)
+        with pytest.raises(ProblemError, match=why) as caught:
+            scorer.plan(ScoreRequest(continuations=[asked]))
+        assert caught.value.problem.status == 422
