@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from agentprm.client import AsyncPRMClient
 from agentprm.protocol import ChatMessage, Continuations, ScoreRequest
