@@ -7,7 +7,8 @@ seldom draw an action twice, so that every sample is scored: the worst case.
 
 Latency is measured one request at a time, at the end of an episode whose turn before was asked
 for, as an agent does it (`next turn`), and of one that is new (`new episode`). The variants take
-turns, so that what else the machine does is the same for all of them.
+turns, so that what else the machine does is the same for all of them. The processor time that both
+services took for a request, the mean, hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Annotated
 
 import httpx
+import psutil
 import typer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -51,9 +53,10 @@ def main(
 ) -> None:
     """Measure and print."""
     with contextlib.ExitStack() as stack:
-        url = policy_url or stack.enter_context(services())
+        url, pids = (policy_url, []) if policy_url else stack.enter_context(services())
         # The act of a trained policy is REASON, ACTION and some ten tokens more.
-        agent = Agent(stack.enter_context(httpx.Client(base_url=url, timeout=300)), reason_tokens)
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=300))
+        agent = Agent(http, reason_tokens, [psutil.Process(pid) for pid in pids])
         states = [state for seed in range(2) for state in episodes(seed, 4, turns, commands)]
         for kind in KINDS:
             agent.ask(kind, states[0], n)
@@ -87,8 +90,8 @@ def main(
 
 
 @contextlib.contextmanager
-def services() -> Iterator[str]:
-    """A policy and its PRM with random weights; the policy's URL."""
+def services() -> Iterator[tuple[str, list[int]]]:
+    """A policy and its PRM with random weights; the policy's URL, and the ids of both."""
     with tempfile.TemporaryDirectory() as directory:
         registry = Registry(Path(directory) / "checkpoints")
         with registry.write("policy/0") as draft:
@@ -107,7 +110,8 @@ def services() -> Iterator[str]:
             flags = [*common, "--checkpoint", "policy/0", "--prm-url", prm]
             url = machine.start("policy", "services.policy", *flags, port=free_port())
             machine.wait_reachable(["prm", "policy"])
-            yield url
+            started = json.loads((machine.run / "processes.json").read_text())
+            yield url, [process["pid"] for process in started.values()]
 
 
 KINDS = ("act, admissible", "act, free", "chat")
@@ -116,8 +120,11 @@ KINDS = ("act, admissible", "act, free", "chat")
 class Agent:
     """Asks the service for an action in a state, in one of `KINDS`."""
 
-    def __init__(self, http: httpx.Client, reason_tokens: int) -> None:
+    def __init__(
+        self, http: httpx.Client, reason_tokens: int, processes: Sequence[psutil.Process]
+    ) -> None:
         self._http = http
+        self._processes = processes
         self._reason_tokens = reason_tokens
         self._template = load_prompt("chat")
 
@@ -130,6 +137,10 @@ class Agent:
         started = time.perf_counter()
         self._http.post(path, json=body).raise_for_status()
         return time.perf_counter() - started
+
+    def processor_time(self) -> float:
+        """Seconds that the services have computed so far; 0 where they are not known."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
     def _request(self, kind: str, state: State, n: int, prm: bool) -> tuple[str, dict[str, object]]:
         if kind == "chat":
@@ -147,20 +158,31 @@ class Agent:
 
 def latency(
     agent: Agent, kind: str, n: int, requests: int, turns: int, commands: int, *, warm: bool
-) -> dict[str, float]:
-    """Milliseconds at the median: one plain sample, one scored, the best of `n`; and ratios."""
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of one plain sample, of one scored, and of the best of `n`; and ratios."""
     variants = {"n=1, no prm": (1, False), "n=1": (1, True), f"n={n}": (n, True)}
     times: dict[str, list[float]] = {name: [] for name in variants}
+    busy = dict.fromkeys(variants, 0.0)
     for k in range(requests):
         for name, (count, prm) in variants.items():
             seed = hash((kind, warm, k, name)) % 2**31
             before, state = episodes(seed, 1, turns, commands)
             if warm:
                 agent.ask(kind, before, count, prm=prm)
+            started = agent.processor_time()
             times[name].append(agent.ask(kind, state, count, prm=prm))
+            busy[name] += agent.processor_time() - started
     p50 = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    plain, one, best = p50.values()
-    rounded = {name: round(value, 1) for name, value in p50.items()}
+    found = {"p50_ms": with_ratios(p50)}
+    if all(busy.values()):
+        mean = {name: 1000 * value / requests for name, value in busy.items()}
+        found["processor_ms"] = with_ratios(mean)
+    return found
+
+
+def with_ratios(milliseconds: dict[str, float]) -> dict[str, float]:
+    plain, one, best = milliseconds.values()
+    rounded = {name: round(value, 1) for name, value in milliseconds.items()}
     return rounded | {"ratio": round(best / one, 2), "ratio, no prm": round(best / plain, 2)}
 
 
