@@ -4,56 +4,37 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Response
-from pydantic import Field
 
 import agentprm
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Health, ScoreRequest, ScoreResponse
-from agentprm.registry import Registry
 from agentprm.service import create_app, json_response
-from agentprm.serving import Serving, add_checkpoint_routes
-from agentprm.settings import ModelSettings
+from agentprm.serving import add_checkpoint_routes
 from services.prm.batching import Batcher
-from services.prm.scorer import Scorer
-
-
-class Settings(ModelSettings):
-    """Serve Q(s, a)."""
-
-    port: int = Field(default=8003, description="port to listen on")
-    cache_gib: float = Field(
-        default=1.0, ge=0, description="memory for what is kept between requests, in GiB"
-    )
+from services.prm.engines import open_engine
+from services.prm.settings import Settings
 
 
 def build(settings: Settings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
-
-    def load(path: Path) -> Scorer:
-        return Scorer(
-            path,
-            prompt,
-            device=settings.device,
-            dtype=settings.dtype,
-            cache_bytes=int(settings.cache_gib * 2**30),
-        )
-
-    serving = Serving("prm", Registry(settings.registry), load, Scorer.check)
-    batcher = Batcher()
+    engine = open_engine(settings, prompt)
+    serving = engine.serving
+    batcher = Batcher(concurrency=engine.concurrency)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await serving.resume(settings.checkpoint)
-        async with batcher.running():
+        async with engine.running(), batcher.running():
+            await serving.resume(settings.checkpoint)
             yield
 
     def health() -> Health:
         rows, tokens = batcher.waiting
         details: dict[str, str | int | float | bool | None] = {
+            "engine": settings.engine,
+            **engine.facts(),
             "template_hash": prompt.hash,
             "append_only": prompt.append_only,
             "waiting_rows": rows,
@@ -80,6 +61,7 @@ def build(settings: Settings) -> FastAPI:
 
     @app.post("/v1/score", response_model=ScoreResponse)
     async def _score(request: ScoreRequest) -> Response:
-        return json_response(await batcher.score(serving.current(), request))
+        async with serving.using() as served:
+            return json_response(await batcher.score(served, request))
 
     return app
