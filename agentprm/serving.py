@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -24,6 +24,7 @@ from agentprm.registry import CheckpointError, NoCheckpointError, Registry
 from agentprm.service import ADMIN, ProblemError, json_response, problems
 
 W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
 
 SWAPS = Counter("agentprm_checkpoint_swaps_total", "Swaps by result", ["service", "result"])
 
@@ -31,11 +32,11 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Served(Generic[W]):
+class Served(Generic[W_co]):
     """Weights and the version they are. Taken as one, so that no answer mixes two."""
 
     version: str
-    weights: W
+    weights: W_co
 
 
 class Serving(Generic[W]):
@@ -75,6 +76,15 @@ class Serving(Generic[W]):
                 503, "No checkpoint", "POST /v1/checkpoints/load first", retry_after=1
             )
         return self._served
+
+    @asynccontextmanager
+    async def using(self) -> AsyncIterator[Served[W]]:
+        """What serves now, to compute an answer with inside the block.
+
+        Raises:
+            ProblemError: as `current`.
+        """
+        yield self.current()
 
     async def load(self, version: str) -> Loaded:
         """Serve `version`, or raise a `ProblemError` that says why not and change nothing."""

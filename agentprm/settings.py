@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from agentprm.keys import ACCEPTED, Keys, is_loopback, sent_key
 
@@ -68,6 +68,38 @@ class ModelSettings(ServiceSettings):
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
     threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
+
+
+class EngineSettings(ModelSettings):
+    """What a service takes whose model runs in its own process, or on SGLang servers."""
+
+    engine: Literal["embedded", "sglang"] = Field(
+        default="embedded", description="embedded: transformers in this process; or sglang"
+    )
+    engine_url: Annotated[list[str], NoDecode] = Field(
+        default=[], description="a SGLang server, or several; or one sglang-router"
+    )
+    engine_timeout: float = Field(
+        default=120.0, gt=0, description="seconds until a SGLang server that does not answer failed"
+    )
+    engine_batches: int = Field(
+        default=8, ge=1, description="batches that SGLang servers compute side by side"
+    )
+
+    @field_validator("engine_url", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Repeated flags and comma lists alike."""
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list):
+            return value
+        return [url for part in parts for url in str(part).split(",") if url]
+
+    @model_validator(mode="after")
+    def _sglang_has_servers(self) -> Self:
+        if (self.engine == "sglang") != bool(self.engine_url):
+            raise ValueError("--engine sglang and --engine-url belong together")
+        return self
 
 
 def _line(loc: tuple[int | str, ...], message: str) -> str:

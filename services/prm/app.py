@@ -4,62 +4,38 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Response
-from pydantic import Field
 
 import agentprm
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Health, ModelCard, ScoreRequest, ScoreResponse
-from agentprm.registry import Registry
 from agentprm.service import create_app, json_response, problems
-from agentprm.serving import Serving, add_checkpoint_routes
-from agentprm.settings import ModelSettings
+from agentprm.serving import add_checkpoint_routes
 from services.prm.batching import Batcher
-from services.prm.ensemble import Ensemble, load_ensemble
+from services.prm.engines import open_engine
 from services.prm.facades import add_facades
-from services.prm.scorer import Scorer
-
-
-class Settings(ModelSettings):
-    """Serve Q(s, a)."""
-
-    port: int = Field(default=8003, description="port to listen on")
-    cache_gib: float = Field(
-        default=1.0, ge=0, description="memory for what is kept between requests, in GiB"
-    )
+from services.prm.settings import Settings
 
 
 def build(settings: Settings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
-    registry = Registry(settings.registry)
-
-    def build_scorer(path: Path) -> Scorer:
-        return Scorer(
-            path,
-            prompt,
-            device=settings.device,
-            dtype=settings.dtype,
-            cache_bytes=int(settings.cache_gib * 2**30),
-        )
-
-    def load(path: Path) -> Ensemble:
-        return load_ensemble(registry, path, prompt, build_scorer)
-
-    serving = Serving("prm", registry, load, Ensemble.check)
-    batcher = Batcher()
+    engine = open_engine(settings, prompt)
+    serving = engine.serving
+    batcher = Batcher(concurrency=engine.concurrency)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await serving.resume(settings.checkpoint)
-        async with batcher.running():
+        async with engine.running(), batcher.running():
+            await serving.resume(settings.checkpoint)
             yield
 
     def health() -> Health:
         rows, tokens = batcher.waiting
         details: dict[str, str | int | float | bool | None] = {
+            "engine": settings.engine,
+            **engine.facts(),
             "template_hash": prompt.hash,
             "append_only": prompt.append_only,
             "waiting_rows": rows,
@@ -87,10 +63,11 @@ def build(settings: Settings) -> FastAPI:
     add_checkpoint_routes(app, serving)
 
     async def score(request: ScoreRequest) -> ScoreResponse:
-        served = serving.current()
-        return await served.weights.score(
-            served.version, lambda member: batcher.score(member, request)
-        )
+        async with serving.using() as served:
+            answer: ScoreResponse = await served.weights.score(
+                served.version, lambda member: batcher.score(member, request)
+            )
+            return answer
 
     @app.post("/v1/score", response_model=ScoreResponse, responses=problems(429, 500))
     async def _score(request: ScoreRequest) -> Response:

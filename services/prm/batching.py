@@ -5,7 +5,7 @@ its request came, plus the work of the request up to and including the row: fair
 count. So a short request overtakes long episodes and large requests, by no more than their own
 length, and nothing waits for ever. What the scorer knows from earlier requests is no work. A few
 threads plan (tokenise), so that large requests do not hold up small ones there either; one
-computes.
+computes, or several where it is others that compute.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from agentprm.protocol import ScoreRequest, ScoreResponse
 from agentprm.service import ProblemError
 from agentprm.serving import Served
 from services.prm.packing import Row
-from services.prm.scorer import Plan, Scorer
+from services.prm.scorer import BaseScorer, Plan
 
 MAX_REQUESTS = 512
 """Most requests between admission and answer."""
@@ -47,7 +47,7 @@ WAITING_TOKENS = Gauge("agentprm_prm_waiting_tokens", "Tokens of the rows that w
 class _Job:
     """A request under way: the weights it is answered from, and the scores there are so far."""
 
-    served: Served[Scorer]
+    served: Served[BaseScorer]
     plan: Plan
     costs: list[int]
     done: asyncio.Future[None]
@@ -74,7 +74,13 @@ class _Waiting:
 class Batcher:
     """Answers score requests. Use it from one event loop, within `running()`."""
 
-    def __init__(self, max_requests: int = MAX_REQUESTS, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        max_requests: int = MAX_REQUESTS,
+        max_waiting: int = MAX_WAITING,
+        *,
+        concurrency: int = 1,
+    ) -> None:
         self._max_requests = max_requests
         self._max_waiting = max_waiting
         self._requests = 0
@@ -84,7 +90,8 @@ class Batcher:
         self._pushed = 0
         self._arrived = asyncio.Event()
         self._planning = ThreadPoolExecutor(4, "plan")
-        self._computing = ThreadPoolExecutor(1, "compute")
+        self._concurrency = concurrency
+        self._computing = ThreadPoolExecutor(concurrency, "compute")
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -94,15 +101,16 @@ class Batcher:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compute what is asked for inside this block."""
-        worker = asyncio.create_task(self._work())
+        workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
         try:
             yield
         finally:
-            worker.cancel()
+            for worker in workers:
+                worker.cancel()
             self._planning.shutdown(wait=False, cancel_futures=True)
             self._computing.shutdown(wait=False, cancel_futures=True)
 
-    async def score(self, served: Served[Scorer], request: ScoreRequest) -> ScoreResponse:
+    async def score(self, served: Served[BaseScorer], request: ScoreRequest) -> ScoreResponse:
         """Q for everything in `request`, all of it from `served`.
 
         Raises:
@@ -122,7 +130,7 @@ class Batcher:
         finally:
             self._requests -= 1
 
-    async def _score(self, served: Served[Scorer], request: ScoreRequest) -> ScoreResponse:
+    async def _score(self, served: Served[BaseScorer], request: ScoreRequest) -> ScoreResponse:
         loop = asyncio.get_running_loop()
         plan, costs = await loop.run_in_executor(self._planning, _plan, served.weights, request)
         if plan.tokens > self._max_waiting:
@@ -196,7 +204,7 @@ class Batcher:
         WAITING_TOKENS.set(self._tokens)
 
 
-def _plan(scorer: Scorer, request: ScoreRequest) -> tuple[Plan, list[int]]:
+def _plan(scorer: BaseScorer, request: ScoreRequest) -> tuple[Plan, list[int]]:
     plan = scorer.plan(request)
     return plan, [scorer.cost(row) for row in plan.rows]
 

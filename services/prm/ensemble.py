@@ -20,21 +20,21 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Checkpoint, ModelCard, ScoreResponse, Scores
 from agentprm.registry import CheckpointError, Registry
 from agentprm.serving import Served
-from services.prm.scorer import Scorer
+from services.prm.scorer import BaseScorer
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """What serves: the members, of which there is one unless several were put together."""
 
-    members: tuple[Served[Scorer], ...]
+    members: tuple[Served[BaseScorer], ...]
     checkpoints: tuple[Checkpoint, ...]
 
     def check(self) -> None:
         """Try every member.
 
         Raises:
-            CheckpointError, ValueError: as `Scorer.check`.
+            CheckpointError, ValueError: as `BaseScorer.check`.
         """
         for member in self.members:
             member.weights.check()
@@ -48,7 +48,7 @@ class Ensemble:
         )
 
     async def score(
-        self, version: str, ask: Callable[[Served[Scorer]], Awaitable[ScoreResponse]]
+        self, version: str, ask: Callable[[Served[BaseScorer]], Awaitable[ScoreResponse]]
     ) -> ScoreResponse:
         """What `ask` gives for the only member, or the mean and spread of what it gives for each.
 
@@ -60,7 +60,7 @@ class Ensemble:
 
 
 def load_ensemble(
-    registry: Registry, path: Path, prompt: Prompt, build: Callable[[Path], Scorer]
+    registry: Registry, path: Path, prompt: Prompt, build: Callable[[Path], BaseScorer]
 ) -> Ensemble:
     """The checkpoint in `path`, or all members of the ensemble in it, verified.
 
@@ -99,7 +99,7 @@ def _fold(values: list[Any], fold: Callable[[list[float]], float]) -> Any:
     return fold(values)
 
 
-def _require_alike(first: Served[Scorer], other: Served[Scorer]) -> None:
+def _require_alike(first: Served[BaseScorer], other: Served[BaseScorer]) -> None:
     one, two = first.weights.tokenizer, other.weights.tokenizer
     if one is not two and (
         one.get_vocab() != two.get_vocab() or one.chat_template != two.chat_template

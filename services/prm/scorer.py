@@ -10,11 +10,13 @@ attention mask lets each see the state and itself, never its neighbours.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
@@ -85,8 +87,14 @@ _Asked = tuple[dict[str, tuple[int, int]], list[str]]
 """Where the answers to a conversation are to be found, and the answers that were asked for."""
 
 
-class Planner:
-    """The rows of a request, for a prompt and a tokenizer."""
+class BaseScorer(ABC):
+    """A checkpoint that scores rows, wherever it is computed, and the planning of those rows."""
+
+    device: torch.device | str
+    dtype: str
+    parameters: int
+    forward_tokens: int
+    """Most tokens that are worth computing at once."""
 
     def __init__(
         self, prompt: Prompt, tokenizer: Any, max_tokens: int | None, *, packs: bool
@@ -184,6 +192,18 @@ class Planner:
             tokens += len(ids)
         yield [texts[j] for j in group], fork_row(trunk, [branches[j] for j in group])
 
+    @abstractmethod
+    def cost(self, row: Row) -> int:
+        """Tokens of `row` that are to be computed, at most. Any thread may ask."""
+
+    @abstractmethod
+    def score(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Q at the ends of each row. Independent of what else is in the batch."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """The canary: raise where the checkpoint does not compute what it should."""
+
     def _fits(self, tokens: int, what: str) -> None:
         if self.max_tokens is not None and tokens > self.max_tokens:
             raise ProblemError(
@@ -191,8 +211,8 @@ class Planner:
             )
 
 
-class Scorer(Planner):
-    """A PRM checkpoint on a device, with the prompt that renders states for it."""
+class Scorer(BaseScorer):
+    """A PRM checkpoint on a device of this process."""
 
     def __init__(
         self,
@@ -223,7 +243,7 @@ class Scorer(Planner):
         self.forward_tokens = model.forward_tokens
 
     def cost(self, row: Row) -> int:
-        """Tokens of `row` that are to be computed, at most. Any thread may ask."""
+        """Tokens of `row` that are not known from before."""
         return self.model.cost(row)
 
     def score(self, rows: Sequence[Row]) -> list[list[float]]:

@@ -139,6 +139,9 @@ def test_bad_input_and_swaps_under_load(registry: Registry) -> None:
         metrics = httpx.get(f"{url}/metrics").text
         assert "agentprm_prm_batch_rows_bucket" in metrics
         assert "agentprm_prm_waiting_rows 0.0" in metrics
+        for name in ('tokens_total{source="cached"}', 'prefixes_total{result="hit"}'):
+            (line,) = [x for x in metrics.splitlines() if x.startswith(f"agentprm_prm_{name} ")]
+            assert float(line.split()[-1]) > 0
 
 
 def _detail(url: str, pair: object) -> str:
