@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -75,6 +75,15 @@ class Serving(Generic[W]):
                 503, "No checkpoint", "POST /v1/checkpoints/load first", retry_after=1
             )
         return self._served
+
+    @asynccontextmanager
+    async def using(self) -> AsyncIterator[Served[W]]:
+        """What serves now, to compute an answer with inside the block.
+
+        Raises:
+            ProblemError: as `current`.
+        """
+        yield self.current()
 
     async def load(self, version: str) -> Loaded:
         """Serve `version`, or raise a `ProblemError` that says why not and change nothing."""

@@ -154,9 +154,29 @@ class SGLangClient:
         found: dict[str, Any] = self._call("GET", "/server_info")
         return found
 
+    def workers(self) -> list[str] | None:
+        """The servers behind a router, or None where this is a server itself."""
+        try:
+            found = self._call("GET", "/workers")
+        except SGLangError as error:
+            if error.status == 404:
+                return None
+            raise
+        return [worker["url"] for worker in found["workers"]]
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text by the server's tokenizer, without special tokens added.
+
+        Raises:
+            SGLangError: it has no tokenizer.
+        """
+        body = {"model": "default", "prompt": text, "add_special_tokens": False}
+        ids: list[int] = self._call("POST", "/tokenize", body)["tokens"]
+        return ids
+
     def generate(self, prompts: Sequence[Generate]) -> list[Generated]:
-        """A continuation of each prompt. For n samples give a prompt n times, each with its seed:
-        what they begin with is computed once.
+        """A continuation of each prompt. For n samples give a prompt n times, each with its seed,
+        and ask with `max_tokens=0` before: then the prompt is computed once.
 
         Raises:
             SGLangError: 400, a prompt is longer than the server takes.

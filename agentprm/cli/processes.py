@@ -98,13 +98,30 @@ class Machine:
         Output goes to `logs/name.log`, or to this terminal: with `quiet` only its stderr.
         """
         argv = [sys.executable, "-m", module, *flags]
-        url = None
-        if port is not None:
-            argv += ["--port", str(port)]
-            url = f"http://127.0.0.1:{port}"
+        argv += [] if port is None else ["--port", str(port)]
+        return self.start_command(name, argv, port=port, in_terminal=in_terminal, quiet=quiet)
+
+    def start_command(
+        self,
+        name: str,
+        argv: list[str],
+        *,
+        port: int | None = None,
+        in_terminal: bool = False,
+        quiet: bool = False,
+    ) -> str:
+        """As `start`, for any command; one with a `port` listens there on loopback.
+
+        Raises:
+            ProcessFailed: there is no such command.
+        """
+        url = None if port is None else f"http://127.0.0.1:{port}"
         output = None if in_terminal else self.logs / f"{name}.log"
         stdout = subprocess.DEVNULL if quiet else None
-        handle = self._spawn(argv, output, stdout)
+        try:
+            handle = self._spawn(argv, output, stdout)
+        except OSError as error:
+            raise ProcessFailed(f"{name} cannot be started: {error}") from error
         self._processes[name] = _Process(
             name, argv, url, output, handle, stdout, [time.monotonic()]
         )
