@@ -93,6 +93,8 @@ def servers(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield [server.wait() for server in started]
     finally:
         for server in started:
+            server.process.terminate()
+        for server in started:
             server.stop()
 
 
