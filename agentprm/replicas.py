@@ -64,6 +64,7 @@ class _Replica:
 
     client: SGLangClient
     tag: str | None = None
+    router: bool = False
 
 
 class Replicas:
@@ -80,6 +81,7 @@ class Replicas:
         self._clients: dict[str, SGLangClient] = {}
         self._replicas = [_Replica(self._client(url)) for url in urls]
         self._threads = ThreadPoolExecutor(32, "replica")
+        self._routed = ThreadPoolExecutor(32, "routed")
 
     def tags(self) -> dict[str, str | None]:
         """What each replica serves; None for one that is set aside."""
@@ -87,7 +89,8 @@ class Replicas:
 
     def close(self) -> None:
         """Close all connections."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._routed):
+            threads.shutdown(wait=False, cancel_futures=True)
         for client in self._clients.values():
             client.close()
 
@@ -179,7 +182,11 @@ class Replicas:
     ) -> list[A]:
         """Answers, or none where the replica had to be set aside."""
         try:
-            answers = call(replica.client, items)
+            if replica.router:  # it sends each where its beginning is known
+                found = self._routed.map(lambda item: call(replica.client, [item]), items)
+                answers = [answer for [answer] in found]
+            else:
+                answers = call(replica.client, items)
         except SGLangError as error:
             if error.status == 400:
                 raise ProblemError(422, "Refused by the engine", str(error)) from error
@@ -232,7 +239,12 @@ class Replicas:
     def _servers(self, replica: _Replica) -> list[SGLangClient]:
         """The server itself, or those that are behind a router now."""
         workers = replica.client.workers()
-        return [replica.client] if workers is None else [self._client(url) for url in workers]
+        replica.router = workers is not None
+        if workers is None:
+            return [replica.client]
+        if not workers:
+            raise SGLangError(None, f"{replica.client.url} has no servers behind it")
+        return [self._client(url) for url in workers]
 
     def _client(self, url: str) -> SGLangClient:
         if url not in self._clients:

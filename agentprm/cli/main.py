@@ -19,9 +19,9 @@ from rich.markup import escape
 
 from agentprm.cli.games import GamesError, games_directory
 from agentprm.cli.games import app as games_app
-from agentprm.cli.machine import Options, evaluate_run, serve_run, train_run
+from agentprm.cli.machine import SGLANG_COMMAND, Options, evaluate_run, serve_run, train_run
 from agentprm.cli.processes import ProcessFailed
-from agentprm.config import Config, Evaluation, load_config, read_config
+from agentprm.config import Config, Evaluation, PolicyEngine, load_config, read_config
 from agentprm.ensembles import write_ensemble
 from agentprm.protocol import Sampling, Split
 from agentprm.redis_server import RedisServerError
@@ -161,6 +161,16 @@ def up(
     privileged: Annotated[
         bool, typer.Option(help="let the environment tell hidden state and expert actions")
     ] = False,
+    engine: Annotated[
+        PolicyEngine, typer.Option(help="what runs the policy: transformers, or SGLang")
+    ] = PolicyEngine.EMBEDDED,
+    engine_url: Annotated[
+        list[str] | None,
+        typer.Option(help="a SGLang server; repeat it for several; by default one is started"),
+    ] = None,
+    sglang_command: Annotated[
+        str, typer.Option(help="what starts one, with {model} and {port} in it")
+    ] = SGLANG_COMMAND,
 ) -> None:
     """Serve environment, policy and PRM on this machine until interrupted.
 
@@ -168,6 +178,8 @@ def up(
     """
     if (run is None) == (policy is None and prm is None):
         _fail("give either --run, or --policy and --prm")
+    if engine_url and engine is not PolicyEngine.SGLANG:
+        _fail("--engine-url is for --engine sglang")
     with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, _explained():
         home = run or Path(directory)
         registry = Registry(home / "checkpoints")
@@ -175,7 +187,13 @@ def up(
             registry.adopt(policy, "policy/0")
         if prm is not None:
             registry.adopt(prm, "prm/0")
-        options = Options(prompt=prompt, device=device)
+        options = Options(
+            prompt=prompt,
+            device=device,
+            policy_engine=engine,
+            sglang_urls=tuple(engine_url or ()),
+            sglang_command=sglang_command,
+        )
         serve_run(home, games, options, host=host, first_port=port, privileged=privileged)
 
 

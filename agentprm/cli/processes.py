@@ -114,13 +114,33 @@ class Machine:
         Output goes to `logs/name.log`, or to this terminal: with `quiet` only its stderr.
         """
         argv = [sys.executable, "-m", module, *flags]
-        url = None
-        if port is not None:
-            argv += ["--host", self._host, "--port", str(port)]
-            url = self.url_at(port)
+        argv += [] if port is None else ["--host", self._host, "--port", str(port)]
+        url = None if port is None else self.url_at(port)
+        return self._start(name, argv, url, in_terminal=in_terminal, quiet=quiet)
+
+    def start_command(self, name: str, argv: list[str], *, port: int) -> str:
+        """As `start`, for any command that listens at `port` on loopback.
+
+        Raises:
+            ProcessFailed: there is no such command.
+        """
+        return self._start(name, argv, f"http://127.0.0.1:{port}")
+
+    def _start(
+        self,
+        name: str,
+        argv: list[str],
+        url: str | None,
+        *,
+        in_terminal: bool = False,
+        quiet: bool = False,
+    ) -> str:
         output = None if in_terminal else self.logs / f"{name}.log"
         stdout = subprocess.DEVNULL if quiet else None
-        handle = self._spawn(argv, output, stdout)
+        try:
+            handle = self._spawn(argv, output, stdout)
+        except OSError as error:
+            raise ProcessFailed(f"{name} cannot be started: {error}") from error
         self._processes[name] = _Process(
             name, argv, url, output, handle, stdout, [time.monotonic()]
         )

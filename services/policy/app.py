@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 from fastapi import FastAPI, Response
 from prometheus_client import Counter
@@ -14,15 +13,14 @@ from agentprm import __version__
 from agentprm.client import AsyncPRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ActRequest, ActResponse, ActResult, Health
-from agentprm.registry import Registry
 from agentprm.service import create_app, json_response, problems
-from agentprm.serving import Serving, add_checkpoint_routes
+from agentprm.serving import add_checkpoint_routes
 from services.policy import chat
 from services.policy.batching import Batcher, running
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
-from services.policy.engine.embedded import EmbeddedEngine
+from services.policy.engines import open_engines
 from services.policy.settings import PolicySettings
 
 ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sampled actions")
@@ -30,18 +28,10 @@ ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sa
 
 def build_app(settings: PolicySettings) -> FastAPI:
     """The app; it loads its checkpoint when it starts."""
-
-    def build(path: Path) -> Engine:
-        return EmbeddedEngine.load(
-            path,
-            device=settings.device,
-            dtype=settings.dtype,
-            cache_tokens=settings.cache_tokens,
-        )
-
-    serving = Serving("policy", Registry(settings.registry), build, lambda engine: engine.check())
+    engines = open_engines(settings)
+    serving = engines.serving
     decoder = Decoder(load_prompt(settings.prompt))
-    batcher = Batcher(serving, max_waiting=settings.queue)
+    batcher = Batcher(serving, max_waiting=settings.queue, concurrency=engines.concurrency)
     prm = (
         AsyncPRMClient(
             settings.prm_url, deadline=settings.prm_deadline, unreachable=settings.prm_unreachable
@@ -52,8 +42,8 @@ def build_app(settings: PolicySettings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await serving.resume(settings.checkpoint)
-        async with running(batcher):
+        async with engines.running(), running(batcher):
+            await serving.resume(settings.checkpoint)
             yield
         if prm is not None:
             await prm.close()
@@ -65,7 +55,8 @@ def build_app(settings: PolicySettings) -> FastAPI:
             package_version=__version__,
             version=serving.version,
             details={
-                "engine": "embedded",
+                "engine": settings.engine,
+                **engines.details(),
                 "prompt": settings.prompt,
                 "template_hash": decoder.template.hash,
                 "prm_url": settings.prm_url,

@@ -17,8 +17,16 @@ from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.protocol import Message
-from agentprm.service import ProblemError
-from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Question, Sample, Score
+from services.policy.engine import (
+    PROMPT_TOKENS,
+    Draw,
+    Engine,
+    Prompt,
+    Question,
+    Sample,
+    Score,
+    require_room,
+)
 from services.policy.engine.codec import Codec, cut, stopper
 from services.policy.engine.kv import BatchKV
 from services.policy.engine.layout import (
@@ -46,9 +54,6 @@ wider row is mostly mask: 512 takes 1.4 times as long for the commands behind 16
 STEPS = 16
 """Columns of storage for decoding before it has to grow, per sample."""
 
-PROMPT_TOKENS = Counter(
-    "agentprm_policy_prompt_tokens_total", "Prompt tokens by source", ["source"]
-)
 FORWARD_TOKENS = Counter(
     "agentprm_policy_forward_tokens_total", "Tokens through the model, padding included", ["phase"]
 )
@@ -80,7 +85,7 @@ class EmbeddedEngine(Engine):
             ),
         )
         self._cache: PrefixCache[Entry] = PrefixCache(cache_tokens)
-        self.codec = Codec(tokenizer, eos_tokens(model, tokenizer))
+        self.codec = Codec(tokenizer, eos_tokens(model.generation_config, tokenizer))
         self.max_length = max_length(text_config)
 
     @classmethod
@@ -106,7 +111,7 @@ class EmbeddedEngine(Engine):
         rows = []
         for number, prompt in enumerate(prompts):
             ids = self.codec.prompt(prompt.messages) + self.codec.opening(prompt.opening)
-            self._require(len(ids) + 1)
+            require_room(len(ids) + 1, self.max_length)
             rows.append(self._row(number, ids))
         room = draw.n * min(draw.max_tokens, self.max_length)
         for group in batches(rows, self._new_tokens, room):
@@ -127,7 +132,7 @@ class EmbeddedEngine(Engine):
         for number, question in enumerate(questions):
             row = self._row(number, self.codec.prompt(question.messages))
             found = self.codec.answers([opening + rest for opening, rest in question.answers])
-            self._require(len(row.ids) + max(map(len, found)))
+            require_room(len(row.ids) + max(map(len, found)), self.max_length)
             for tree, numbers in build_trees(row.ids[row.hit :], found, TREE_NODES):
                 packed.append(Packed(row, tree, number, numbers))
             openings.append(
@@ -303,12 +308,3 @@ class EmbeddedEngine(Engine):
             values = logits[number, nodes, predicted] - totals[number, nodes]
             result.append(values.double().cpu().numpy())
         return result
-
-    def _require(self, tokens: int) -> None:
-        if tokens > self.max_length:
-            raise ProblemError(
-                422,
-                CONTEXT_TOO_LONG,
-                f"the conversation and its answer take at least {tokens} tokens, "
-                f"the model takes {self.max_length}",
-            )
