@@ -20,7 +20,7 @@ from services.policy.batching import Batcher, running
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
-from services.policy.engines import open_engines
+from services.policy.engines import open_engine
 from services.policy.settings import PolicySettings
 
 ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sampled actions")
@@ -28,10 +28,10 @@ ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sa
 
 def build_app(settings: PolicySettings) -> FastAPI:
     """The app; it loads its checkpoint when it starts."""
-    engines = open_engines(settings)
-    serving = engines.serving
+    engine = open_engine(settings)
+    serving = engine.serving
     decoder = Decoder(load_prompt(settings.prompt))
-    batcher = Batcher(serving, max_waiting=settings.queue, concurrency=engines.concurrency)
+    batcher = Batcher(serving, max_waiting=settings.queue, concurrency=engine.concurrency)
     prm = (
         AsyncPRMClient(
             settings.prm_url, deadline=settings.prm_deadline, unreachable=settings.prm_unreachable
@@ -42,7 +42,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with engines.running(), running(batcher):
+        async with engine.running(), running(batcher):
             await serving.resume(settings.checkpoint)
             yield
         if prm is not None:
@@ -56,7 +56,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
             version=serving.version,
             details={
                 "engine": settings.engine,
-                **engines.details(),
+                **engine.facts(),
                 "prompt": settings.prompt,
                 "template_hash": decoder.template.hash,
                 "prm_url": settings.prm_url,
