@@ -20,6 +20,7 @@ from agentprm.serving import Serving, add_checkpoint_routes
 from services.policy import chat
 from services.policy.batching import Batcher, running
 from services.policy.best_of_n import choose_best
+from services.policy.canary import check
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
 from services.policy.engine.embedded import EmbeddedEngine
@@ -39,8 +40,14 @@ def build_app(settings: PolicySettings) -> FastAPI:
             cache_tokens=settings.cache_tokens,
         )
 
-    serving = Serving("policy", Registry(settings.registry), build, lambda engine: engine.check())
     decoder = Decoder(load_prompt(settings.prompt))
+    serving = Serving(
+        "policy",
+        Registry(settings.registry),
+        build,
+        lambda engine, path: check(engine, path, decoder.template),
+        timeout=settings.load_timeout,
+    )
     batcher = Batcher(serving, max_waiting=settings.queue)
     prm = (
         AsyncPRMClient(settings.prm_url, deadline=settings.prm_deadline)

@@ -17,6 +17,7 @@ from agentprm.service import create_app, json_response
 from agentprm.serving import Serving, add_checkpoint_routes
 from agentprm.settings import ModelSettings
 from services.prm.batching import Batcher
+from services.prm.canary import check
 from services.prm.scorer import Scorer
 
 
@@ -33,7 +34,9 @@ def build(settings: Settings) -> FastAPI:
     def load(path: Path) -> Scorer:
         return Scorer(path, prompt, device=settings.device, dtype=settings.dtype)
 
-    serving = Serving("prm", Registry(settings.registry), load, Scorer.check)
+    serving = Serving(
+        "prm", Registry(settings.registry), load, check, timeout=settings.load_timeout
+    )
     batcher = Batcher()
 
     @asynccontextmanager

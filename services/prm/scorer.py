@@ -25,6 +25,7 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Action, Choice, Message, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
+from agentprm.weights import copy_from_file, require_all
 from services.prm.packing import Row, additive, batches, fork_row, pad, tree_mask
 
 PACKED_TOKENS = 2048
@@ -102,9 +103,7 @@ class Scorer:
             local_files_only=True,
             output_loading_info=True,
         )
-        if info["missing_keys"]:
-            missing = ", ".join(sorted(info["missing_keys"])[:5])
-            raise CheckpointError(f"{path} lacks the weights {missing}")
+        require_all(path, info, unused=["lm_head."])
         if not hasattr(model, "score"):
             raise CheckpointError(
                 f"{path} is a {type(model).__name__}, which does not score at the last token"
@@ -112,7 +111,9 @@ class Scorer:
         self.prompt = prompt
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
         self.device = torch.device(pick_device(device))
-        self._head: Any = model.to(self.device).eval().score
+        model = model.to(self.device).eval()
+        copy_from_file(model)
+        self._head: Any = model.score
         self._body: Any = model.base_model
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.parameters = sum(p.numel() for p in model.parameters())

@@ -17,6 +17,7 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Episode
 from services.trainer.batches import TokenBatches, under_budget
 from services.trainer.calibration import Scored, calibration
+from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
     Log,
     Metrics,
@@ -103,7 +104,7 @@ def fit_prm(
             "validation_games": _games(episodes, sides[1]),
             "metrics": metrics,
         }
-        save_fit(trainer, tokenizer, out, facts)
+        save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 
 

@@ -16,7 +16,7 @@ def build(path: Path) -> str:
     return text
 
 
-def canary(weights: str) -> None:
+def canary(weights: str, _: Path) -> None:
     if weights == "bad":
         raise ValueError("not finite")
 

@@ -78,6 +78,9 @@ class Score:
 class Engine(ABC):
     """One checkpoint of a policy, ready to answer. Called from one thread at a time."""
 
+    dtype: str = "unknown"
+    """What it computes in, such as `float32`."""
+
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
         """`draw.n` samples for each prompt.
