@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -29,6 +30,9 @@ W = TypeVar("W")
 
 MAX_LOADS = 8
 """Loads under way or waiting for their turn; more are refused."""
+
+DRAIN_SECONDS = 150.0
+"""How long a load waits for requests that use weights replaced before: longer than any may take."""
 
 SWAPS = Counter("agentprm_checkpoint_swaps_total", "Swaps by result", ["service", "result"])
 LOAD = Histogram(
@@ -83,6 +87,7 @@ class Serving(Generic[W]):
         self._lock = asyncio.Lock()
         self._loads = 0
         self._late: threading.Thread | None = None
+        self._replaced: Callable[[], Served[W] | None] = lambda: None
 
     @property
     def version(self) -> str | None:
@@ -138,6 +143,7 @@ class Serving(Generic[W]):
     async def _load(self, version: str) -> Loaded:
         started = time.perf_counter()
         try:
+            await self._drained()
             weights = await self._staged(version)
         except Exception as error:
             refusal = _refusal(version, error)
@@ -145,9 +151,12 @@ class Serving(Generic[W]):
             log.warning("checkpoint refused", version=version, reason=str(refusal))
             raise refusal from error
         ready = time.perf_counter()
-        previous = self.version
-        self._served = Served(version, weights)
+        replaced, self._served = self._served, Served(version, weights)
         paused = time.perf_counter() - ready
+        previous = None
+        if replaced is not None:
+            previous, self._replaced = replaced.version, weakref.ref(replaced)
+            del replaced
         self._measure(previous, version, ready - started, paused)
         # In a thread, as it waits for the disk; after the swap, as it says what has served.
         await asyncio.to_thread(self._remember, version)
@@ -158,6 +167,17 @@ class Serving(Generic[W]):
             load_seconds=ready - started,
             pause_seconds=paused,
         )
+
+    async def _drained(self) -> None:
+        """Wait until no request uses what the last swap replaced.
+
+        So there are never more than two sets of weights in memory, however fast swaps follow.
+        """
+        started = time.perf_counter()
+        while self._replaced() is not None:
+            if time.perf_counter() - started > DRAIN_SECONDS:
+                raise TimeoutError("requests still use what the swap before replaced")
+            await asyncio.sleep(0.01)
 
     async def _staged(self, version: str) -> W:
         """The weights of `version`, verified and tried, unless it takes too long."""
