@@ -17,13 +17,11 @@ from typing import TypeVar
 import structlog
 
 from agentprm.protocol import Loaded
-from agentprm.registry import CheckpointError, NoCheckpointError, Registry
+from agentprm.registry import Registry
 from agentprm.replicas import Replicas, ReplicasError, Weights
 from agentprm.service import ProblemError
-from agentprm.serving import SWAPS, Served, Serving
+from agentprm.serving import DRAIN_SECONDS, SWAPS, Served, Serving, refusal
 
-DRAIN_SECONDS = 150.0
-"""How long a swap waits for answers under way: longer than an engine's request may take."""
 START_SECONDS = 900.0
 """How long a start waits for the servers: large models take minutes."""
 MEND_SECONDS = 5.0
@@ -38,13 +36,21 @@ class InPlaceServing(Serving[W]):
     """The checkpoint that `replicas` serve for `service`.
 
     `build` reads of a directory what the service itself needs, and touches no server; it raises
-    on an unfit checkpoint. It runs in a thread, after the files were verified.
+    on an unfit checkpoint. `canary` is asked once the servers hold the weights. Both run in a
+    thread, after the files were verified.
     """
 
     def __init__(
-        self, service: str, registry: Registry, build: Callable[[Path], W], replicas: Replicas
+        self,
+        service: str,
+        registry: Registry,
+        build: Callable[[Path], W],
+        canary: Callable[[W, Path], None],
+        replicas: Replicas,
+        *,
+        timeout: float = 600.0,
     ) -> None:
-        super().__init__(service, registry, build, canary=lambda _: None)
+        super().__init__(service, registry, build, canary, timeout=timeout)
         self.replicas = replicas
         self._gate = _Gate()
 
@@ -54,33 +60,33 @@ class InPlaceServing(Serving[W]):
         async with self._gate.shared():
             yield self.current()
 
-    async def load(self, version: str) -> Loaded:
-        """Have every replica serve `version`, or raise a `ProblemError` that says why not.
+    async def _load(self, version: str) -> Loaded:
+        started = time.perf_counter()
+        try:
+            weights = await self._staged(version)
+            await asyncio.to_thread(self.replicas.compare, weights)
+            async with self._gate.exclusive(DRAIN_SECONDS):
+                drained = time.perf_counter()
+                await self._put(weights)
+                previous, self._served = self.version, Served(version, weights)
+        except Exception as error:
+            problem = _refusal(version, error)
+            SWAPS.labels(self.service, "refused").inc()
+            log.warning("checkpoint refused", version=version, reason=str(problem))
+            raise problem from error
+        done = time.perf_counter()
+        self._measure(done - started, done - drained)
+        await asyncio.to_thread(self._remember, version)
+        log.info("serving", version=version, previous=previous, seconds=done - started)
+        return Loaded(
+            version=version,
+            previous=previous,
+            load_seconds=done - started,
+            pause_seconds=done - drained,
+        )
 
-        Then all replicas serve what they served before, or are set aside until they do.
-        """
-        async with self._lock:
-            started = time.perf_counter()
-            try:
-                weights = await asyncio.to_thread(self._stage, version)
-                await asyncio.to_thread(self.replicas.compare, weights)
-                async with self._gate.exclusive(DRAIN_SECONDS):
-                    drained = time.perf_counter()
-                    await self._put(weights)
-                    previous = self.version
-                    self._served = Served(version, weights)
-            except (CheckpointError, ReplicasError, TimeoutError) as error:
-                raise self._refused(version, error) from error
-            done = time.perf_counter()
-            self._remember(version)
-            SWAPS.labels(self.service, "done").inc()
-            log.info("serving", version=version, previous=previous, seconds=done - started)
-            return Loaded(
-                version=version,
-                previous=previous,
-                load_seconds=done - started,
-                pause_seconds=done - drained,
-            )
+    def _stage(self, version: str) -> W:
+        return self._build(self.registry.open(version))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -112,22 +118,18 @@ class InPlaceServing(Serving[W]):
     async def _put(self, weights: W) -> None:
         try:
             await asyncio.to_thread(self.replicas.put, weights)
-        except ReplicasError:
+            await asyncio.to_thread(self._canary, weights, weights.path)
+        except Exception:
             if self._served is not None:
                 with suppress(ReplicasError):  # which has set the replica aside, and logged why
                     await asyncio.to_thread(self.replicas.put, self._served.weights)
             raise
 
-    def _refused(self, version: str, error: Exception) -> ProblemError:
-        SWAPS.labels(self.service, "refused").inc()
-        log.warning("checkpoint refused", version=version, reason=str(error))
-        if isinstance(error, TimeoutError):
-            detail = f"answers under way did not end within {DRAIN_SECONDS:.0f} s"
-            return ProblemError(503, "Busy", detail, retry_after=1)
-        if isinstance(error, ReplicasError) and not error.refused:
-            return ProblemError(503, "Engine unavailable", str(error), retry_after=1)
-        status = 404 if isinstance(error, NoCheckpointError) else 409
-        return ProblemError(status, "Checkpoint refused", str(error))
+
+def _refusal(version: str, error: Exception) -> ProblemError:
+    if isinstance(error, ReplicasError) and not error.refused:
+        return ProblemError(503, "Engine unavailable", str(error), retry_after=1)
+    return refusal(version, error)
 
 
 class _Gate:
@@ -162,8 +164,11 @@ class _Gate:
         """
         self._open.clear()
         try:
-            async with asyncio.timeout(timeout):
-                await self._empty.wait()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._empty.wait()
+            except TimeoutError as error:
+                raise TimeoutError(f"answers did not end within {timeout:g} s") from error
             yield
         finally:
             self._open.set()

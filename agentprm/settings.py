@@ -64,6 +64,9 @@ class ModelSettings(ServiceSettings):
         default=None,
         description="version to serve, such as policy/1; by default the one served last, if any",
     )
+    load_timeout: float = Field(
+        default=600.0, gt=0, description="seconds after which loading a checkpoint is given up"
+    )
     prompt: str = Field(default="chat", description="chat, state, or a Jinja2 file")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")

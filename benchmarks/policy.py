@@ -224,7 +224,7 @@ def swap(model: Path, root: Path, device: str, dtype: str) -> dict[str, float]:
     def build(path: Path) -> Engine:
         return EmbeddedEngine.load(path, device=device, dtype=dtype, cache_tokens=0)
 
-    serving = Serving("policy", registry, build, lambda engine: engine.check())
+    serving = Serving("policy", registry, build, lambda engine, _: engine.check())
     loaded = [asyncio.run(serving.load("policy/0")) for _ in range(3)][-1]
     return {"load": round(loaded.load_seconds, 4), "pause": round(loaded.pause_seconds, 6)}
 

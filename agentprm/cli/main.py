@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from agentprm.cli.checkpoints import app as checkpoints_app
 from agentprm.cli.games import GamesError, games_directory
 from agentprm.cli.games import app as games_app
 from agentprm.cli.machine import SGLANG_COMMAND, Options, evaluate_run, serve_run, train_run
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="Process reward models for LLM agents: train, evaluate and serve.",
 )
 app.add_typer(games_app, name="games")
+app.add_typer(checkpoints_app, name="checkpoints")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Games = Annotated[

@@ -28,9 +28,10 @@ ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sa
 
 def build_app(settings: PolicySettings) -> FastAPI:
     """The app; it loads its checkpoint when it starts."""
-    engine = open_engine(settings)
+    template = load_prompt(settings.prompt)
+    engine = open_engine(settings, template)
     serving = engine.serving
-    decoder = Decoder(load_prompt(settings.prompt))
+    decoder = Decoder(template)
     batcher = Batcher(serving, max_waiting=settings.queue, concurrency=engine.concurrency)
     prm = (
         AsyncPRMClient(

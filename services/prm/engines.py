@@ -37,7 +37,7 @@ def _embedded(settings: Settings, prompt: Prompt) -> engines.Engine:
     def build(path: Path) -> Ensemble:
         return load_ensemble(registry, path, prompt, scorer)
 
-    serving = Serving("prm", registry, build, Ensemble.check)
+    serving = Serving("prm", registry, build, _check, timeout=settings.load_timeout)
     return engines.Engine(serving)
 
 
@@ -51,5 +51,11 @@ def _sglang(settings: Settings, prompt: Prompt) -> engines.Engine:
     def build(path: Path) -> OnServers:
         return OnServers.of(load_ensemble(registry, path, prompt, scorer))
 
-    serving = InPlaceServing("prm", registry, build, replicas)
+    serving = InPlaceServing(
+        "prm", registry, build, _check, replicas, timeout=settings.load_timeout
+    )
     return engines.on_replicas(serving, settings)
+
+
+def _check(ensemble: Ensemble, _: Path) -> None:
+    ensemble.check()

@@ -20,6 +20,7 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Checkpoint, ModelCard, ScoreResponse, Scores
 from agentprm.registry import CheckpointError, Registry
 from agentprm.serving import Served
+from services.prm.canary import check
 from services.prm.scorer import BaseScorer
 
 
@@ -29,15 +30,17 @@ class Ensemble:
 
     members: tuple[Served[BaseScorer], ...]
     checkpoints: tuple[Checkpoint, ...]
+    paths: tuple[Path, ...]
+    """Where the members lie."""
 
     def check(self) -> None:
-        """Try every member.
+        """Try every member, and compare it with its own canary.
 
         Raises:
-            CheckpointError, ValueError: as `BaseScorer.check`.
+            CheckpointError, ValueError: as `services.prm.canary.check`.
         """
-        for member in self.members:
-            member.weights.check()
+        for member, path in zip(self.members, self.paths, strict=True):
+            check(member.weights, path)
 
     def card(self, version: str) -> ModelCard:
         """What is known of it, being served as `version`."""
@@ -78,7 +81,7 @@ def load_ensemble(
         members.append(Served(version, build(member)))
         checkpoints.append(Checkpoint(version=version, **facts.model_dump()))
         _require_alike(members[0], members[-1])
-    return Ensemble(tuple(members), tuple(checkpoints))
+    return Ensemble(tuple(members), tuple(checkpoints), tuple(paths))
 
 
 def combine(version: str, answers: list[ScoreResponse]) -> ScoreResponse:

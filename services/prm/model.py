@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from agentprm.prefix_cache import PrefixCache
 from agentprm.registry import CheckpointError
+from agentprm.weights import copy_from_file, require_all
 from services.prm import attention
 from services.prm.attention import Segment, Store
 from services.prm.packing import Row
@@ -67,15 +68,15 @@ class Classifier:
             local_files_only=True,
             output_loading_info=True,
         )
-        if info["missing_keys"]:
-            missing = ", ".join(sorted(info["missing_keys"])[:5])
-            raise CheckpointError(f"{path} lacks the weights {missing}")
+        require_all(path, info, unused=["lm_head."])
         if not hasattr(model, "score"):
             raise CheckpointError(
                 f"{path} is a {type(model).__name__}, which does not score at the last token"
             )
         self.device = torch.device(pick_device(device))
-        self.head: Any = model.to(self.device).eval().score
+        model = model.to(self.device).eval()
+        copy_from_file(model)
+        self.head: Any = model.score
         self._model: Any = model
         self._body: Any = model.base_model
         self.dtype = str(model.dtype).removeprefix("torch.")

@@ -69,7 +69,7 @@ class SGLangScorer(BaseScorer):
         super().__init__(prompt, tokenizer, length and length - RESERVED, packs=False)
         self.path = path
         self.tag = f"{path.parent.name}/{path.name}@{_digest(path)}"
-        self.dtype = str(config.dtype).removeprefix("torch.")
+        self.dtype = "the servers'"  # they may have been told to take another than the checkpoint's
         self.parameters = _parameters(path)
         self._config: dict[str, Any] = config.to_dict()
         self._replicas = replicas
@@ -161,7 +161,7 @@ class OnServers(Ensemble):
         scorer = ensemble.members[0].weights
         if len(ensemble.members) > 1 or not isinstance(scorer, SGLangScorer):
             raise CheckpointError("SGLang serves one PRM; an ensemble needs --engine embedded")
-        return cls(ensemble.members, ensemble.checkpoints, scorer)
+        return cls(ensemble.members, ensemble.checkpoints, ensemble.paths, scorer)
 
     @property
     def path(self) -> Path:

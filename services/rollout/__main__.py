@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import structlog
@@ -23,9 +24,13 @@ class RolloutSettings(ProcessSettings):
     redis_url: str | None = Field(default=None, description="by default what REDIS_URL names")
     run: str = Field(description="name of the run")
     env_url: str = Field(description="the environment service")
-    policy_url: str = Field(description="the policy service")
+    policy_url: str = Field(
+        description="the policy service; of several replicas a,b,... this worker asks one"
+    )
     prm_url: str | None = Field(
-        default=None, description="the PRM service; jobs that need it wait until it is healthy"
+        default=None,
+        description="the PRM service; jobs that need it wait until it is healthy. Of several "
+        "replicas a,b,... this worker asks one",
     )
     name: str = Field(default="worker", description="name in logs and records")
     claim_after: float = Field(
@@ -48,7 +53,10 @@ def main() -> int:
         start_http_server(settings.metrics_port, settings.metrics_host)
     shutdown = Shutdown()
     shutdown.install()
-    player = Player(settings.env_url, settings.policy_url, settings.prm_url)
+    # All turns of an episode go to one replica, which keeps their common beginning in its cache.
+    policy = random.choice(settings.policy_url.split(","))
+    prm = random.choice(settings.prm_url.split(",")) if settings.prm_url else None
+    player = Player(settings.env_url, policy, prm)
     try:
         with Queue(
             redis_url,

@@ -9,6 +9,7 @@ from typing import Literal
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.protocol import Game, RolloutJob, Sampling, Split
 from agentprm.queue import Offer, Queue
+from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -20,8 +21,8 @@ class Services:
     """What the trainer talks to."""
 
     env: EnvClient
-    policy: PolicyClient
-    prm: PRMClient
+    policy: Fleet[PolicyClient]
+    prm: Fleet[PRMClient]
     queue: Queue
 
 
@@ -122,7 +123,7 @@ class Collector:
 
     def serve(self, policy: str | None = None, prm: str | None = None) -> None:
         """Make the services serve these versions, where they do not already."""
-        if policy is not None and self.services.policy.health().version != policy:
+        if policy is not None and self.services.policy.version != policy:
             self.services.policy.load(policy)
-        if prm is not None and self.services.prm.health().version != prm:
+        if prm is not None and self.services.prm.version != prm:
             self.services.prm.load(prm)

@@ -18,6 +18,7 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Calibration, Episode, GameSet, PRMFacts, TrainingData
 from services.trainer.batches import TokenBatches, under_budget
 from services.trainer.calibration import Scored, calibration, reliability
+from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
     Log,
     Metrics,
@@ -121,7 +122,7 @@ def fit_prm(
             "validation_games": _games(episodes, sides[1]),
             "metrics": metrics,
         }
-        save_fit(trainer, tokenizer, out, facts)
+        save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 
 

@@ -233,7 +233,7 @@ def test_waiting_jobs_share_a_batch_but_not_each_others_faults(tmp_path: Path) -
         return [weights * item for item in items]
 
     async def scenario() -> list[object]:
-        serving = Serving("policy", registry, lambda _: 2, lambda _: None)
+        serving = Serving("policy", registry, lambda _: 2, lambda *_: None)
         await serving.load("policy/0")
         batcher = Batcher(serving, max_waiting=10)
         jobs = [

@@ -87,6 +87,9 @@ class Engine(ABC):
     says otherwise.
     """
 
+    dtype: str = "unknown"
+    """What it computes in, such as `float32`."""
+
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
         """`draw.n` samples for each prompt.

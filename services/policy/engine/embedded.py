@@ -17,6 +17,8 @@ from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.protocol import Message
+from agentprm.registry import CheckpointError
+from agentprm.weights import copy_from_file, require_all
 from services.policy.engine import (
     PROMPT_TOKENS,
     Draw,
@@ -75,6 +77,7 @@ class EmbeddedEngine(Engine):
     def __init__(self, model: Any, tokenizer: Any, *, cache_tokens: int) -> None:
         text_config = model.config.get_text_config()
         self.model = model.eval()
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self._device = model.device
         self._layers: int = text_config.num_hidden_layers
         self._new_tokens = max(
@@ -90,19 +93,31 @@ class EmbeddedEngine(Engine):
 
     @classmethod
     def load(cls, path: Path, *, device: str, dtype: str, cache_tokens: int) -> EmbeddedEngine:
-        """The checkpoint in the directory `path`: safetensors only, nothing fetched or executed."""
+        """The checkpoint in the directory `path`: safetensors only, nothing fetched or executed.
+
+        Raises:
+            CheckpointError: weights, configuration and tokenizer do not belong together.
+            OSError, ValueError, RuntimeError: transformers cannot read it.
+        """
         where = pick_device(device)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="float32" if dtype == "auto" and where.type == "cpu" else dtype,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        require_all(path, info)
+        model = model.to(where)
+        copy_from_file(model)
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        return cls(model.to(where), tokenizer, cache_tokens=cache_tokens)
+        known, size = len(tokenizer), model.get_input_embeddings().num_embeddings
+        if known > size:
+            raise CheckpointError(f"{path}: the tokenizer knows {known} tokens, the model {size}")
+        return cls(model, tokenizer, cache_tokens=cache_tokens)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
