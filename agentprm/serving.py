@@ -228,7 +228,7 @@ def add_checkpoint_routes(app: FastAPI, serving: Serving[W]) -> None:
     @app.post(
         "/v1/checkpoints/load",
         response_model=Loaded,
-        responses=problems(403, 404, 409),
+        responses=problems(403, 404, 409, 429, 503, 507),
         dependencies=[ADMIN],
     )
     async def _load(request: LoadCheckpoint) -> Response:

@@ -32,7 +32,7 @@ def test_as_many_batches_are_computed_side_by_side_as_told(
         return [2 * item for item in items]
 
     async def main() -> list[tuple[str, Sequence[Any]]]:
-        serving = Serving("policy", registry, lambda path: path, lambda _: None)
+        serving = Serving("policy", registry, lambda path: path, lambda *_: None)
         await serving.load("policy/0")
         batcher = Batcher(serving, max_waiting=100, concurrency=concurrency)
         async with running(batcher):

@@ -8,14 +8,15 @@ from agentprm.encoding import encode, encode_answers
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Message, State
 from agentprm.remembering import RememberingTokenizer
-from tests.scorers import episode, tiny_tokenizer
+from tests.models import word_tokenizer
+from tests.scorers import episode
 
 
 class Counted:
     """A tokenizer that counts what it is asked for."""
 
     def __init__(self, template: str | None = None) -> None:
-        self._tokenizer = tiny_tokenizer()
+        self._tokenizer = word_tokenizer()
         if template:
             self._tokenizer.chat_template = template
         self.chat_template = self._tokenizer.chat_template
@@ -57,7 +58,7 @@ def answers(count: int) -> list[str]:
 def separately(messages: Sequence[Message], texts: Sequence[str]) -> list[list[int]]:
     """The ids of the conversation with each answer, by the definition."""
     return [
-        encode(tiny_tokenizer(), [*messages, Message(role="assistant", content=text)]).ids
+        encode(word_tokenizer(), [*messages, Message(role="assistant", content=text)]).ids
         for text in texts
     ]
 
