@@ -34,6 +34,8 @@ class ChatMessage(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_tools(cls, data: Any) -> Any:
+        if isinstance(data, Message):
+            return data.model_dump()
         if isinstance(data, dict) and (data.get("tool_calls") or data.get("role") == "tool"):
             raise ValueError("tool calls and their results are scored as text: put them in content")
         return data

@@ -141,6 +141,6 @@ def test_a_chat_that_the_template_refuses_is_named(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     scorer = Scorer(tmp_path, load_prompt("chat"), device="cpu")
     body = {"conversations": [{"messages": CHAT[:3]}, {"messages": CHAT}]}
-    with pytest.raises(ProblemError, match=r"conversations\.1: .* too many") as caught:
+    with pytest.raises(ProblemError, match=r"conversations\.1: too many") as caught:
         scorer.plan(ScoreRequest.model_validate(body))
     assert caught.value.problem.status == 422

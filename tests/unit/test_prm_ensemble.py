@@ -28,7 +28,7 @@ def registry(tmp_path: Path) -> Registry:
     registry = Registry(tmp_path / "checkpoints")
     for k in range(4):
         with registry.write(f"prm/{k}") as draft:
-            tiny_scorer(draft, seed=k)
+            tiny_scorer(draft, seed=k, vocabulary=400)
             if k == 2:
                 tokenizer = AutoTokenizer.from_pretrained(draft)
                 tokenizer.add_tokens(["extra"])
@@ -62,6 +62,7 @@ def test_mean_and_spread_by_hand() -> None:
     assert together.choices == [[pytest.approx(0.1), pytest.approx(0.4)]]
     assert not together.transcripts
     assert not together.texts
+    assert not together.continuations
     assert together.spread is not None
     # 0.2, 0.4, 0.9 differ from 0.5 by -0.3, -0.1, 0.4: sqrt(0.26 / 2)
     assert together.spread.pairs == [pytest.approx(0.13**0.5)]
