@@ -1,235 +1,163 @@
 """Clients for the services: `EnvClient`, `PolicyClient` and `PRMClient`, and their async twins.
 
     with PRMClient("http://127.0.0.1:8003") as prm:
-        answer = prm.score(ScoreRequest(transcripts=[episode.transcript()]))
+        print(prm.score_messages(messages))  # Q of every assistant message of an OpenAI chat
 
 Every call has a deadline. 429, 502, 503, 504 and connection errors are tried again until then;
-anything else is raised at once as `ServiceError`.
+anything else is raised at once as `ServiceError`. Calls carry the key in `AGENTPRM_API_KEY`, and
+the id of the request or job that they are made for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
-import httpx
-import orjson
-import tenacity
 from pydantic import BaseModel
 
 from agentprm import protocol as p
+from agentprm.calls import AsyncClient, Call, Client, ServiceError, endpoint, get, post
 
-RETRIED = frozenset({429, 502, 503, 504})
-DEADLINE = 120.0
-"""Seconds that a call may take in all, its retries included."""
-
-T = TypeVar("T", bound=BaseModel)
-
-
-class ServiceError(Exception):
-    """A service answered with a problem, or did not answer before the deadline."""
-
-    def __init__(self, status: int | None, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after = retry_after
+__all__ = [
+    "AsyncEnvClient",
+    "AsyncPRMClient",
+    "AsyncPolicyClient",
+    "EnvClient",
+    "Messages",
+    "PRMClient",
+    "PolicyClient",
+    "ServiceError",
+]
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, ServiceError) else None
-    return asked if asked is not None else min(2.0, 0.05 * 2**state.attempt_number)
-
-
-def _again(error: BaseException) -> bool:
-    if isinstance(error, ServiceError):
-        return error.status in RETRIED
-    return isinstance(error, httpx.TransportError)
-
-
-def _retrying(deadline: float) -> dict[str, Any]:
-    return {
-        "retry": tenacity.retry_if_exception(_again),
-        "wait": _wait,
-        "stop": tenacity.stop_before_delay(deadline),
-        "reraise": True,
-    }
-
-
-def _parse(answer: httpx.Response, kind: type[T]) -> T:
-    if answer.is_success:
-        return kind.model_validate_json(answer.content)
-    after = answer.headers.get("retry-after", "")
-    raise ServiceError(
-        answer.status_code,
-        f"{answer.request.method} {answer.request.url}: {answer.status_code} {_detail(answer)}",
-        float(after) if after.isdigit() else None,
-    )
-
-
-def _unreachable(error: httpx.TransportError) -> ServiceError:
-    return ServiceError(None, f"no answer before the deadline: {type(error).__name__} {error}")
-
-
-def _detail(answer: httpx.Response) -> str:
-    try:
-        problem = p.Problem.model_validate_json(answer.content)
-    except ValueError:
-        return answer.text[:200]
-    return f"{problem.title}. {problem.detail}".strip()
-
-
-def _content(body: BaseModel | None) -> bytes | None:
-    return None if body is None else orjson.dumps(body.model_dump(mode="json"))
-
-
-_HEADERS = {"content-type": "application/json"}
-
-
-class _Client:
-    """A connection pool to one service."""
-
-    def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
-        self._http = httpx.Client(base_url=url, timeout=deadline, headers=_HEADERS)
-        self._deadline = deadline
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def health(self) -> p.Health:
-        """What runs there. Answers while it is loading, too."""
-        answer = self._http.get("/health")
-        return p.Health.model_validate_json(answer.content)
-
-    def _call(
-        self,
-        kind: type[T],
-        method: str,
-        path: str,
-        body: BaseModel | None = None,
-        params: Mapping[str, str | int] | None = None,
-    ) -> T:
-        def once() -> T:
-            content = _content(body)
-            return _parse(self._http.request(method, path, content=content, params=params), kind)
-
-        try:
-            return tenacity.Retrying(**_retrying(self._deadline))(once)
-        except httpx.TransportError as error:
-            raise _unreachable(error) from error
-
-
-class _AsyncClient:
-    """A connection pool to one service, for asyncio."""
-
-    def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=deadline, headers=_HEADERS)
-        self._deadline = deadline
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-
-    async def _call(
-        self, kind: type[T], method: str, path: str, body: BaseModel | None = None
-    ) -> T:
-        async def once() -> T:
-            return _parse(await self._http.request(method, path, content=_content(body)), kind)
-
-        try:
-            return await tenacity.AsyncRetrying(**_retrying(self._deadline))(once)
-        except httpx.TransportError as error:
-            raise _unreachable(error) from error
-
-
-class EnvClient(_Client):
-    """The environment service."""
-
-    def games(self, split: p.Split | None = None, limit: int = 10_000) -> p.GameList:
+class _Env:
+    @endpoint
+    def games(self, split: p.Split | None = None, limit: int = 10_000) -> Call[p.GameList]:
         """Games of the index, by split."""
         params: dict[str, str | int] = {"limit": limit} | ({"split": split} if split else {})
-        return self._call(p.GameList, "GET", "/v1/games", params=params)
+        return get("/v1/games", p.GameList, params)
 
-    def create(self, request: p.CreateSessions) -> list[p.Session]:
+    @endpoint
+    def create(self, request: p.CreateSessions) -> Call[list[p.Session]]:
         """New sessions, at turn 0 or after their prefixes."""
-        return self._call(p.SessionList, "POST", "/v1/sessions", request).sessions
+        return post("/v1/sessions", request, p.SessionList).then(lambda a: a.sessions)
 
-    def fork(self, session_id: str, count: int = 1) -> list[p.Session]:
+    @endpoint
+    def fork(self, session_id: str, count: int = 1) -> Call[list[p.Session]]:
         """Copies of a session at its present turn. Asked again after a lost answer, it makes more;
         those lost are closed with the key of their original, or when they have been idle.
         """
         request = p.ForkSession(id=session_id, count=count)
-        return self._call(p.SessionList, "POST", "/v1/sessions/fork", request).sessions
+        return post("/v1/sessions/fork", request, p.SessionList).then(lambda a: a.sessions)
 
-    def step(self, request: p.StepSessions) -> list[p.StepResult]:
+    @endpoint
+    def step(self, request: p.StepSessions) -> Call[list[p.StepResult]]:
         """Step a batch of sessions; safe to repeat."""
-        return self._call(p.StepResults, "POST", "/v1/steps", request).results
+        return post("/v1/steps", request, p.StepResults).then(lambda a: a.results)
 
-    def experts(self, ids: Sequence[str]) -> list[p.Session]:
+    @endpoint
+    def experts(self, ids: Sequence[str]) -> Call[list[p.Session]]:
         """The sessions with the expert's next action (privileged servers only)."""
         request = p.SessionIds(ids=list(ids))
-        return self._call(p.SessionList, "POST", "/v1/sessions/expert", request).sessions
+        return post("/v1/sessions/expert", request, p.SessionList).then(lambda a: a.sessions)
 
-    def close_sessions(self, ids: Sequence[str]) -> None:
+    @endpoint
+    def close_sessions(self, ids: Sequence[str]) -> Call[None]:
         """Give sessions back. Unknown ones are passed over."""
-        self._call(p.SessionIds, "POST", "/v1/sessions/close", p.SessionIds(ids=list(ids)))
+        request = p.SessionIds(ids=list(ids))
+        return post("/v1/sessions/close", request, p.ClosedSessions).then(lambda _: None)
 
 
-class PolicyClient(_Client):
+class _Model:
+    @endpoint
+    def load(self, version: str) -> Call[p.Loaded]:
+        """Swap in the checkpoint `version` of the registry."""
+        request = p.LoadCheckpoint(version=version)
+        return post("/v1/checkpoints/load", request, p.Loaded)
+
+
+class _Policy(_Model):
+    @endpoint
+    def act(self, request: p.ActRequest) -> Call[p.ActResponse]:
+        """Actions for states."""
+        return post("/v1/act", request, p.ActResponse)
+
+
+Messages = Sequence[Mapping[str, Any] | BaseModel]
+"""An OpenAI chat: dictionaries, or the message objects that OpenAI's client returns."""
+
+
+class _PRM(_Model):
+    @endpoint
+    def score(self, request: p.ScoreRequest) -> Call[p.ScoreResponse]:
+        """Q for any mix of what the service scores, with the version that answered."""
+        return post("/v1/score", request, p.ScoreResponse)
+
+    @endpoint
+    def model(self) -> Call[p.ModelCard]:
+        """What serves, what it was fitted on, and how well it is calibrated."""
+        return get("/v1/model", p.ModelCard)
+
+    @endpoint
+    def score_messages(self, messages: Messages) -> Call[list[float]]:
+        """Q of every assistant message of an OpenAI chat, in order."""
+        return _scores([messages]).then(lambda a: a.conversations[0])
+
+    @endpoint
+    def score_conversations(self, conversations: Sequence[Messages]) -> Call[list[list[float]]]:
+        """Q of every assistant message of several OpenAI chats."""
+        return _scores(conversations).then(lambda a: a.conversations)
+
+    @endpoint
+    def score_answers(self, messages: Messages, answers: Sequence[str]) -> Call[list[float]]:
+        """Q of each of several answers to one conversation."""
+        asked = {"messages": _plain(messages), "answers": list(answers)}
+        request = p.ScoreRequest.model_validate({"continuations": [asked]})
+        return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.continuations[0])
+
+    @endpoint
+    def score_actions(self, state: p.State, actions: Sequence[str | p.Action]) -> Call[list[float]]:
+        """Q of each action in one state. A string is a command without a reason."""
+        chosen = [p.Action(command=a) if isinstance(a, str) else a for a in actions]
+        request = p.ScoreRequest(choices=[p.Choice(state=state, actions=chosen)])
+        return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.choices[0])
+
+    @endpoint
+    def score_episodes(self, episodes: Sequence[p.Episode]) -> Call[list[list[float]]]:
+        """Q of every turn of recorded episodes."""
+        request = p.ScoreRequest(transcripts=[episode.transcript() for episode in episodes])
+        return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.transcripts)
+
+
+def _plain(messages: Messages) -> list[Any]:
+    return [m.model_dump() if isinstance(m, BaseModel) else m for m in messages]
+
+
+def _scores(conversations: Sequence[Messages]) -> Call[p.ScoreResponse]:
+    chats = [{"messages": _plain(messages)} for messages in conversations]
+    request = p.ScoreRequest.model_validate({"conversations": chats})
+    return post("/v1/score", request, p.ScoreResponse)
+
+
+class EnvClient(_Env, Client):
+    """The environment service."""
+
+
+class AsyncEnvClient(_Env, AsyncClient):
+    """The environment service, for asyncio."""
+
+
+class PolicyClient(_Policy, Client):
     """The policy service."""
 
-    def act(self, request: p.ActRequest) -> p.ActResponse:
-        """Actions for states."""
-        return self._call(p.ActResponse, "POST", "/v1/act", request)
 
-    def load(self, version: str) -> p.Loaded:
-        """Swap in the checkpoint `version` of the registry."""
-        request = p.LoadCheckpoint(version=version)
-        return self._call(p.Loaded, "POST", "/v1/checkpoints/load", request)
-
-
-class PRMClient(_Client):
-    """The PRM service."""
-
-    def score(self, request: p.ScoreRequest) -> p.ScoreResponse:
-        """Q for pairs, choices and transcripts."""
-        return self._call(p.ScoreResponse, "POST", "/v1/score", request)
-
-    def load(self, version: str) -> p.Loaded:
-        """Swap in the checkpoint `version` of the registry."""
-        request = p.LoadCheckpoint(version=version)
-        return self._call(p.Loaded, "POST", "/v1/checkpoints/load", request)
-
-
-class AsyncPolicyClient(_AsyncClient):
+class AsyncPolicyClient(_Policy, AsyncClient):
     """The policy service, for asyncio."""
 
-    async def act(self, request: p.ActRequest) -> p.ActResponse:
-        """Actions for states."""
-        return await self._call(p.ActResponse, "POST", "/v1/act", request)
+
+class PRMClient(_PRM, Client):
+    """The PRM service."""
 
 
-class AsyncPRMClient(_AsyncClient):
+class AsyncPRMClient(_PRM, AsyncClient):
     """The PRM service, for asyncio."""
-
-    async def score(self, request: p.ScoreRequest) -> p.ScoreResponse:
-        """Q for pairs, choices and transcripts."""
-        return await self._call(p.ScoreResponse, "POST", "/v1/score", request)

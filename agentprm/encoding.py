@@ -17,6 +17,9 @@ from agentprm.protocol import Message
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is needed here."""
 
+    eos_token: str | None
+    pad_token: str | None
+
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages as text."""
 
@@ -88,7 +91,8 @@ def encode_answers(
     """The ids up to where the assistant answers, and for each answer the ids that follow.
 
     Together they are what `encode` makes of the conversation with that answer; the conversation is
-    rendered and tokenised once for all answers.
+    rendered and tokenised once for all answers. That the template renders an answer behind this
+    conversation as it does behind another is tried on the first one.
 
     Raises:
         ValueError: as `encode`.
@@ -96,11 +100,50 @@ def encode_answers(
     prompt = encode(tokenizer, messages, generation_prompt=True).ids
     raw = [message.model_dump() for message in messages]
     before = tokenizer.apply_chat_template(raw, tokenize=False, add_generation_prompt=True)
-    branches = []
-    for answer in answers:
-        whole = [*raw, {"role": "assistant", "content": answer}]
-        rendered = tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=False)
-        if not rendered.startswith(before):
+
+    def behind(question: Sequence[dict[str, str]], prompt: str, answer: str) -> str:
+        whole = [*question, {"role": "assistant", "content": answer}]
+        text: str = tokenizer.apply_chat_template(
+            whole, tokenize=False, add_generation_prompt=False
+        )
+        if not text.startswith(prompt):
             raise ValueError("the tokenizer's chat template rewrites the prompt of an answer")
-        branches.append(tokenizer.encode(rendered[len(before) :], add_special_tokens=False))
-    return prompt, branches
+        return text[len(prompt) :]
+
+    first = behind(raw, before, answers[0])
+    short = [{"role": "user", "content": "?"}]
+    header = tokenizer.apply_chat_template(short, tokenize=False, add_generation_prompt=True)
+    if behind(short, header, answers[0]) == first:
+        raw, before = short, header
+    texts = [first, *(behind(raw, before, answer) for answer in answers[1:])]
+    return prompt, [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def closed(tokenizer: Tokenizer, text: str) -> str:
+    """A conversation that was rendered elsewhere, ended as the chat template ends an answer.
+
+    Texts that come from a decoded sample end with an end token, with the template's own mark or,
+    cut off, with nothing, and may be padded; what is scored is the end of an answer.
+    """
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}
+    rendered = tokenizer.apply_chat_template(
+        [question, answer], tokenize=False, add_generation_prompt=False
+    )
+    end = rendered.rpartition("ANSWER")[2]
+    pad = tokenizer.pad_token or ""
+    marks = [mark for mark in (end.strip(), tokenizer.eos_token, pad) if mark]
+    start, stop = 0, len(text)
+    while pad and text.startswith(pad, start):
+        start += len(pad)
+    while mark := _last_mark(text, start, stop, marks):
+        stop -= mark
+    return text[start:stop] + end if start < stop else ""
+
+
+def _last_mark(text: str, start: int, stop: int, marks: Sequence[str]) -> int:
+    """The length of the mark that ends `text[start:stop]`, space after it included; else 0."""
+    bare = stop
+    while bare > start and text[bare - 1].isspace():
+        bare -= 1
+    found = (mark for mark in marks if text.endswith(mark, start, bare))
+    return stop - bare + len(mark) if (mark := next(found, "")) else 0

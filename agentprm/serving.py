@@ -8,41 +8,65 @@ weights go on serving and the answer says why.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import weakref
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import structlog
 from fastapi import FastAPI, Response
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from agentprm.protocol import LoadCheckpoint, Loaded
 from agentprm.registry import CheckpointError, NoCheckpointError, Registry
-from agentprm.service import ProblemError, json_response
+from agentprm.service import ADMIN, ProblemError, json_response, problems
 
 W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
+
+MAX_LOADS = 8
+"""Loads under way or waiting for their turn; more are refused."""
+
+DRAIN_SECONDS = 150.0
+"""How long a load waits for requests that use weights replaced before: longer than any may take."""
 
 SWAPS = Counter("agentprm_checkpoint_swaps_total", "Swaps by result", ["service", "result"])
+LOAD = Histogram(
+    "agentprm_checkpoint_load_seconds",
+    "Time to verify, build and try a checkpoint, while the old one serves",
+    ["service"],
+    buckets=[0.01 * 2**k for k in range(17)],
+)
+PAUSE = Histogram(
+    "agentprm_checkpoint_swap_pause_seconds",
+    "Time in which no request could begin to be computed, per swap",
+    ["service"],
+    buckets=[1e-6 * 4**k for k in range(13)],
+)
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Served(Generic[W]):
+class Served(Generic[W_co]):
     """Weights and the version they are. Taken as one, so that no answer mixes two."""
 
     version: str
-    weights: W
+    weights: W_co
 
 
 class Serving(Generic[W]):
     """The checkpoint that `service` (`policy` or `prm`) serves.
 
-    `build` makes weights of a directory and raises on an unfit one; `canary` raises where they
-    do not compute. Both run in a thread.
+    `build` makes weights of a directory and raises on an unfit one; `canary` raises where the
+    weights of a directory do not compute what they should. Both run in a thread, which cannot be
+    ended: of a load that takes longer than `timeout` seconds nothing is used, whenever it ends,
+    and until then no other is begun.
     """
 
     def __init__(
@@ -50,14 +74,20 @@ class Serving(Generic[W]):
         service: str,
         registry: Registry,
         build: Callable[[Path], W],
-        canary: Callable[[W], None],
+        canary: Callable[[W, Path], None],
+        *,
+        timeout: float = 600.0,
     ) -> None:
         self.service = service
         self.registry = registry
         self._build = build
         self._canary = canary
+        self._timeout = timeout
         self._served: Served[W] | None = None
         self._lock = asyncio.Lock()
+        self._loads = 0
+        self._late: threading.Thread | None = None
+        self._replaced: Callable[[], Served[W] | None] = lambda: None
 
     @property
     def version(self) -> str | None:
@@ -76,30 +106,34 @@ class Serving(Generic[W]):
             )
         return self._served
 
+    @asynccontextmanager
+    async def using(self) -> AsyncIterator[Served[W]]:
+        """What serves now, to compute an answer with inside the block.
+
+        Raises:
+            ProblemError: as `current`.
+        """
+        yield self.current()
+
     async def load(self, version: str) -> Loaded:
-        """Serve `version`, or raise a `ProblemError` that says why not and change nothing."""
-        async with self._lock:
-            started = time.perf_counter()
-            try:
-                weights = await asyncio.to_thread(self._stage, version)
-            except CheckpointError as error:
-                SWAPS.labels(self.service, "refused").inc()
-                log.warning("checkpoint refused", version=version, reason=str(error))
-                status = 404 if isinstance(error, NoCheckpointError) else 409
-                raise ProblemError(status, "Checkpoint refused", str(error)) from error
-            ready = time.perf_counter()
-            previous = self.version
-            self._served = Served(version, weights)
-            paused = time.perf_counter() - ready
-            self._remember(version)
-            SWAPS.labels(self.service, "done").inc()
-            log.info("serving", version=version, previous=previous, seconds=ready - started)
-            return Loaded(
-                version=version,
-                previous=previous,
-                load_seconds=ready - started,
-                pause_seconds=paused,
+        """Serve `version`. Loads run one after the other, in the order in which they came.
+
+        Raises:
+            ProblemError: it is refused and nothing is changed. 404, there is no such checkpoint;
+                409, it is damaged or does not compute; 429, too many loads wait; 503, it was not
+                loaded in time, or one that was not is still under way; 507, no memory for it
+                beside what serves.
+        """
+        if self._loads >= MAX_LOADS:
+            raise ProblemError(
+                429, "Too many requests", f"{self._loads} loads wait already", retry_after=1
             )
+        self._loads += 1
+        try:
+            async with self._lock:
+                return await self._load(version)
+        finally:
+            self._loads -= 1
 
     async def resume(self, version: str | None = None) -> None:
         """At start: serve `version`, or the one served last where that can still be served.
@@ -115,27 +149,119 @@ class Serving(Generic[W]):
             with suppress(ProblemError):  # `load` has logged why; what to serve is told anew
                 await self.load(last)
 
+    async def _load(self, version: str) -> Loaded:
+        started = time.perf_counter()
+        try:
+            await self._drained()
+            weights = await self._staged(version)
+        except Exception as error:
+            problem = refusal(version, error)
+            SWAPS.labels(self.service, "refused").inc()
+            log.warning("checkpoint refused", version=version, reason=str(problem))
+            raise problem from error
+        ready = time.perf_counter()
+        replaced, self._served = self._served, Served(version, weights)
+        paused = time.perf_counter() - ready
+        previous = None
+        if replaced is not None:
+            previous, self._replaced = replaced.version, weakref.ref(replaced)
+            del replaced
+        self._measure(ready - started, paused)
+        # In a thread, as it waits for the disk; after the swap, as it says what has served.
+        await asyncio.to_thread(self._remember, version)
+        log.info("serving", version=version, previous=previous, seconds=ready - started)
+        return Loaded(
+            version=version,
+            previous=previous,
+            load_seconds=ready - started,
+            pause_seconds=paused,
+        )
+
+    async def _drained(self) -> None:
+        """Wait until no request uses what the last swap replaced.
+
+        So there are never more than two sets of weights in memory, however fast swaps follow.
+        """
+        started = time.perf_counter()
+        while self._replaced() is not None:
+            if time.perf_counter() - started > DRAIN_SECONDS:
+                raise TimeoutError("requests still use what the swap before replaced")
+            await asyncio.sleep(0.01)
+
+    async def _staged(self, version: str) -> W:
+        """The weights of `version`, verified and tried, unless it takes too long."""
+        if self._late is not None and self._late.is_alive():
+            raise TimeoutError("a load that was not done in time is still under way")
+        future: Future[W] = Future()
+        thread = threading.Thread(
+            target=_settle, args=(future, lambda: self._stage(version)), name="load", daemon=True
+        )  # a daemon, so that the process ends without waiting for it
+        thread.start()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            self._late = thread
+            raise TimeoutError(f"it was not loaded within {self._timeout:g} s") from error
+
+    def _stage(self, version: str) -> W:
+        path = self.registry.open(version)
+        weights = self._build(path)
+        self._canary(weights, path)
+        return weights
+
+    def _measure(self, seconds: float, paused: float) -> None:
+        SWAPS.labels(self.service, "done").inc()
+        LOAD.labels(self.service).observe(seconds)
+        PAUSE.labels(self.service).observe(paused)
+
     def _remember(self, version: str) -> None:
         try:
             self.registry.set_serving(self.service, version)
         except OSError as error:  # such as a registry that is mounted read-only
             log.warning("not remembered across restarts", version=version, reason=str(error))
 
-    def _stage(self, version: str) -> W:
-        path = self.registry.open(version)
-        try:
-            weights = self._build(path)
-            self._canary(weights)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{path} does not load: {error}") from error
-        return weights
-
 
 def add_checkpoint_routes(app: FastAPI, serving: Serving[W]) -> None:
     """`POST /v1/checkpoints/load`: swap; repeating the load of what serves already is harmless."""
 
-    @app.post("/v1/checkpoints/load")
+    @app.post(
+        "/v1/checkpoints/load",
+        response_model=Loaded,
+        responses=problems(403, 404, 409, 429, 503, 507),
+        dependencies=[ADMIN],
+    )
     async def _load(request: LoadCheckpoint) -> Response:
         return json_response(await serving.load(request.version))
+
+
+def _settle(future: Future[W], call: Callable[[], W]) -> None:
+    future.set_running_or_notify_cancel()
+    try:
+        result = call()
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def refusal(version: str, error: Exception) -> ProblemError:
+    """The answer to a load that failed."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, TimeoutError):
+        return ProblemError(503, "Checkpoint not loaded", f"{version}: {error}", retry_after=10)
+    if _out_of_memory(error):
+        detail = f"{version} does not fit beside what serves: {error}"
+        return ProblemError(507, "Not enough memory", detail)
+    if isinstance(error, NoCheckpointError):
+        return ProblemError(404, "Checkpoint refused", str(error))
+    if isinstance(error, CheckpointError):
+        return ProblemError(409, "Checkpoint refused", str(error))
+    return ProblemError(409, "Checkpoint refused", f"{version} does not load: {error}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of Python, of the operating system, or of torch, which has no type of its own on a CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text

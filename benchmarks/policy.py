@@ -1,4 +1,7 @@
-"""How fast the embedded engine acts: `python -m benchmarks.policy --json`.
+"""How fast the engines act: `python -m benchmarks.policy --json`.
+
+With `--engine-url` (a SGLang server, started on `--save`'s model) SGLang acts beside the embedded
+engine in the same run.
 
 A Llama of 0.9 million random parameters plays `states` conversations side by side for `turns`
 turns: each turn an observation of 25 tokens, a REASON of `reason-tokens` tokens, and a
@@ -13,6 +16,7 @@ import json
 import os
 import platform
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,11 +30,13 @@ from transformers.utils.logging import disable_progress_bar
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Sampling, State, Step
 from agentprm.registry import Registry
+from agentprm.replicas import Replicas
 from agentprm.service import configure_logging
 from agentprm.serving import Serving
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine, Question
 from services.policy.engine.embedded import EmbeddedEngine
+from services.policy.engine.sglang import SGLangEngine
 from tests.models import tiny_causal_lm
 
 PLACES = ["cabinet", "drawer", "desk", "table", "fridge", "microwave"]
@@ -45,12 +51,21 @@ def main(
     threads: int = 1,
     device: str = "cpu",
     dtype: str = "auto",
+    engine_url: Annotated[
+        list[str] | None, typer.Option(help="a SGLang server to measure as well")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="only write the model there, to start servers on")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Measure and print."""
     configure_logging("benchmark")
     disable_progress_bar()
     torch.set_num_threads(threads)
+    if save is not None:
+        tiny_causal_lm(save, 0, size=128, layers=4, max_position_embeddings=2048)
+        return
     with tempfile.TemporaryDirectory() as directory:
         model = tiny_causal_lm(
             Path(directory) / "model", 0, size=128, layers=4, max_position_embeddings=2048
@@ -60,6 +75,18 @@ def main(
             return EmbeddedEngine.load(model, device=device, dtype=dtype, cache_tokens=cache_tokens)
 
         sampling = Sampling(max_tokens=reason_tokens)
+        if engine_url:
+            engines: dict[str, Engine] = {
+                "embedded": load(),
+                "sglang": on_sglang(model, engine_url),
+            }
+            found = {
+                name: {f"n={n}": act(engine, n, commands, sampling) for n in (1, 16)}
+                for name, engine in engines.items()
+            }
+            load_average = round(os.getloadavg()[0], 1)
+            typer.echo(json.dumps({"load_average": load_average, **found}))
+            return
         cached = play(load(), states, turns, n, commands, sampling)
         uncached = play(load(0), states, turns, n, commands, sampling)
         result = {
@@ -83,6 +110,53 @@ def main(
             "swap_seconds": swap(model, Path(directory) / "registry", device, dtype),
         }
     typer.echo(json.dumps(result, indent=None if as_json else 2))
+
+
+def on_sglang(model: Path, urls: list[str]) -> SGLangEngine:
+    """The model on the servers, all of them."""
+    replicas = Replicas(urls)
+    engine = SGLangEngine.load(model, replicas)
+    replicas.compare(engine)
+    replicas.put(engine)
+    return engine
+
+
+def act(engine: Engine, n: int, commands: int, sampling: Sampling) -> dict[str, float]:
+    """The second turn of episodes: one after the other, and 8 side by side."""
+    decoder = Decoder(load_prompt("chat"))
+    rng = random.Random(n)
+
+    def turns(count: int) -> list[State]:
+        """Second turns, whose first ones were acted in."""
+        firsts = [
+            State(task="put mug in cabinet", observation=room(rng), admissible=("look",))
+            for _ in range(count)
+        ]
+        found = decoder.act(engine, [Query(s, (0, k)) for k, s in enumerate(firsts)], 1, sampling)
+        return [
+            State(
+                task=first.task,
+                history=(Step(observation=first.observation, action=result.best.action),),
+                observation=room(rng),
+                admissible=admissible(rng, commands),
+            )
+            for first, result in zip(firsts, found, strict=True)
+        ]
+
+    seconds = []
+    for k, state in enumerate(turns(9)):
+        started = time.perf_counter()
+        decoder.act(engine, [Query(state, (1, k))], n, sampling)
+        seconds.append(time.perf_counter() - started)
+    together = turns(8)
+    started = time.perf_counter()
+    decoder.act(engine, [Query(s, (2, k)) for k, s in enumerate(together)], n, sampling)
+    elapsed = time.perf_counter() - started
+    return {
+        "p50_milliseconds": round(1000 * statistics.median(seconds)),
+        "states_per_second": round(len(together) / elapsed, 1),
+        "samples_per_second": round(n * len(together) / elapsed, 1),
+    }
 
 
 def play(
@@ -150,7 +224,7 @@ def swap(model: Path, root: Path, device: str, dtype: str) -> dict[str, float]:
     def build(path: Path) -> Engine:
         return EmbeddedEngine.load(path, device=device, dtype=dtype, cache_tokens=0)
 
-    serving = Serving("policy", registry, build, lambda engine: engine.check())
+    serving = Serving("policy", registry, build, lambda engine, _: engine.check())
     loaded = [asyncio.run(serving.load("policy/0")) for _ in range(3)][-1]
     return {"load": round(loaded.load_seconds, 4), "pause": round(loaded.pause_seconds, 6)}
 

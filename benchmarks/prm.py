@@ -1,16 +1,19 @@
-"""PRM scores per second, and how long a swap takes.
+"""PRM requests per second by their shape, and how long a swap takes.
 
     python -m benchmarks.prm [--quick] [--json]
 
-The model is a 0.9 M Llama with random weights; the figures are medians over repetitions.
+The model is a 0.9 M Llama with random weights; the figures are medians over repetitions, and every
+repetition asks for episodes that were never seen before.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import platform
+import random
 import socket
 import statistics
 import subprocess
@@ -18,8 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -29,16 +33,18 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from agentprm.client import AsyncPRMClient, PRMClient
+from agentprm.client import PRMClient
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Choice, Pair, ScoreRequest, State, Transcript
+from agentprm.protocol import Action, Choice, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import Registry
 from services.prm.scorer import Scorer
-from tests.scorers import episode, tiny_scorer
+from tests.scorers import tiny_scorer
 
 TURNS = 20
 CANDIDATES = 16
 CLIENTS = 32
+REQUESTS = 320
+"""About how many are sent in one measurement; at least what one client has to send."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,9 @@ class Figure:
     """One measurement."""
 
     name: str
-    scores_per_second: float | None
+    requests_per_second: float | None
     seconds: float
+    """To compute it in process; of the server's processor a request, through HTTP."""
 
 
 def median_seconds(call: Callable[[], object], repetitions: int) -> float:
@@ -69,101 +76,161 @@ def turn(played: Transcript, t: int) -> Pair:
     return Pair(state=state, action=step.action)
 
 
-def in_process(scorer: Scorer, repetitions: int) -> Iterator[Figure]:
-    """Without HTTP: tokenising and computing, on one thread."""
+def fresh(turns: int, seed: int) -> Transcript:
+    """An episode like `tests.scorers.episode`, of random numbers: no two are alike."""
+    chance = random.Random(seed)
 
-    def score(request: ScoreRequest) -> list[list[float]]:
-        return scorer.score(scorer.plan(request).rows)
+    def numbers(count: int) -> str:
+        return " ".join(str(chance.randrange(40)) for _ in range(count))
 
-    def measure(name: str, scores: int, call: Callable[[], object]) -> Figure:
-        seconds = median_seconds(call, repetitions)
-        return Figure(name, scores / seconds, seconds)
+    steps = [
+        Step(
+            observation=f"you arrive at cabinet {numbers(2)} . on it you see a mug {numbers(2)} .",
+            action=Action(reason=f"find mug {numbers(1)}", command=f"go to drawer {numbers(2)}"),
+        )
+        for _ in range(turns)
+    ]
+    return Transcript(task=f"put a mug {numbers(2)} in cabinet", steps=steps)
 
-    played = episode(TURNS)
-    turns = [ScoreRequest(pairs=[turn(played, t)]) for t in range(TURNS)]
-    yield measure(
-        f"{TURNS}-turn episode, all turns in one pass",
-        TURNS,
-        lambda: score(ScoreRequest(transcripts=[played])),
-    )
-    yield measure(
-        f"{TURNS}-turn episode, one call a turn", TURNS, lambda: [score(one) for one in turns]
-    )
-    yield measure(f"{TURNS}-turn episode, its last turn alone", 1, lambda: score(turns[-1]))
 
-    state = turn(played, TURNS - 1).state
-    actions = [episode(1, seed).steps[0].action for seed in range(CANDIDATES)]
-    packed = ScoreRequest(choices=[Choice(state=state, actions=actions)])
-    separate = [ScoreRequest(pairs=[Pair(state=state, action=action)]) for action in actions]
-    rows = [row for one in separate for row in scorer.plan(one).rows]
-    yield measure(f"{CANDIDATES} actions in one state, packed", CANDIDATES, lambda: score(packed))
-    yield measure(
-        f"{CANDIDATES} actions in one state, separate rows of a batch",
-        CANDIDATES,
-        lambda: scorer.score(rows),
-    )
+def candidates(played: Transcript, t: int, seed: int) -> Choice:
+    """Turn `t` with the action that was taken and others."""
+    others = [step.action for step in fresh(CANDIDATES - 1, seed).steps]
+    one = turn(played, t)
+    return Choice(state=one.state, actions=[one.action, *others])
+
+
+SHAPES: dict[str, Callable[[int], list[ScoreRequest]]] = {
+    "one action in a first state": lambda k: [ScoreRequest(pairs=[turn(fresh(1, k), 0)])],
+    f"an agent's {TURNS} turns, one action each": lambda k: [
+        ScoreRequest(pairs=[turn(fresh(TURNS, k), t)]) for t in range(TURNS)
+    ],
+    f"{CANDIDATES} actions in one state, a request each": lambda k: [
+        ScoreRequest(pairs=[Pair(state=choice.state, action=action)])
+        for choice in [candidates(fresh(8, k), 7, -k)]
+        for action in choice.actions
+    ],
+    f"an agent's 8 turns, {CANDIDATES} actions each": lambda k: [
+        ScoreRequest(choices=[candidates(fresh(8, k), t, -10 * k - t)]) for t in range(8)
+    ],
+    f"whole {TURNS}-turn episodes": lambda k: [ScoreRequest(transcripts=[fresh(TURNS, k)])],
+}
+"""What one client sends, request after request, given a number that no client had before."""
+
+
+def in_process(registry: Path, repetitions: int) -> Iterator[Figure]:
+    """Without HTTP: tokenising and computing, on one thread, nothing kept between calls."""
+    scorer = Scorer(registry / "prm/0", load_prompt("chat"), device="cpu", cache_bytes=0)
+    requests = {
+        f"{TURNS}-turn episode, all turns in one pass": [
+            ScoreRequest(transcripts=[fresh(TURNS, 0)])
+        ],
+        f"{TURNS}-turn episode, its last turn alone": [
+            ScoreRequest(pairs=[turn(fresh(TURNS, 0), TURNS - 1)])
+        ],
+        f"{TURNS}-turn episode, a call a turn": [
+            ScoreRequest(pairs=[turn(fresh(TURNS, 0), t)]) for t in range(TURNS)
+        ],
+        f"{CANDIDATES} actions in one state, packed": [
+            ScoreRequest(choices=[candidates(fresh(TURNS, 0), TURNS - 1, 1)])
+        ],
+    }
+
+    def score(asked: list[ScoreRequest]) -> None:
+        for one in asked:
+            scorer.score(scorer.plan(one).rows)
+
+    for name, asked in requests.items():
+        seconds = median_seconds(partial(score, asked), repetitions)
+        yield Figure(name, None, seconds)
 
 
 @contextmanager
-def server(registry: Path) -> Iterator[str]:
-    """A PRM process on `registry`, and its address."""
+def server(registry: Path, *more: str) -> Iterator[str]:
+    """A PRM process on `registry` that serves prm/0, and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = ["--port", str(port), "--registry", str(registry), "--device", "cpu"]
+    flags = ["--port", str(port), "--registry", str(registry), "--device", "cpu", *more]
     process = subprocess.Popen([sys.executable, "-m", "services.prm", *flags])
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
-            try:
+            with suppress(httpx.TransportError):
                 httpx.get(f"{url}/health")
                 break
-            except httpx.TransportError:
-                time.sleep(0.1)
+            time.sleep(0.1)
+        with PRMClient(url) as prm:
+            prm.load("prm/0")
         yield url
     finally:
         process.terminate()
         process.wait(20)
 
 
-async def clients(url: str, asked: list[ScoreRequest], count: int) -> float:
-    """Seconds until `count` clients, one request at a time each, have all answers."""
-    waiting = iter(asked)
+async def client(port: int, bodies: list[bytes]) -> None:
+    """Sends a request after the answer to the last, at little cost to the machine."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for body in bodies:
+        writer.write(
+            b"POST /v1/score HTTP/1.1\r\nHost: prm\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        if b" 200 " not in head[:16]:
+            raise RuntimeError(head.decode())
+    writer.close()
 
-    async def client(prm: AsyncPRMClient) -> None:
-        for request in waiting:
-            await prm.score(request)
 
-    async with AsyncPRMClient(url) as prm:
-        started = time.perf_counter()
-        await asyncio.gather(*(client(prm) for _ in range(count)))
-        return time.perf_counter() - started
+async def load(port: int, work: list[list[bytes]]) -> float:
+    """Seconds until every client has all its answers."""
+    started = time.perf_counter()
+    await asyncio.gather(*(client(port, bodies) for bodies in work))
+    return time.perf_counter() - started
+
+
+def cpu_seconds(url: str) -> float:
+    """What the server has computed for."""
+    text = httpx.get(f"{url}/metrics").text
+    (line,) = [x for x in text.splitlines() if x.startswith("process_cpu_seconds_total ")]
+    return float(line.split()[1])
 
 
 def over_http(registry: Path, repetitions: int) -> Iterator[Figure]:
-    """Through a server, clients in this process."""
+    """One client and many by turns, on one server that keeps nothing and on one that does."""
+    numbers = itertools.count(1)
+    for kept, flags in (("nothing kept", ("--cache-gib", "0")), ("kept", ())):
+        with server(registry, *flags) as url:
+            port = int(url.rsplit(":", 1)[1])
+            for shape, make in SHAPES.items():
+                found: dict[int, list[tuple[float, float]]] = {1: [], CLIENTS: []}
+                for _ in range(repetitions):
+                    for count, figures in found.items():
+                        share = max(1, REQUESTS // len(make(0)) // count)
+                        work = [
+                            [
+                                request.model_dump_json().encode()
+                                for _ in range(share)
+                                for request in make(next(numbers))
+                            ]
+                            for _ in range(count)
+                        ]
+                        before = cpu_seconds(url)
+                        seconds = asyncio.run(load(port, work))
+                        total = sum(map(len, work))
+                        figures.append((total / seconds, (cpu_seconds(url) - before) / total))
+                for count, figures in found.items():
+                    rate, cpu = (statistics.median(values) for values in zip(*figures, strict=True))
+                    yield Figure(f"{shape}, {kept}, {count} client{'s' * (count > 1)}", rate, cpu)
+
+
+def swaps(registry: Path, repetitions: int) -> Iterator[Figure]:
+    """How long a load takes, and for how long requests wait."""
     with server(registry) as url, PRMClient(url) as prm:
-        prm.load("prm/0")
-        shapes = {
-            f"{TURNS}-turn episodes": [
-                ScoreRequest(transcripts=[episode(TURNS, k)]) for k in range(CLIENTS)
-            ],
-            "pairs at turn 1": [
-                ScoreRequest(pairs=[turn(episode(1, k), 0)]) for k in range(CLIENTS * 4)
-            ],
-        }
-        for shape, asked in shapes.items():
-            scores = TURNS if "episodes" in shape else 1
-            for count in (1, CLIENTS):
-                asyncio.run(clients(url, asked, count))
-                times = [asyncio.run(clients(url, asked, count)) for _ in range(repetitions)]
-                seconds = statistics.median(times)
-                name = f"HTTP, {shape}, {count} client{'s' * (count > 1)}"
-                yield Figure(name, scores * len(asked) / seconds, seconds)
-        swaps = [prm.load(f"prm/{k % 2}") for k in range(1, 2 * repetitions + 1)]
-        yield Figure("swap, from request to answer", None, statistics.median(
-            swap.load_seconds for swap in swaps))  # fmt: skip
-        yield Figure("swap, pause", None, statistics.median(s.pause_seconds for s in swaps))
+        loaded = [prm.load(f"prm/{k % 2}") for k in range(1, 2 * repetitions + 1)]
+    yield Figure("swap, all", None, statistics.median(s.load_seconds for s in loaded))
+    yield Figure("swap, pause", None, statistics.median(s.pause_seconds for s in loaded))
 
 
 def main() -> None:
@@ -172,7 +239,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one repetition of each")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     options = parser.parse_args()
-    repetitions = 1 if options.quick else 7
+    repetitions = 1 if options.quick else 5
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
 
@@ -182,7 +249,7 @@ def main() -> None:
             with registry.write(f"prm/{k}") as draft:
                 tiny_scorer(draft, k, width=128, layers=4, heads=4, feedforward=384)
         scorer = Scorer(registry.path("prm/0"), load_prompt("chat"), device="cpu")
-        tokens = len(scorer.plan(ScoreRequest(transcripts=[episode(TURNS)])).rows[0])
+        tokens = len(scorer.plan(ScoreRequest(transcripts=[fresh(TURNS, 0)])).rows[0])
         conditions = {
             "model": f"Llama, {scorer.parameters} parameters, {scorer.dtype}, random weights",
             "episode": f"{TURNS} turns, {tokens} tokens with the prompt",
@@ -192,17 +259,21 @@ def main() -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "repetitions": repetitions,
-            "load_average": round(os.getloadavg()[0], 2),
         }
-        figures = [*in_process(scorer, repetitions), *over_http(registry.root, repetitions)]
+        figures = [
+            *in_process(registry.root, repetitions),
+            *over_http(registry.root, repetitions),
+            *swaps(registry.root, repetitions),
+        ]
 
+    conditions["load_average"] = round(os.getloadavg()[0], 2)
     if options.json:
         result = {"conditions": conditions, "figures": [asdict(figure) for figure in figures]}
         sys.stdout.write(orjson.dumps(result).decode() + "\n")
         return
-    table = Table("what", "scores/s", "ms", title="PRM service")
+    table = Table("what", "requests/s", "ms", title="PRM service")
     for figure in figures:
-        rate = "" if figure.scores_per_second is None else f"{figure.scores_per_second:,.0f}"
+        rate = "" if figure.requests_per_second is None else f"{figure.requests_per_second:,.0f}"
         table.add_row(figure.name, rate, f"{1000 * figure.seconds:,.2f}")
     console = Console(width=100)
     for name, value in conditions.items():

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 _SHARED = Path(__file__).parents[2] / "shared" / "alfworld"
 _GIVEN = os.environ.get("ALFWORLD_DATA")  # read now: importing alfworld sets it
 _CACHE = Path.home() / ".cache" / "agentprm" / "alfworld"
+
+for _name in ("AGENTPRM_API_KEYS", "AGENTPRM_API_KEY", "AGENTPRM_NO_AUTH"):
+    os.environ.pop(_name, None)  # tests say themselves which keys there are
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Commands under test configure structlog for their process, which here is all tests'."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import uvicorn
 from fastapi import FastAPI, Response
 
+from agentprm import request_id
 from agentprm.protocol import (
     Action,
     ActRequest,
@@ -52,6 +53,7 @@ class Rooms:
     sessions: dict[str, Session] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
     steps: int = 0
+    request_ids: set[str | None] = field(default_factory=set)
     stepping: threading.Event = field(default_factory=threading.Event)
 
     def app(self) -> FastAPI:
@@ -68,6 +70,7 @@ class Rooms:
 
         @app.post("/v1/sessions")
         def create(body: CreateSessions) -> Response:
+            self.request_ids.add(request_id.current())
             for old in self.keys.pop(body.key or "", []):
                 self.sessions.pop(old, None)
             made = [self._new(game, body.max_steps or 30) for game in body.games or []]
@@ -194,6 +197,7 @@ class Walker:
                 q = 0.5 if "fog" in state.observation else 0.9 if command == EAST else 0.1
             candidates.append(
                 Candidate(
+                    text=command,
                     action=Action(reason=f"{command} is a way", command=command),
                     log_prob=-0.5,
                     tokens=3,

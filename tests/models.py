@@ -19,7 +19,8 @@ WORDS = re.findall(
     find have put take go to open close heat cool clean use examine move from in on with the a you
     are see nothing happens room middle of your task is some it and at arrive mug apple cabinet
     fridge drawer table desk lamp microwave look inventory act text world complete turn told what
-    observe answer two lines after few words one command carry out now each
+    observe answer two lines after few words one command carry out now each knife book shelf
+    sinkbasin countertop closed
     """,
 )
 PIECES = ["REASON:", "ACTION:", "\n", " ", ".", ",", ":", ";", "-", "="]
@@ -38,7 +39,7 @@ def word_tokenizer(*, phrases: bool = False) -> PreTrainedTokenizerFast:
     """
     special = ["<|pad|>", "<|unk|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     words = [w for word in WORDS for w in (word, f" {word}", word.capitalize())]
-    numbers = [n for k in range(21) for n in (str(k), f" {k}")]
+    numbers = [n for k in range(41) for n in (str(k), f" {k}")]
     vocabulary = dict.fromkeys([*special, *PIECES, *PHRASES, *words, *numbers])
     tokenizer = Tokenizer(
         models.WordLevel({w: k for k, w in enumerate(vocabulary)}, unk_token="<|unk|>")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from agentprm.cli.processes import Machine, ProcessFailed, free_port
-from agentprm.config import Config, Evaluation
+from agentprm.config import Config, Evaluation, PolicyEngine
 from agentprm.queue import CurrentRun, QueueError
 from agentprm.redis_server import RedisServer, given_url
 from agentprm.registry import CheckpointError, Registry, write_atomic
 
-_ENV, _POLICY, _PRM = "env", "policy", "prm"
+_ENV, _POLICY, _PRM, _SGLANG = "env", "policy", "prm", "sglang"
+
+SGLANG_COMMAND = (
+    "python -m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port}"
+)
+_SGLANG_START = 900.0
+"""Seconds that a SGLang server has to start: it loads, compiles and captures graphs."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,10 @@ class Options:
     engine: str = "compiled"
     workers: int = 2
     batch: int = 8
+    policy_engine: PolicyEngine = PolicyEngine.EMBEDDED
+    sglang_urls: tuple[str, ...] = ()
+    sglang_command: str = SGLANG_COMMAND
+    """Starts a server where the engine is SGLang and there are no URLs."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ def train_run(run: Path, config: Config, games: Path | None, *, quiet: bool) -> 
         engine=config.engine,
         workers=config.workers,
         batch=config.batch,
+        policy_engine=config.policy_engine,
+        sglang_urls=config.sglang_urls,
     )
     with Machine(run) as machine:
         _work(machine, "services.trainer", games, options, [], quiet=quiet)
@@ -119,14 +132,20 @@ def evaluate_run(
 
 
 def serve_run(
-    run: Path, games: Path | None, options: Options, *, first_port: int, privileged: bool
+    run: Path,
+    games: Path | None,
+    options: Options,
+    *,
+    host: str,
+    first_port: int,
+    privileged: bool,
 ) -> None:
-    """Serve the newest checkpoints of `run` until interrupted."""
+    """Serve the newest checkpoints of `run` on `host` until interrupted."""
     registry = Registry(run / "checkpoints")
     policies, prms = registry.versions("policy"), registry.versions("prm")
     if not policies and not prms:
         raise CheckpointError(f"{run} holds no finished checkpoint")
-    with Machine(run) as machine:
+    with Machine(run, host=host) as machine:
         names = []
         if games is not None:
             names.append(_ENV)
@@ -138,7 +157,10 @@ def serve_run(
         if policies:
             names.append(_POLICY)
             flags = ["--checkpoint", policies[-1]]
-            flags += ["--prm-url", f"http://127.0.0.1:{first_port + 2}"] if prms else []
+            flags += ["--prm-url", machine.url_at(first_port + 2)] if prms else []
+            if options.policy_engine is PolicyEngine.SGLANG and not options.sglang_urls:
+                url = _start_sglang(machine, registry.open(policies[-1]), options.sglang_command)
+                options = replace(options, sglang_urls=(url,))
             _start_model(machine, _POLICY, first_port + 1, run, options, flags)
         machine.wait_reachable(names)
         for name in names:
@@ -230,4 +252,17 @@ def _start_model(
 ) -> str:
     registry = ["--registry", str(run / "checkpoints")]
     common = ["--prompt", options.prompt, "--device", options.device]
+    if name == _POLICY:
+        common += ["--engine", options.policy_engine]
+        common += ["--engine-url", ",".join(options.sglang_urls)] if options.sglang_urls else []
     return machine.start(name, f"services.{name}", *registry, *common, *flags, port=port)
+
+
+def _start_sglang(machine: Machine, model: Path, command: str) -> str:
+    """A server on the checkpoint in `model`, up and running."""
+    port = free_port()
+    values = {"model": str(model.absolute()), "port": str(port)}
+    argv = [part.format(**values) for part in shlex.split(command)]
+    url = machine.start_command(_SGLANG, argv, port=port)
+    machine.wait_reachable([_SGLANG], _SGLANG_START)
+    return url

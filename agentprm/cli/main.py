@@ -17,9 +17,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from agentprm.cli.checkpoints import app as checkpoints_app
 from agentprm.cli.games import GamesError, games_directory
 from agentprm.cli.games import app as games_app
 from agentprm.cli.machine import (
+    SGLANG_COMMAND,
     Endpoints,
     Options,
     evaluate_run,
@@ -28,7 +30,8 @@ from agentprm.cli.machine import (
     train_run,
 )
 from agentprm.cli.processes import ProcessFailed
-from agentprm.config import Config, Evaluation, load_config, read_config
+from agentprm.config import Config, Evaluation, PolicyEngine, load_config, read_config
+from agentprm.ensembles import write_ensemble
 from agentprm.protocol import Sampling, Split
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError, Registry, write_atomic
@@ -41,6 +44,7 @@ app = typer.Typer(
     help="Process reward models for LLM agents: train, evaluate and serve.",
 )
 app.add_typer(games_app, name="games")
+app.add_typer(checkpoints_app, name="checkpoints")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Games = Annotated[
@@ -159,12 +163,29 @@ def up(
     ] = None,
     prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
     device: Device = "auto",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="address to listen on, such as 0.0.0.0 for other machines, which takes keys in "
+            "AGENTPRM_API_KEYS"
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="env at this port, policy at the next, PRM at the one after")
     ] = 8001,
     privileged: Annotated[
         bool, typer.Option(help="let the environment tell hidden state and expert actions")
     ] = False,
+    engine: Annotated[
+        PolicyEngine, typer.Option(help="what runs the policy: transformers, or SGLang")
+    ] = PolicyEngine.EMBEDDED,
+    engine_url: Annotated[
+        list[str] | None,
+        typer.Option(help="a SGLang server; repeat it for several; by default one is started"),
+    ] = None,
+    sglang_command: Annotated[
+        str, typer.Option(help="what starts one, with {model} and {port} in it")
+    ] = SGLANG_COMMAND,
 ) -> None:
     """Serve environment, policy and PRM on this machine until interrupted.
 
@@ -172,6 +193,8 @@ def up(
     """
     if (run is None) == (policy is None and prm is None):
         _fail("give either --run, or --policy and --prm")
+    if engine_url and engine is not PolicyEngine.SGLANG:
+        _fail("--engine-url is for --engine sglang")
     with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, _explained():
         home = run or Path(directory)
         registry = Registry(home / "checkpoints")
@@ -179,8 +202,26 @@ def up(
             registry.adopt(policy, "policy/0")
         if prm is not None:
             registry.adopt(prm, "prm/0")
-        options = Options(prompt=prompt, device=device)
-        serve_run(home, games, options, first_port=port, privileged=privileged)
+        options = Options(
+            prompt=prompt,
+            device=device,
+            policy_engine=engine,
+            sglang_urls=tuple(engine_url or ()),
+            sglang_command=sglang_command,
+        )
+        serve_run(home, games, options, host=host, first_port=port, privileged=privileged)
+
+
+@app.command()
+def ensemble(
+    version: Annotated[str, typer.Argument(help="a free version, such as prm/3")],
+    members: Annotated[list[str], typer.Argument(help="two or more, such as prm/0 prm/1 prm/2")],
+    run: Annotated[Path, typer.Option(help="the run that the checkpoints are of")],
+) -> None:
+    """Name several PRMs as one: it answers with their mean and their standard deviation."""
+    with _explained():
+        write_ensemble(Registry(run / "checkpoints"), version, members)
+    console.print(f"{version}: {', '.join(members)}")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import httpx
 import orjson
 import structlog
 
+from agentprm.keys import own_key
 from agentprm.redis_server import RedisServer
 from agentprm.registry import write_atomic
 
@@ -60,13 +61,28 @@ class _Process:
 
 
 class Machine:
-    """A group of processes. Use it as a context manager: leaving it stops them all."""
+    """A group of processes. Use it as a context manager: leaving it stops them all.
 
-    def __init__(self, run: Path, environment: Mapping[str, str] | None = None) -> None:
+    Services listen on `host`, and call one another with one of their own keys where they have any.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.run = run
         self.logs = run / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **(environment or {})}
+        self._host = host
+        try:
+            keys = own_key()
+        except ValueError as error:
+            raise ProcessFailed(str(error)) from None
+        given = {**keys, **(environment or {})}
+        self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **given}
         self._processes: dict[str, _Process] = {}
         self._redis: RedisServer | None = None
 
@@ -98,18 +114,43 @@ class Machine:
         Output goes to `logs/name.log`, or to this terminal: with `quiet` only its stderr.
         """
         argv = [sys.executable, "-m", module, *flags]
-        url = None
-        if port is not None:
-            argv += ["--port", str(port)]
-            url = f"http://127.0.0.1:{port}"
+        argv += [] if port is None else ["--host", self._host, "--port", str(port)]
+        url = None if port is None else self.url_at(port)
+        return self._start(name, argv, url, in_terminal=in_terminal, quiet=quiet)
+
+    def start_command(self, name: str, argv: list[str], *, port: int) -> str:
+        """As `start`, for any command that listens at `port` on loopback.
+
+        Raises:
+            ProcessFailed: there is no such command.
+        """
+        return self._start(name, argv, f"http://127.0.0.1:{port}")
+
+    def _start(
+        self,
+        name: str,
+        argv: list[str],
+        url: str | None,
+        *,
+        in_terminal: bool = False,
+        quiet: bool = False,
+    ) -> str:
         output = None if in_terminal else self.logs / f"{name}.log"
         stdout = subprocess.DEVNULL if quiet else None
-        handle = self._spawn(argv, output, stdout)
+        try:
+            handle = self._spawn(argv, output, stdout)
+        except OSError as error:
+            raise ProcessFailed(f"{name} cannot be started: {error}") from error
         self._processes[name] = _Process(
             name, argv, url, output, handle, stdout, [time.monotonic()]
         )
         self._publish()
         return url or ""
+
+    def url_at(self, port: int) -> str:
+        """How processes of this machine reach a service that listens on `port`."""
+        host = "127.0.0.1" if self._host == "0.0.0.0" else self._host
+        return f"http://{host}:{port}"
 
     def url(self, name: str) -> str:
         """Where a service listens."""

@@ -7,6 +7,7 @@ are written to `RUN/config.json` when the run starts; a resumed run reads them f
 from __future__ import annotations
 
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,15 @@ from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.protocol import Sampling, Split
 
 _PRESETS = Path(__file__).parents[1] / "presets"
+
+
+class PolicyEngine(StrEnum):
+    """What runs the policy's model."""
+
+    EMBEDDED = "embedded"
+    """transformers, in the policy service's process."""
+    SGLANG = "sglang"
+    """SGLang servers."""
 
 
 class Settings(BaseModel):
@@ -104,6 +114,10 @@ class Config(Settings):
     """`chat`, `state`, or the path of a template."""
     engine: Literal["compiled", "textworld"] = "compiled"
     """The environment's engine; `textworld` is the reference."""
+    policy_engine: PolicyEngine = PolicyEngine.EMBEDDED
+    """What samples actions; `sglang` needs `sglang_urls`."""
+    sglang_urls: tuple[str, ...] = ()
+    """SGLang servers, started on a checkpoint of the model's configuration and tokenizer."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, ..."""
     workers: int = Field(default=2, ge=1)
@@ -123,6 +137,12 @@ class Config(Settings):
     sft: SFTSettings = SFTSettings()
     prm: PRMSettings = PRMSettings()
     dpo: DPOSettings = DPOSettings()
+
+    @model_validator(mode="after")
+    def _sglang_has_servers(self) -> Config:
+        if (self.policy_engine is PolicyEngine.SGLANG) != bool(self.sglang_urls):
+            raise ValueError('policy_engine = "sglang" and sglang_urls belong together')
+        return self
 
     @model_validator(mode="after")
     def _a_state_fits_into_a_batch(self) -> Config:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from jinja2 import StrictUndefined, Template
@@ -32,10 +34,13 @@ class Prompt:
     source: str
     append_only: bool
     _template: Template = field(init=False, repr=False, compare=False)
+    _message: Callable[..., str] = field(init=False, repr=False, compare=False)
+    """`_render` of one message; an episode's earlier messages come again with every turn."""
 
     def __post_init__(self) -> None:
         environment = SandboxedEnvironment(undefined=StrictUndefined)
         object.__setattr__(self, "_template", environment.from_string(self.source))
+        object.__setattr__(self, "_message", lru_cache(maxsize=4096)(self._render))
 
     @property
     def hash(self) -> str:
@@ -68,7 +73,7 @@ class Prompt:
         """A whole episode as one conversation, each assistant message an action (`chat` only)."""
         if not self.append_only:
             raise ValueError("only an append-only prompt renders an episode as one conversation")
-        messages = [Message(role="system", content=self._render("system", task=task))]
+        messages = [Message(role="system", content=self._message("system", task=task))]
         for t, step in enumerate(steps):
             messages.append(self._observed(task, step.observation, first=t == 0))
             messages.append(Message(role="assistant", content=self.action_text(step.action)))
@@ -76,11 +81,11 @@ class Prompt:
 
     def action_text(self, action: Action) -> str:
         """The assistant's message for `action`."""
-        return self._render("output", reason=action.reason, action=action.command)
+        return self._message("output", reason=action.reason, action=action.command)
 
     def _observed(self, task: str, observation: str, *, first: bool) -> Message:
         mode = "first" if first else "observation"
-        return Message(role="user", content=self._render(mode, task=task, observation=observation))
+        return Message(role="user", content=self._message(mode, task=task, observation=observation))
 
     def _render(self, mode: str, **variables: object) -> str:
         defaults = {

@@ -10,14 +10,22 @@ MAX_TEXT = 20_000
 """Longest observation or reason, in characters."""
 MAX_COMMAND = 500
 """Longest command, in characters."""
+MAX_MESSAGE = 200_000
+"""Longest message of a chat, in characters."""
+MAX_MESSAGES = 500
+"""Most messages of a chat."""
 MAX_BATCH = 256
 """Most states, sessions or pairs in one request."""
 MAX_STEPS = 200
 """Largest step limit of a session, in turns."""
 MAX_CANDIDATES = 64
 """Largest N of Best-of-N."""
+MAX_ACTION_TOKENS = 2**21
+"""Most tokens that one request may have sampled."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Id = Annotated[str, Field(max_length=500)]
+"""A session's or a game's."""
 Command = Annotated[str, Field(max_length=MAX_COMMAND)]
 Prefix = Annotated[list[Command], Field(max_length=MAX_STEPS)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

@@ -6,7 +6,17 @@ from enum import StrEnum
 
 from pydantic import Field, model_validator
 
-from agentprm.protocol._base import MAX_BATCH, MAX_STEPS, Command, Prefix, Record, Request, Seed
+from agentprm.protocol._base import (
+    MAX_BATCH,
+    MAX_STEPS,
+    Command,
+    Id,
+    Prefix,
+    Record,
+    Request,
+    Seed,
+)
+from agentprm.protocol._problem import Problem
 from agentprm.protocol._states import Action
 
 
@@ -46,7 +56,7 @@ class CreateSessions(Request):
     admissible when it is played, and none may end the game.
     """
 
-    games: list[str] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
+    games: list[Id] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
     prefixes: list[Prefix] | None = Field(default=None, max_length=MAX_BATCH)
     split: Split | None = None
     seed: Seed = 0
@@ -70,7 +80,7 @@ class ForkSession(Request):
     original, and goes its own way from there.
     """
 
-    id: str
+    id: Id
     count: int = Field(default=1, ge=1, le=MAX_BATCH)
 
 
@@ -101,7 +111,7 @@ class SessionList(Record):
 class StepSession(Request):
     """Play `command` at turn `turn`. Repeating a turn returns its recorded answer."""
 
-    id: str
+    id: Id
     turn: int = Field(ge=0)
     command: Command
 
@@ -111,15 +121,6 @@ class StepSessions(Request):
 
     steps: list[StepSession] = Field(min_length=1, max_length=MAX_BATCH)
     expert: bool = False
-
-
-class Problem(Record):
-    """RFC 9457 problem details."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str = ""
 
 
 class StepResult(Record):
@@ -151,7 +152,13 @@ class HiddenState(Record):
     on: list[str]
 
 
+class ClosedSessions(Record):
+    """The sessions that were open and are closed now."""
+
+    ids: list[str]
+
+
 class SessionIds(Request):
     """Sessions to close or to ask about."""
 
-    ids: list[str] = Field(min_length=1, max_length=MAX_BATCH)
+    ids: list[Id] = Field(min_length=1, max_length=MAX_BATCH)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from agentprm.protocol._base import MAX_BATCH, MAX_CANDIDATES, Record, Request, Seed
+from agentprm.protocol._base import (
+    MAX_ACTION_TOKENS,
+    MAX_BATCH,
+    MAX_CANDIDATES,
+    Record,
+    Request,
+    Seed,
+)
 from agentprm.protocol._states import Action, State
 
 
@@ -30,24 +37,50 @@ class Sampling(Request):
 class ActRequest(Request):
     """Choose an action in each state: a plain sample, or with `prm` the best of `n` samples.
 
+    The best is the sample of highest Q; of equals the one whose action was drawn more often, then
+    the likelier, then the earlier. With `q_temperature` above 0 it is drawn instead, each of the
+    `n` samples with a weight of exp(Q / q_temperature): an action counts as often as it was drawn.
+    As n grows that tends to the policy that maximises Q minus q_temperature times the KL divergence
+    from the sampling policy (eq. 3).
+
+    Where the PRM gives no score the request fails with a 503, or with `allow_degraded` it is
+    answered as if without `prm`, and marked.
+
     With `seed`, state i is sampled from the seed and i alone, whatever else is in the batch.
     """
 
     states: list[State] = Field(min_length=1, max_length=MAX_BATCH)
     n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
     prm: bool = False
+    q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)
+    allow_degraded: bool = False
     sampling: Sampling = Sampling()
     seed: Seed | None = None
 
+    @model_validator(mode="after")
+    def _can_be_answered(self) -> ActRequest:
+        tokens = len(self.states) * self.n * self.sampling.max_tokens
+        if tokens > MAX_ACTION_TOKENS:
+            raise ValueError(
+                f"`states` x `n` x `sampling.max_tokens` is {tokens} tokens, "
+                f"at most {MAX_ACTION_TOKENS}"
+            )
+        if not self.prm and (self.q_temperature > 0 or self.allow_degraded):
+            raise ValueError("`q_temperature` and `allow_degraded` have no meaning without `prm`")
+        return self
+
 
 class Candidate(Record):
-    """A distinct action among the `n` samples.
+    """A distinct action among the `n` samples, drawn `count` times.
 
+    `text` is the answer as the policy wrote it; where it was drawn more than once, in words or
+    spaces that make the same action, `text`, `log_prob` and `tokens` are those of the first.
     `log_prob` is the log-probability of the whole action under the policy at temperature 1
     (natural log; with admissible decoding, that of REASON plus that of the command among the
     admissible ones). `q` is None unless the PRM was asked.
     """
 
+    text: str
     action: Action
     log_prob: float
     tokens: int
@@ -69,9 +102,13 @@ class ActResult(Record):
 
 
 class ActResponse(Record):
-    """Answers in the order of the states, and what answered."""
+    """Answers in the order of the states, and what answered.
+
+    `degraded`: the PRM was asked and gave no score; every `chosen` is the first sample.
+    """
 
     results: list[ActResult]
     policy_version: str
     prm_version: str | None = None
+    degraded: bool = False
     template_hash: str

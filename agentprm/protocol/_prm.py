@@ -1,11 +1,28 @@
-"""The PRM service: Q for pairs, choices and transcripts."""
+"""The PRM service: Q for conversations, continuations, choices, pairs, transcripts, texts."""
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 from pydantic import Field, model_validator
 
-from agentprm.protocol._base import MAX_BATCH, MAX_CANDIDATES, Probability, Record, Request, Text
+from agentprm.protocol._base import (
+    MAX_BATCH,
+    MAX_CANDIDATES,
+    MAX_MESSAGES,
+    Probability,
+    Record,
+    Request,
+    Text,
+)
+from agentprm.protocol._chat import ChatMessage, Conversation, MessageText
 from agentprm.protocol._states import Action, State, Step
+
+FORMS = ("conversations", "continuations", "choices", "pairs", "transcripts", "texts")
+MAX_TEXTS = 4096
+"""Most rendered texts in one request."""
+
+Rendered = Annotated[MessageText, Field(min_length=1)]
 
 
 class Pair(Request):
@@ -29,25 +46,64 @@ class Transcript(Request):
     steps: list[Step] = Field(min_length=1, max_length=200)
 
 
-class ScoreRequest(Request):
-    """Any mix of pairs, choices and transcripts."""
+class Continuations(Request):
+    """Several answers to one conversation, read as they are; it is paid for once."""
 
-    pairs: list[Pair] = Field(default=[], max_length=MAX_BATCH)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    answers: list[MessageText] = Field(min_length=1, max_length=MAX_CANDIDATES)
+
+
+class ScoreRequest(Request):
+    """Any mix of the forms. `messages` is short for `conversations` with this one alone.
+
+    `texts` are conversations that the chat template of the checkpoint has rendered already, up to
+    and including an answer; Q is that of the answer.
+    """
+
+    messages: list[ChatMessage] | None = None
+    conversations: list[Conversation] = Field(default=[], max_length=MAX_BATCH)
     choices: list[Choice] = Field(default=[], max_length=MAX_BATCH)
+    pairs: list[Pair] = Field(default=[], max_length=MAX_BATCH)
     transcripts: list[Transcript] = Field(default=[], max_length=MAX_BATCH)
+    continuations: list[Continuations] = Field(default=[], max_length=MAX_BATCH)
+    texts: list[Rendered] = Field(default=[], max_length=MAX_TEXTS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_conversation(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("messages") is None:
+            return data
+        if data.get("conversations"):
+            raise ValueError("`messages` is short for one of `conversations`: give either")
+        rest = {name: value for name, value in data.items() if name != "messages"}
+        return {**rest, "conversations": [{"messages": data["messages"]}]}
 
     @model_validator(mode="after")
     def _not_empty(self) -> ScoreRequest:
-        if not (self.pairs or self.choices or self.transcripts):
-            raise ValueError("give at least one of `pairs`, `choices`, `transcripts`")
+        if not any(getattr(self, form) for form in FORMS):
+            names = ", ".join(f"`{form}`" for form in FORMS)
+            raise ValueError(f"give at least one of `messages`, {names}")
         return self
 
 
-class ScoreResponse(Record):
-    """Q in [0, 1], in the shapes of the request: a number a pair, a list a choice or transcript."""
+class Scores(Record):
+    """Numbers in [0, 1], in the shapes of a request.
 
-    pairs: list[Probability]
-    choices: list[list[Probability]]
-    transcripts: list[list[Probability]]
+    One for a pair and a text; a list for a choice (one for each action), a transcript and a
+    conversation (one for each turn), and for continuations (one for each answer).
+    """
+
+    conversations: list[list[Probability]] = Field(default=[])
+    choices: list[list[Probability]] = Field(default=[])
+    pairs: list[Probability] = Field(default=[])
+    transcripts: list[list[Probability]] = Field(default=[])
+    continuations: list[list[Probability]] = Field(default=[])
+    texts: list[Probability] = Field(default=[])
+
+
+class ScoreResponse(Scores):
+    """Q of what was asked. Of an ensemble the mean, and the standard deviation as `spread`."""
+
+    spread: Scores | None = None
     prm_version: str
     template_hash: str

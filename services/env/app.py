@@ -9,26 +9,42 @@ from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import FastAPI, Query, Response
+from prometheus_client import Gauge, Histogram
 
 from agentprm import __version__
 from agentprm.protocol import (
+    ClosedSessions,
     CreateSessions,
     ForkSession,
     GameList,
     Health,
+    HiddenState,
+    Session,
     SessionIds,
     SessionList,
     Split,
     StepResults,
     StepSessions,
 )
-from agentprm.service import ProblemError, create_app, json_response
+from agentprm.service import (
+    ADMIN,
+    ProblemError,
+    create_app,
+    json_response,
+    problems,
+    require_admin,
+)
 from services.env import openenv
 from services.env.engine.base import EngineHost
 from services.env.games import GameIndex
 from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
+
+SESSIONS = Gauge("agentprm_env_sessions", "Sessions in play")
+STEPS = Histogram(
+    "agentprm_env_batch_steps", "Steps in a request", buckets=[2**k for k in range(9)]
+)
 
 T = TypeVar("T")
 
@@ -50,6 +66,8 @@ def build_app(
         "privileged": privileged,
         **{f"games_{split}": len(index.select(split)) for split in Split},
     }
+
+    SESSIONS.set_function(lambda: len(sessions))
 
     def health() -> Health:
         return Health(
@@ -81,7 +99,7 @@ def build_app(
 
     app.include_router(openenv.routes(sessions, index, play))
 
-    @app.get("/v1/games")
+    @app.get("/v1/games", response_model=GameList)
     def games(
         split: Split | None = None,
         task_type: Annotated[str | None, Query(max_length=100)] = None,
@@ -91,43 +109,56 @@ def build_app(
         found = index.select(split, task_type)
         return json_response(GameList(games=found[offset : offset + limit], total=len(found)))
 
-    @app.post("/v1/sessions")
+    @app.post("/v1/sessions", response_model=SessionList, responses=problems(404, 409, 429, 500))
     def create(request: CreateSessions) -> Response:
         return json_response(SessionList(sessions=sessions.create(request)))
 
-    @app.post("/v1/sessions/fork")
+    @app.post(
+        "/v1/sessions/fork", response_model=SessionList, responses=problems(404, 409, 429, 500)
+    )
     async def fork(request: ForkSession) -> Response:
         return json_response(SessionList(sessions=await play(lambda: sessions.fork(request))))
 
-    @app.post("/v1/steps")
+    @app.post("/v1/steps", response_model=StepResults, responses=problems(403))
     async def step(request: StepSessions) -> Response:
         if request.expert:
+            require_admin()
             require_privilege()
+        STEPS.observe(len(request.steps))
         results = await play(lambda: sessions.step(request.steps, expert=request.expert))
         return json_response(StepResults(results=results))
 
-    @app.post("/v1/sessions/expert")
+    @app.post(
+        "/v1/sessions/expert",
+        response_model=SessionList,
+        responses=problems(403, 404, 409),
+        dependencies=[ADMIN],
+    )
     def experts(request: SessionIds) -> Response:
         require_privilege()
         answers = [sessions.get(session_id, expert=True) for session_id in request.ids]
         return json_response(SessionList(sessions=answers))
 
-    @app.post("/v1/sessions/close")
+    @app.post("/v1/sessions/close", response_model=ClosedSessions)
     def close(request: SessionIds) -> Response:
-        # `model_construct`: none of them may have been open, and an empty answer is right.
-        return json_response(SessionIds.model_construct(ids=sessions.close(request.ids)))
+        return json_response(ClosedSessions(ids=sessions.close(request.ids)))
 
-    @app.get("/v1/sessions/{session_id}")
+    @app.get("/v1/sessions/{session_id}", response_model=Session, responses=problems(404))
     def get(session_id: str) -> Response:
         return json_response(sessions.get(session_id))
 
-    @app.delete("/v1/sessions/{session_id}")
+    @app.delete("/v1/sessions/{session_id}", response_model=Session, responses=problems(404))
     def delete(session_id: str) -> Response:
         answer = sessions.get(session_id)
         sessions.close([session_id])
         return json_response(answer)
 
-    @app.get("/v1/sessions/{session_id}/hidden")
+    @app.get(
+        "/v1/sessions/{session_id}/hidden",
+        response_model=HiddenState,
+        responses=problems(403, 404, 500),
+        dependencies=[ADMIN],
+    )
     def hidden(session_id: str) -> Response:
         require_privilege()
         return json_response(sessions.hidden(session_id))

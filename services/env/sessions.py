@@ -57,7 +57,7 @@ class Sessions:
         self._index = index
         self._make_expert = expert
         self._max_steps = max_steps
-        self._idle_seconds = idle_seconds
+        self.idle_seconds = idle_seconds
         self._clock = clock
         self._sessions: dict[str, LiveSession] = {}
         self._keyed: defaultdict[str, set[str]] = defaultdict(set)
@@ -167,7 +167,7 @@ class Sessions:
 
     def reap(self) -> list[str]:
         """Close the sessions that nobody has asked for in `idle_seconds`."""
-        limit = self._clock() - self._idle_seconds
+        limit = self._clock() - self.idle_seconds
         with self._lock:
             idle = [s.id for s in self._sessions.values() if s.used < limit and not s.lock.locked()]
         if idle:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 from fastapi import FastAPI, Response
 from prometheus_client import Counter
@@ -14,15 +13,14 @@ from agentprm import __version__
 from agentprm.client import AsyncPRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ActRequest, ActResponse, ActResult, Health
-from agentprm.registry import Registry
-from agentprm.service import create_app, json_response
-from agentprm.serving import Serving, add_checkpoint_routes
+from agentprm.service import create_app, json_response, problems
+from agentprm.serving import add_checkpoint_routes
 from services.policy import chat
 from services.policy.batching import Batcher, running
-from services.policy.best_of_n import choose_best
+from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
-from services.policy.engine.embedded import EmbeddedEngine
+from services.policy.engines import open_engine
 from services.policy.settings import PolicySettings
 
 ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sampled actions")
@@ -30,28 +28,23 @@ ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sa
 
 def build_app(settings: PolicySettings) -> FastAPI:
     """The app; it loads its checkpoint when it starts."""
-
-    def build(path: Path) -> Engine:
-        return EmbeddedEngine.load(
-            path,
-            device=settings.device,
-            dtype=settings.dtype,
-            cache_tokens=settings.cache_tokens,
-        )
-
-    serving = Serving("policy", Registry(settings.registry), build, lambda engine: engine.check())
-    decoder = Decoder(load_prompt(settings.prompt))
-    batcher = Batcher(serving, max_waiting=settings.queue)
+    template = load_prompt(settings.prompt)
+    engine = open_engine(settings, template)
+    serving = engine.serving
+    decoder = Decoder(template)
+    batcher = Batcher(serving, max_waiting=settings.queue, concurrency=engine.concurrency)
     prm = (
-        AsyncPRMClient(settings.prm_url, deadline=settings.prm_deadline)
+        AsyncPRMClient(
+            settings.prm_url, deadline=settings.prm_deadline, unreachable=settings.prm_unreachable
+        )
         if settings.prm_url
         else None
     )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await serving.resume(settings.checkpoint)
-        async with running(batcher):
+        async with engine.running(), running(batcher):
+            await serving.resume(settings.checkpoint)
             yield
         if prm is not None:
             await prm.close()
@@ -63,7 +56,8 @@ def build_app(settings: PolicySettings) -> FastAPI:
             package_version=__version__,
             version=serving.version,
             details={
-                "engine": "embedded",
+                "engine": settings.engine,
+                **engine.facts(),
                 "prompt": settings.prompt,
                 "template_hash": decoder.template.hash,
                 "prm_url": settings.prm_url,
@@ -73,9 +67,9 @@ def build_app(settings: PolicySettings) -> FastAPI:
 
     app = create_app("policy", health, lifespan)
     add_checkpoint_routes(app, serving)
-    chat.add_routes(app, batcher, serving)
+    chat.add_routes(app, batcher, serving, prm)
 
-    @app.post("/v1/act", response_model=ActResponse)
+    @app.post("/v1/act", response_model=ActResponse, responses=problems(429))
     async def _act(request: ActRequest) -> Response:
         seed = secrets.randbits(31) if request.seed is None else request.seed
         queries = [Query(state, (seed, k)) for k, state in enumerate(request.states)]
@@ -87,14 +81,21 @@ def build_app(settings: PolicySettings) -> FastAPI:
         version, found = await batcher.submit(kind, work, queries, request.n * len(queries))
         results = list(found)
         ACTION_TOKENS.inc(sum(c.tokens * c.count for r in results for c in r.candidates))
-        prm_version = None
+        prm_version, degraded = None, False
         if request.prm:
-            prm_version, results = await choose_best(prm, request.states, results)
+            try:
+                prm_version, results = await choose_best(prm, request, results, seed)
+            except PRMUnavailableError:
+                if not request.allow_degraded:
+                    raise
+                degraded = True
+                DEGRADED.inc()
         return json_response(
             ActResponse(
                 results=results,
                 policy_version=version,
                 prm_version=prm_version,
+                degraded=degraded,
                 template_hash=decoder.template.hash,
             )
         )

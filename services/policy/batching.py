@@ -1,4 +1,4 @@
-"""One thread for the model, a bounded queue before it, and waiting requests merged into batches."""
+"""A bounded queue before the model, and waiting requests merged into batches."""
 
 from __future__ import annotations
 
@@ -42,25 +42,34 @@ class _Job(Generic[W]):
 class Batcher(Generic[W]):
     """Computes jobs in the order of their arrival, on the weights that serve when their turn comes.
 
-    While a batch is computed, what arrives waits; then all that waits and is of the first one's
-    kind goes into one batch of at most `max_items`. So a lone request never waits for company.
+    While `concurrency` batches are computed, what arrives waits; then all that waits and is of the
+    first one's kind goes into one batch of at most `max_items`. So a lone request never waits for
+    company.
     """
 
-    def __init__(self, serving: Serving[W], *, max_waiting: int, max_items: int = 256) -> None:
+    def __init__(
+        self,
+        serving: Serving[W],
+        *,
+        max_waiting: int,
+        max_items: int = 256,
+        concurrency: int = 1,
+    ) -> None:
         self._serving = serving
         self._max_waiting = max_waiting
         self._max_items = max_items
+        self._free = asyncio.Semaphore(concurrency)
         self._jobs: deque[_Job[W]] = deque()
         self.waiting = 0
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "model")
+        self._thread = ThreadPoolExecutor(concurrency, "model")
 
     async def submit(
         self, kind: Hashable, work: Work[W], items: Sequence[Any], cost: int
     ) -> tuple[str, Sequence[Any]]:
         """The version that computed, and a result for each item.
 
-        `work(weights, items)` runs in the model's thread and gives one result an item. `cost` is
+        `work(weights, items)` runs in a thread and gives one result an item. `cost` is
         the number of samples, which the queue's bound counts.
 
         Raises:
@@ -80,11 +89,11 @@ class Batcher(Generic[W]):
     async def run(self) -> None:
         """Compute until cancelled."""
         try:
-            while True:
-                await self._arrived.wait()
-                batch = self._take()
-                if batch:
-                    await self._compute(batch)
+            async with asyncio.TaskGroup() as computing:
+                while True:
+                    await self._free.acquire()
+                    await self._arrived.wait()
+                    computing.create_task(self._compute_and_free(self._take()))
         finally:
             for job in self._jobs:
                 job.answer.cancel()
@@ -111,12 +120,19 @@ class Batcher(Generic[W]):
             self._arrived.clear()
         return batch
 
+    async def _compute_and_free(self, batch: Sequence[_Job[W]]) -> None:
+        try:
+            if batch:
+                await self._compute(batch)
+        finally:
+            self._free.release()
+
     async def _compute(self, batch: Sequence[_Job[W]]) -> None:
-        served = self._serving.current()
         items = [item for job in batch for item in job.items]
         BATCH.observe(len(items))
         try:
-            results = await self._in_thread(batch[0].work, served, items)
+            async with self._serving.using() as served:
+                results = await self._in_thread(batch[0].work, served, items)
         except Exception as error:
             if len(batch) > 1:  # one request's fault must not be the others'
                 for job in batch:

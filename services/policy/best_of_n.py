@@ -1,64 +1,124 @@
-"""Best-of-N: of the candidates in a state, the one that the PRM likes best."""
+"""Best-of-N: of the candidates that the policy drew, the one that the PRM likes best.
+
+A missing score is never taken for 0. Whatever keeps the PRM from giving a number for every
+candidate (it is down, it is busy for too long, its answer cannot be read) is `PRMUnavailableError`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import httpx
+import numpy as np
+from prometheus_client import Counter
+
 from agentprm.client import AsyncPRMClient, ServiceError
-from agentprm.protocol import ActResult, Candidate, Choice, ScoreRequest, State
+from agentprm.protocol import ActRequest, ActResult, Choice, ScoreRequest
 from agentprm.service import ProblemError
+from services.policy.engine.sampling import generator
+
+DEGRADED = Counter(
+    "agentprm_policy_degraded_total", "Requests answered with a plain sample for want of the PRM"
+)
+
+_REFUSED = (413, 422)
+"""What the PRM answers where the request itself is at fault."""
+
+
+class PRMUnavailableError(ProblemError):
+    """The PRM gave no score: a 503."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(503, "PRM unavailable", detail, retry_after=1)
+
+
+async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str, list[list[float]]]:
+    """The PRM's version, and Q of every candidate: of each choice, then of each continuation.
+
+    Raises:
+        PRMUnavailableError: there is no PRM, or it does not answer with a score for each candidate.
+        ProblemError: 413 or 422, it refuses what it is asked to read.
+    """
+    if prm is None:
+        raise PRMUnavailableError("this server was started without --prm-url")
+    try:
+        answer = await prm.score(request)
+    except ServiceError as error:
+        if error.status in _REFUSED:
+            raise ProblemError(error.status, "Refused by the PRM", str(error)) from error
+        raise _no_answer(error) from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise _no_answer(error) from error
+    asked = [len(choice.actions) for choice in request.choices]
+    asked += [len(each.answers) for each in request.continuations]
+    found = [*answer.choices, *answer.continuations]
+    if [len(q) for q in found] != asked:
+        raise PRMUnavailableError("the PRM did not score every candidate")
+    return answer.prm_version, found
 
 
 async def choose_best(
-    prm: AsyncPRMClient | None, states: Sequence[State], results: Sequence[ActResult]
+    prm: AsyncPRMClient | None, request: ActRequest, results: Sequence[ActResult], seed: int
 ) -> tuple[str, list[ActResult]]:
     """The PRM's version, and the results with every candidate's Q and the best one chosen.
 
     All candidates of all states are scored in one call.
 
     Raises:
-        ProblemError: 503, there is no PRM, or it does not answer with a score for each candidate;
-            422, the PRM refuses a state. A missing score is never taken for 0.
+        ProblemError: as `score`.
     """
-    if prm is None:
-        raise ProblemError(
-            503, "No PRM", "this server was started without --prm-url; ask without `prm`"
-        )
     choices = [
         Choice(state=state, actions=[candidate.action for candidate in result.candidates])
-        for state, result in zip(states, results, strict=True)
+        for state, result in zip(request.states, results, strict=True)
     ]
-    try:
-        answer = await prm.score(ScoreRequest(choices=choices))
-    except ServiceError as error:
-        if error.status == 422:
-            raise ProblemError(422, "Refused by the PRM", str(error)) from error
-        raise _unavailable(error) from error
-    except Exception as error:
-        raise _unavailable(error) from error
-    if [len(q) for q in answer.choices] != [len(choice.actions) for choice in choices]:
-        raise ProblemError(503, "PRM unavailable", "it did not score every candidate")
-    return answer.prm_version, [
-        best(result, q) for result, q in zip(results, answer.choices, strict=True)
+    version, scores = await score(prm, ScoreRequest(choices=choices))
+    return version, [
+        best(result, q, request.q_temperature, (seed, k))
+        for k, (result, q) in enumerate(zip(results, scores, strict=True))
     ]
 
 
-def best(result: ActResult, q: Sequence[float]) -> ActResult:
-    """The candidate of highest Q is chosen; of equals the one that was drawn more often, then the
-    likelier, then the earlier.
-    """
+def best(
+    result: ActResult, q: Sequence[float], temperature: float, key: tuple[int, int]
+) -> ActResult:
+    """The result with each candidate's Q, the first by `ranking` chosen."""
     candidates = [
         candidate.model_copy(update={"q": value})
         for candidate, value in zip(result.candidates, q, strict=True)
     ]
-
-    def rank(index: int) -> tuple[float, int, float, int]:
-        candidate: Candidate = candidates[index]
-        return (q[index], candidate.count, candidate.log_prob, -index)
-
-    return ActResult(candidates=candidates, chosen=max(range(len(candidates)), key=rank))
+    counts = [candidate.count for candidate in candidates]
+    log_probs = [candidate.log_prob for candidate in candidates]
+    chosen = ranking(q, counts, log_probs, temperature, key)[0]
+    return ActResult(candidates=candidates, chosen=chosen)
 
 
-def _unavailable(error: Exception) -> ProblemError:
-    detail = f"the PRM did not answer: {error or type(error).__name__}"
-    return ProblemError(503, "PRM unavailable", detail, retry_after=1)
+def ranking(
+    q: Sequence[float],
+    counts: Sequence[int],
+    log_probs: Sequence[float],
+    temperature: float,
+    key: tuple[int, int],
+) -> list[int]:
+    """All samples, the best first, each by the index of its candidate.
+
+    A candidate appears as often as it was drawn. Samples are in the order of Q; of equals those of
+    the candidate that was drawn more often come first, then the likelier, then the earlier.
+
+    At a `temperature` above 0 they are drawn one after the other without replacement, each with a
+    weight of exp(Q / temperature), from the random stream of `key`. Sorting by Q plus temperature
+    times Gumbel noise is the same as those draws.
+    """
+    samples = [k for k, count in enumerate(counts) for _ in range(count)]
+    noise = np.zeros(len(samples))
+    if temperature > 0:
+        noise = temperature * generator(key, 2).gumbel(size=len(samples))
+
+    def place(sample: int) -> tuple[float, int, float, int]:
+        k = samples[sample]
+        return (-q[k] - float(noise[sample]), -counts[k], -log_probs[k], k)
+
+    return [samples[sample] for sample in sorted(range(len(samples)), key=place)]
+
+
+def _no_answer(error: Exception) -> PRMUnavailableError:
+    return PRMUnavailableError(f"the PRM did not answer: {error or type(error).__name__}")

@@ -1,7 +1,7 @@
 """OpenAI's `/v1/chat/completions` and `/v1/models`, for agents that speak that protocol already.
 
 What this server does not know in a request it ignores, as official clients send much of it;
-errors have OpenAI's shape.
+errors have OpenAI's shape. With Best-of-N a completion and its choices have a field `prm` more.
 """
 
 from __future__ import annotations
@@ -10,87 +10,97 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from agentprm.protocol import MAX_CANDIDATES, Message
-from agentprm.service import ProblemError
+from agentprm.client import AsyncPRMClient
+from agentprm.protocol import ChatMessage, Continuations, ScoreRequest
+from agentprm.service import ProblemError, request_body, shape_problems
 from agentprm.serving import Serving
 from services.policy.batching import Batcher
+from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, score
+from services.policy.chat_request import ChatRequest, best_of_named
 from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Sample
 
 ALIAS = "policy"
 """A model name that stands for whatever version serves."""
+LISTED = (1, 2, 4, 8, 16, 32, 64)
+"""N of the models `best-of-N` that are listed; every N up to the last is served."""
 
-_Answer = list[tuple[Sample, list[str] | None]]
-"""The samples of one prompt, each with the text of its tokens where that was asked for."""
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A sample, with the text of its tokens where that was asked for."""
+
+    sample: Sample
+    tokens: list[str] | None
 
 
-class TextPart(BaseModel):
-    """A part of a message's content; only text can be read."""
+@dataclass(frozen=True)
+class _Candidate:
+    """A distinct answer, as a completion shows it; drawn more than once, it is the first."""
 
-    type: Literal["text"]
     text: str
+    q: float
+    count: int
+    log_prob: float
+    tokens: int
 
 
-class ChatMessage(BaseModel):
-    """A message as OpenAI's clients send it."""
+@dataclass(frozen=True)
+class _Judged:
+    """All samples in the order of the PRM, each with the index of its candidate."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-    def plain(self) -> Message:
-        """The message as chat templates take it."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        role = "system" if self.role == "developer" else self.role
-        return Message(role=role, content=text)
+    version: str
+    candidates: list[_Candidate]
+    ranked: list[tuple[_Drawn, int]]
 
 
-class ChatRequest(BaseModel):
-    """The options that are honoured; others are ignored."""
+class Error(BaseModel):
+    """What went wrong, as OpenAI says it."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
-    max_tokens: int | None = Field(default=None, ge=1, le=4096)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    logprobs: bool = False
-    stream: bool = False
-
-    def draw(self) -> Draw:
-        """How to sample."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Draw(
-            n=self.n,
-            temperature=self.temperature,
-            max_tokens=self.max_completion_tokens or self.max_tokens or 256,
-            stop=tuple(text for text in stop if text),
-        )
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
-def add_routes(app: FastAPI, batcher: Batcher[Engine], serving: Serving[Engine]) -> None:
+class ErrorBody(BaseModel):
+    """An answer that is an error."""
+
+    error: Error
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 429, 503)
+}
+
+
+def add_routes(
+    app: FastAPI,
+    batcher: Batcher[Engine],
+    serving: Serving[Engine],
+    prm: AsyncPRMClient | None,
+) -> None:
     """`POST /v1/chat/completions` and `GET /v1/models`."""
 
-    @app.get("/v1/models")
+    for path in ("/v1/models", "/v1/chat/completions"):
+        shape_problems(app, path, _problem)
+
+    @app.get("/v1/models", responses=_ERRORS)
     async def _models() -> Response:
         names = [ALIAS] + ([serving.version] if serving.version else [])
+        names += [f"best-of-{n}" for n in LISTED] if prm else []
         data = [
             {"id": name, "object": "model", "created": 0, "owned_by": "agentprm"} for name in names
         ]
         return _json({"object": "list", "data": data})
 
-    body = {"content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
-
-    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body})
+    @app.post("/v1/chat/completions", openapi_extra=request_body(ChatRequest), responses=_ERRORS)
     async def _complete(http: Request) -> Response:
         try:
             request = ChatRequest.model_validate_json(await http.body())
@@ -98,48 +108,110 @@ def add_routes(app: FastAPI, batcher: Batcher[Engine], serving: Serving[Engine])
             first = error.errors()[0]
             param = ".".join(str(part) for part in first["loc"]) or None
             return _error(400, f"{param or 'body'}: {first['msg']}", param=param)
-        if request.stream:
-            return _error(400, "streaming is not supported; send stream: false", param="stream")
-        if request.model not in (ALIAS, serving.version):
+        if request.model not in (ALIAS, serving.version) and not best_of_named(request.model):
             message = f"the model {request.model!r} is not served; GET /v1/models lists what is"
             return _error(404, message, param="model", code="model_not_found")
+        wrong = request.contradiction()
+        if wrong is not None:
+            return _error(400, wrong[1], param=wrong[0])
+        try:
+            return _json(await _answer(request))
+        except ProblemError as error:
+            return _problem(error)
+
+    async def _answer(request: ChatRequest) -> dict[str, Any]:
         seed = secrets.randbits(31) if request.seed is None else request.seed % 2**31
         prompt = Prompt(tuple(m.plain() for m in request.messages), (seed, 0))
-        draw = request.draw()
+        version, drawn = await _sample(prompt, request.draw(), logprobs=request.logprobs)
+        if request.candidates is None:
+            return _completion(version, drawn, [_choice(*each) for each in enumerate(drawn)])
+        try:
+            judged = await _judge(prm, prompt, drawn, request.q_temperature)
+        except PRMUnavailableError:
+            if not request.allow_degraded:
+                raise
+            DEGRADED.inc()
+            choices = [_choice(*each) | {"prm": None} for each in enumerate(drawn[: request.n])]
+            return _completion(version, drawn, choices) | {"degraded": True, "prm": None}
+        choices = [
+            _choice(index, each) | {"prm": _scored(judged, candidate)}
+            for index, (each, candidate) in enumerate(judged.ranked[: request.n])
+        ]
+        found = {"version": judged.version, "candidates": judged.candidates}
+        return _completion(version, drawn, choices) | {"degraded": False, "prm": found}
 
-        def work(engine: Engine, items: Sequence[Prompt]) -> list[_Answer]:
-            texts = engine.token_texts if request.logprobs else None
+    async def _sample(prompt: Prompt, draw: Draw, *, logprobs: bool) -> tuple[str, list[_Drawn]]:
+        def work(engine: Engine, items: Sequence[Prompt]) -> list[list[_Drawn]]:
+            texts = engine.token_texts if logprobs else None
             return [
-                [(sample, texts(sample.ids) if texts else None) for sample in samples]
+                [_Drawn(sample, texts(sample.ids) if texts else None) for sample in samples]
                 for samples in engine.generate(items, draw)
             ]
 
-        try:
-            version, found = await batcher.submit(
-                ("chat", draw, request.logprobs), work, [prompt], draw.n
-            )
-        except ProblemError as error:
-            return _problem(error)
-        return _json(_completion(version, found[0]))
+        version, found = await batcher.submit(("chat", draw, logprobs), work, [prompt], draw.n)
+        return version, found[0]
 
 
-def _completion(version: str, answer: _Answer) -> dict[str, Any]:
-    completion_tokens = sum(len(sample.ids) for sample, _ in answer)
-    prompt_tokens = answer[0][0].prompt_tokens
+async def _judge(
+    prm: AsyncPRMClient | None, prompt: Prompt, drawn: Sequence[_Drawn], temperature: float
+) -> _Judged:
+    """Equal texts are one candidate; all are scored in one call.
+
+    Raises:
+        ProblemError: as `score`.
+    """
+    by_text: dict[str, list[_Drawn]] = {}
+    for each in drawn:
+        by_text.setdefault(each.sample.text, []).append(each)
+    asked = Continuations(
+        messages=[ChatMessage(role=m.role, content=m.content) for m in prompt.messages],
+        answers=list(by_text),
+    )
+    version, (q,) = await score(prm, ScoreRequest(continuations=[asked]))
+    candidates = [
+        _Candidate(
+            text=text,
+            q=value,
+            count=len(equal),
+            log_prob=sum(equal[0].sample.log_probs),
+            tokens=len(equal[0].sample.ids),
+        )
+        for (text, equal), value in zip(by_text.items(), q, strict=True)
+    ]
+    counts = [candidate.count for candidate in candidates]
+    log_probs = [candidate.log_prob for candidate in candidates]
+    order = ranking(q, counts, log_probs, temperature, prompt.key)
+    equals = [iter(equal) for equal in by_text.values()]
+    return _Judged(version, candidates, [(next(equals[k]), k) for k in order])
+
+
+def _scored(judged: _Judged, candidate: int) -> dict[str, Any]:
+    q = judged.candidates[candidate].q
+    return {"q": q, "version": judged.version, "candidate": candidate}
+
+
+def _choice(index: int, drawn: _Drawn) -> dict[str, Any]:
+    sample = drawn.sample
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": sample.text, "refusal": None},
+        "finish_reason": "stop" if sample.finished else "length",
+        "logprobs": None if drawn.tokens is None else _logprobs(sample, drawn.tokens),
+    }
+
+
+def _completion(
+    version: str, drawn: Sequence[_Drawn], choices: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """`usage` counts every sample that was drawn, returned or not."""
+    completion_tokens = sum(len(each.sample.ids) for each in drawn)
+    prompt_tokens = drawn[0].sample.prompt_tokens
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": version,
-        "choices": [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": sample.text, "refusal": None},
-                "finish_reason": "stop" if sample.finished else "length",
-                "logprobs": None if tokens is None else _logprobs(sample, tokens),
-            }
-            for index, (sample, tokens) in enumerate(answer)
-        ],
+        "choices": choices,
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -160,6 +232,8 @@ def _problem(error: ProblemError) -> Response:
     """A problem of the native API in OpenAI's shape."""
     problem = error.problem
     code = "context_length_exceeded" if problem.title == CONTEXT_TOO_LONG else None
+    if isinstance(error, PRMUnavailableError):
+        code = "prm_unavailable"
     status = 400 if problem.status == 422 else problem.status
     headers = (
         {} if error.retry_after is None else {"Retry-After": f"{max(1, round(error.retry_after))}"}

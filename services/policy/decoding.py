@@ -84,6 +84,7 @@ class Decoder:
                 action, well_formed = parse_action(sample.text)
                 candidates.append(
                     Candidate(
+                        text=sample.text,
                         action=action,
                         log_prob=sum(sample.log_probs),
                         tokens=len(sample.ids),
@@ -132,9 +133,11 @@ class Decoder:
             for reason, at in zip(drawn, uniform, strict=True):
                 row = of_reason[reason]
                 chosen = draw_index([s.log_prob for s in row], sampling.temperature, at)
+                command = allowed[chosen]
                 candidates.append(
                     Candidate(
-                        action=Action(reason=reason, command=allowed[chosen]),
+                        text=f"{frame.head}{reason}{frame.middle}{command}{frame.tail}",
+                        action=Action(reason=reason, command=command),
                         log_prob=_log_prob(row, chosen),
                         tokens=len(row[chosen].ids),
                     )

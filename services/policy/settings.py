@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from agentprm.settings import ModelSettings
+from agentprm.settings import EngineSettings
 
 
-class PolicySettings(ModelSettings):
+class PolicySettings(EngineSettings):
     """The policy service: samples actions, and with a PRM returns the best of N."""
 
     port: int = Field(default=8002, description="port to listen on")
     prm_url: str | None = Field(default=None, description="PRM service, for requests with `prm`")
     prm_deadline: float = Field(
         default=60.0, gt=0, description="seconds until a PRM that does not answer is a 503"
+    )
+    prm_unreachable: float = Field(
+        default=2.0, gt=0, description="the same for a PRM that takes no connection"
     )
     cache_tokens: int = Field(
         default=262_144, ge=0, description="tokens whose keys and values are kept between turns"

@@ -4,7 +4,8 @@ import torch
 from transformers.utils import logging
 
 from agentprm.service import configure_logging, serve
-from services.prm.app import Settings, build
+from services.prm.app import build
+from services.prm.settings import Settings
 
 
 def main() -> None:

@@ -1,61 +1,54 @@
-"""The PRM over HTTP: `POST /v1/score`, `POST /v1/checkpoints/load`, `/health`, `/metrics`."""
+"""The PRM over HTTP: `POST /v1/score` and its facades, `GET /v1/model`, loading, `/health`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Response
-from pydantic import Field
 
 import agentprm
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Health, ScoreRequest, ScoreResponse
-from agentprm.registry import Registry
-from agentprm.service import create_app, json_response
-from agentprm.serving import Serving, add_checkpoint_routes
-from agentprm.settings import ModelSettings
+from agentprm.protocol import Health, ModelCard, ScoreRequest, ScoreResponse
+from agentprm.service import create_app, json_response, problems
+from agentprm.serving import add_checkpoint_routes
 from services.prm.batching import Batcher
-from services.prm.scorer import Scorer
-
-
-class Settings(ModelSettings):
-    """Serve Q(s, a)."""
-
-    port: int = Field(default=8003, description="port to listen on")
+from services.prm.engines import open_engine
+from services.prm.facades import add_facades
+from services.prm.settings import Settings
 
 
 def build(settings: Settings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
-
-    def load(path: Path) -> Scorer:
-        return Scorer(path, prompt, device=settings.device, dtype=settings.dtype)
-
-    serving = Serving("prm", Registry(settings.registry), load, Scorer.check)
-    batcher = Batcher()
+    engine = open_engine(settings, prompt)
+    serving = engine.serving
+    batcher = Batcher(concurrency=engine.concurrency)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await serving.resume(settings.checkpoint)
-        async with batcher.running():
+        async with engine.running(), batcher.running():
+            await serving.resume(settings.checkpoint)
             yield
 
     def health() -> Health:
         rows, tokens = batcher.waiting
         details: dict[str, str | int | float | bool | None] = {
+            "engine": settings.engine,
+            **engine.facts(),
             "template_hash": prompt.hash,
             "append_only": prompt.append_only,
             "waiting_rows": rows,
             "waiting_tokens": tokens,
         }
         if serving.version is not None:
-            scorer = serving.current().weights
+            members = serving.current().weights.members
+            scorer = members[0].weights
             details |= {
+                "members": len(members),
                 "device": str(scorer.device),
                 "dtype": scorer.dtype,
-                "parameters": scorer.parameters,
+                "parameters": sum(member.weights.parameters for member in members),
                 "max_tokens": scorer.max_tokens,
             }
         return Health(
@@ -69,8 +62,21 @@ def build(settings: Settings) -> FastAPI:
     app = create_app("prm", health, lifespan)
     add_checkpoint_routes(app, serving)
 
-    @app.post("/v1/score", response_model=ScoreResponse)
-    async def _score(request: ScoreRequest) -> Response:
-        return json_response(await batcher.score(serving.current(), request))
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        async with serving.using() as served:
+            answer: ScoreResponse = await served.weights.score(
+                served.version, lambda member: batcher.score(member, request)
+            )
+            return answer
 
+    @app.post("/v1/score", response_model=ScoreResponse, responses=problems(429, 500))
+    async def _score(request: ScoreRequest) -> Response:
+        return json_response(await score(request))
+
+    @app.get("/v1/model", response_model=ModelCard)
+    async def _model() -> Response:
+        served = serving.current()
+        return json_response(served.weights.card(served.version))
+
+    add_facades(app, score)
     return app

@@ -1,10 +1,11 @@
 """Requests that arrive together are computed together, in a fair order.
 
-What waits is a heap of rows. A row's place is the amount of work (in tokens) done when its request
-came, plus the tokens of the request up to and including the row: fair queueing by token count. So a
-short request overtakes long episodes and large requests, by no more than their own length, and
-nothing waits for ever. A few threads plan (tokenise), so that large requests do not hold up small
-ones there either; one computes.
+What waits is a heap of rows. A row's place is the amount of work (in tokens to compute) done when
+its request came, plus the work of the request up to and including the row: fair queueing by token
+count. So a short request overtakes long episodes and large requests, by no more than their own
+length, and nothing waits for ever. What the scorer knows from earlier requests is no work. A few
+threads plan (tokenise), so that large requests do not hold up small ones there either; one
+computes, or several where it is others that compute.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from agentprm.protocol import ScoreRequest, ScoreResponse
 from agentprm.service import ProblemError
 from agentprm.serving import Served
 from services.prm.packing import Row
-from services.prm.scorer import Plan, Scorer
+from services.prm.scorer import BaseScorer, Plan
 
 MAX_REQUESTS = 512
 """Most requests between admission and answer."""
@@ -46,8 +47,9 @@ WAITING_TOKENS = Gauge("agentprm_prm_waiting_tokens", "Tokens of the rows that w
 class _Job:
     """A request under way: the weights it is answered from, and the scores there are so far."""
 
-    served: Served[Scorer]
+    served: Served[BaseScorer]
     plan: Plan
+    costs: list[int]
     done: asyncio.Future[None]
     scores: list[list[float]]
     missing: int
@@ -64,11 +66,21 @@ class _Waiting:
     def row(self) -> Row:
         return self.job.plan.rows[self.index]
 
+    @property
+    def cost(self) -> int:
+        return self.job.costs[self.index]
+
 
 class Batcher:
     """Answers score requests. Use it from one event loop, within `running()`."""
 
-    def __init__(self, max_requests: int = MAX_REQUESTS, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        max_requests: int = MAX_REQUESTS,
+        max_waiting: int = MAX_WAITING,
+        *,
+        concurrency: int = 1,
+    ) -> None:
         self._max_requests = max_requests
         self._max_waiting = max_waiting
         self._requests = 0
@@ -78,7 +90,8 @@ class Batcher:
         self._pushed = 0
         self._arrived = asyncio.Event()
         self._planning = ThreadPoolExecutor(4, "plan")
-        self._computing = ThreadPoolExecutor(1, "compute")
+        self._concurrency = concurrency
+        self._computing = ThreadPoolExecutor(concurrency, "compute")
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -88,15 +101,16 @@ class Batcher:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compute what is asked for inside this block."""
-        worker = asyncio.create_task(self._work())
+        workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
         try:
             yield
         finally:
-            worker.cancel()
+            for worker in workers:
+                worker.cancel()
             self._planning.shutdown(wait=False, cancel_futures=True)
             self._computing.shutdown(wait=False, cancel_futures=True)
 
-    async def score(self, served: Served[Scorer], request: ScoreRequest) -> ScoreResponse:
+    async def score(self, served: Served[BaseScorer], request: ScoreRequest) -> ScoreResponse:
         """Q for everything in `request`, all of it from `served`.
 
         Raises:
@@ -116,31 +130,36 @@ class Batcher:
         finally:
             self._requests -= 1
 
-    async def _score(self, served: Served[Scorer], request: ScoreRequest) -> ScoreResponse:
+    async def _score(self, served: Served[BaseScorer], request: ScoreRequest) -> ScoreResponse:
         loop = asyncio.get_running_loop()
-        plan = await loop.run_in_executor(self._planning, served.weights.plan, request)
+        plan, costs = await loop.run_in_executor(self._planning, _plan, served.weights, request)
         if plan.tokens > self._max_waiting:
             limits = f"{plan.tokens} tokens in one request, at most {self._max_waiting}"
             raise ProblemError(413, "Too much at once", limits)
         if self._tokens + plan.tokens > self._max_waiting:
             raise _busy(f"{self._tokens} tokens wait already")
-        job = _Job(served, plan, loop.create_future(), [[] for _ in plan.rows], len(plan.rows))
+        job = _Job(
+            served, plan, costs, loop.create_future(), [[] for _ in plan.rows], len(plan.rows)
+        )
         self._push(job)
         await job.done
         scores = job.scores
         SCORES.inc(sum(map(len, scores)))
         return ScoreResponse(
-            pairs=[scores[row][k] for row, k in plan.pairs],
+            conversations=[[scores[row][k] for row, k in turns] for turns in plan.conversations],
             choices=[[scores[row][k] for row, k in choice] for choice in plan.choices],
+            pairs=[scores[row][k] for row, k in plan.pairs],
             transcripts=[[scores[row][k] for row, k in turns] for turns in plan.transcripts],
+            continuations=[[scores[row][k] for row, k in each] for each in plan.continuations],
+            texts=[scores[row][k] for row, k in plan.texts],
             prm_version=served.version,
             template_hash=served.weights.prompt.hash,
         )
 
     def _push(self, job: _Job) -> None:
         place = self._clock
-        for index, row in enumerate(job.plan.rows):
-            place += len(row)
+        for index in range(len(job.plan.rows)):
+            place += job.costs[index]
             self._pushed += 1
             heapq.heappush(self._heap, _Waiting(place, self._pushed, job, index))
         self._tokens += job.plan.tokens
@@ -148,22 +167,22 @@ class Batcher:
         self._arrived.set()
 
     def _take(self) -> list[_Waiting]:
-        """The next rows of one version, up to the tokens of one forward pass; at least one row."""
+        """The next rows of one version, up to the work of one forward pass; at least one row."""
         taken: list[_Waiting] = []
-        tokens = 0
+        work = 0
         while self._heap:
             head = self._heap[0]
             if taken and (
                 head.job.served is not taken[0].job.served
-                or tokens + len(head.row) > head.job.served.weights.forward_tokens
+                or work + head.cost > head.job.served.weights.forward_tokens
             ):
                 break
             heapq.heappop(self._heap)
             self._tokens -= len(head.row)
             if not head.job.done.done():  # else it has failed, or was given up
                 taken.append(head)
-                tokens += len(head.row)
-        self._clock += tokens
+                work += head.cost
+        self._clock += work
         self._measure()
         return taken
 
@@ -183,6 +202,11 @@ class Batcher:
     def _measure(self) -> None:
         WAITING_ROWS.set(len(self._heap))
         WAITING_TOKENS.set(self._tokens)
+
+
+def _plan(scorer: BaseScorer, request: ScoreRequest) -> tuple[Plan, list[int]]:
+    plan = scorer.plan(request)
+    return plan, [scorer.cost(row) for row in plan.rows]
 
 
 def _compute(taken: Sequence[_Waiting]) -> list[list[float] | Exception]:

@@ -4,34 +4,35 @@ Q(s, a) = sigmoid(logit), the logit being the score head at the last token of th
 transformers computes for the conversation that ends with it. A causal model knows that number
 for every turn of an episode after one forward pass, and for many actions in one state after one
 pass over the state: the actions lie one after the other behind it in a single row, and the
-attention mask lets each see the state and itself, never its neighbours. Such a row takes two
-passes, the state and then its actions on the state's keys and values: the first is plain causal
-attention, and only the second, short one needs a mask.
+attention mask lets each see the state and itself, never its neighbours.
 """
 
 from __future__ import annotations
 
-import inspect
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
 
-from agentprm.encoding import encode, encode_answers
+from agentprm.encoding import closed, encode, encode_answers
 from agentprm.prompts import Prompt
-from agentprm.protocol import Action, Choice, Message, ScoreRequest, State, Step, Transcript
+from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
+from agentprm.remembering import RememberingTokenizer
 from agentprm.service import ProblemError
-from services.prm.packing import Row, additive, batches, fork_row, pad, tree_mask
+from services.prm.model import Classifier
+from services.prm.packing import Row, fork_row
 
 PACKED_TOKENS = 2048
 """Most tokens of actions behind one state: their mask takes this times the length of the row."""
-FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
-"""Most tokens computed at once, padding included. A CPU is slower on more, and a short request
-waits for the pass before it."""
+
+REFUSED = "Refused by the chat template"
 
 _SEEN = Step(
     observation="You are in the middle of a room.",
@@ -67,136 +68,118 @@ class Plan:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     choices: list[list[tuple[int, int]]] = field(default_factory=list)
     transcripts: list[list[tuple[int, int]]] = field(default_factory=list)
+    conversations: list[list[tuple[int, int]]] = field(default_factory=list)
+    continuations: list[list[tuple[int, int]]] = field(default_factory=list)
+    texts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
         """Tokens in all rows."""
         return sum(map(len, self.rows))
 
+    def add(self, row: Row) -> list[tuple[int, int]]:
+        """Take up a row; the places of its numbers."""
+        self.rows.append(row)
+        return [(len(self.rows) - 1, k) for k in range(len(row.ends))]
+
 
 _Asked = tuple[dict[str, tuple[int, int]], list[str]]
-"""Where the actions of a state are to be found, by text, and the texts that were asked for."""
+"""Where the answers to a conversation are to be found, and the answers that were asked for."""
 
 
-class Scorer:
-    """A PRM checkpoint on a device, with the prompt that renders states for it."""
+class BaseScorer(ABC):
+    """A checkpoint that scores rows, wherever it is computed, and the planning of those rows."""
+
+    device: torch.device | str
+    dtype: str
+    parameters: int
+    forward_tokens: int
+    """Most tokens that are worth computing at once."""
 
     def __init__(
-        self, path: Path, prompt: Prompt, *, device: str = "auto", dtype: str = "auto"
+        self, prompt: Prompt, tokenizer: Any, max_tokens: int | None, *, packs: bool
     ) -> None:
-        """Load the Hugging Face directory `path`.
-
-        Raises:
-            CheckpointError: it is not a complete one-label classifier on a causal model.
-            OSError, ValueError: transformers cannot read it.
-        """
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        if config.num_labels != 1:
-            raise CheckpointError(
-                f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
-            )
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        if info["missing_keys"]:
-            missing = ", ".join(sorted(info["missing_keys"])[:5])
-            raise CheckpointError(f"{path} lacks the weights {missing}")
-        if not hasattr(model, "score"):
-            raise CheckpointError(
-                f"{path} is a {type(model).__name__}, which does not score at the last token"
-            )
         self.prompt = prompt
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        self.device = torch.device(pick_device(device))
-        self._head: Any = model.to(self.device).eval().score
-        self._body: Any = model.base_model
-        self.dtype = str(model.dtype).removeprefix("torch.")
-        self.parameters = sum(p.numel() for p in model.parameters())
-        text = config.get_text_config()
-        self.max_tokens: int | None = getattr(text, "max_position_embeddings", None)
-        self.forward_tokens = FORWARD_TOKENS.get(self.device.type, FORWARD_TOKENS["cuda"])
-        self._packs = _takes_trees(self._body, text)
-        if len(self.tokenizer) > text.vocab_size:
-            raise CheckpointError(
-                f"{path}: the tokenizer knows {len(self.tokenizer)} tokens, "
-                f"the model {text.vocab_size}"
-            )
+        self.tokenizer = RememberingTokenizer(tokenizer)
+        self.max_tokens = max_tokens
+        self._packs = packs
 
     def plan(self, request: ScoreRequest) -> Plan:
         """Rows for a request. Equal states share a row, equal actions in them a branch.
 
         Raises:
-            ProblemError: 422, something is longer than the model can read.
+            ProblemError: 422, something is longer than the model can read, or the checkpoint's
+                chat template does not take a conversation.
         """
         plan = Plan()
         forks: dict[tuple[Message, ...], dict[str, tuple[int, int]]] = {}
 
-        def ask(state: State, actions: Iterable[Action]) -> _Asked:
-            places = forks.setdefault(tuple(self.prompt.messages(state)), {})
-            texts = [self.prompt.action_text(action) for action in actions]
+        def ask_text(messages: Sequence[Message], texts: list[str]) -> _Asked:
+            places = forks.setdefault(tuple(messages), {})
             places.update(dict.fromkeys(texts, (0, 0)))
             return places, texts
 
+        def ask(state: State, actions: Iterable[Action]) -> _Asked:
+            texts = [self.prompt.action_text(action) for action in actions]
+            return ask_text(self.prompt.messages(state), texts)
+
         pairs = [ask(pair.state, [pair.action]) for pair in request.pairs]
         choices = [ask(choice.state, choice.actions) for choice in request.choices]
+        continuations = [
+            ask_text([message.plain() for message in each.messages], each.answers)
+            for each in request.continuations
+        ]
         episodes: list[list[_Asked]] = []
         for k, transcript in enumerate(request.transcripts):
             if self.prompt.append_only:
-                row = self._transcript(transcript, f"transcripts.{k}")
-                plan.transcripts.append([(len(plan.rows), t) for t in range(len(row.ends))])
-                plan.rows.append(row)
+                played = self.prompt.transcript(transcript.task, transcript.steps)
+                plan.transcripts.append(plan.add(self._turns(played, f"transcripts.{k}")))
             else:
                 episodes.append([ask(state, [action]) for state, action in _turns(transcript)])
+        for k, conversation in enumerate(request.conversations):
+            row = self._conversation(conversation.plain(), f"conversations.{k}")
+            plan.conversations.append(plan.add(row))
+        for k, text in enumerate(request.texts):
+            plan.texts += plan.add(self._text(text, f"texts.{k}"))
         for messages, places in forks.items():
             for texts, row in self._fork(messages, list(places)):
                 places.update({text: (len(plan.rows), k) for k, text in enumerate(texts)})
                 plan.rows.append(row)
         plan.pairs = [places[text] for places, (text,) in pairs]
         plan.choices = [[places[text] for text in texts] for places, texts in choices]
+        plan.continuations = [[places[text] for text in texts] for places, texts in continuations]
         plan.transcripts += [[places[text] for places, (text,) in turns] for turns in episodes]
         return plan
 
-    def score(self, rows: Sequence[Row]) -> list[list[float]]:
-        """Q at the ends of each row. Independent of what else is in the batch."""
-        scores: list[list[float]] = [[] for _ in rows]
-        for batch in batches(rows, self.forward_tokens):
-            for k, values in zip(batch, self._forward([rows[k] for k in batch]), strict=True):
-                scores[k] = values
-        return scores
+    def _conversation(self, messages: Sequence[Message], name: str) -> Row:
+        try:
+            return self._turns(messages, name)
+        except (ValueError, TemplateError) as error:
+            detail = f"{name}: {error}"
+            raise ProblemError(422, REFUSED, detail) from error
 
-    def check(self) -> None:
-        """Try the weights on `CANARY`.
-
-        Raises:
-            CheckpointError: a score is not finite, or an action scores otherwise when packed.
-            ValueError: the tokenizer's chat template does not take the conversation.
-        """
-        plan = self.plan(CANARY)
-        scores = self.score(plan.rows)
-        if not all(0.0 <= q <= 1.0 for row in scores for q in row):
-            raise CheckpointError(f"the scores of a short episode are not finite: {scores}")
-        alone, packed = (scores[row][k] for row, k in (plan.transcripts[0][1], plan.choices[0][1]))
-        if abs(alone - packed) > CANARY_TOLERANCE:
-            raise CheckpointError(
-                f"the model scores an action {alone} at the end of an episode and {packed} beside "
-                "another action: it does not keep to the attention mask it is given"
-            )
-
-    def _transcript(self, transcript: Transcript, name: str) -> Row:
-        messages = self.prompt.transcript(transcript.task, transcript.steps)
+    def _turns(self, messages: Sequence[Message], name: str) -> Row:
         encoded = encode(self.tokenizer, messages)
         self._fits(len(encoded.ids), name)
         return Row(encoded.ids, [end - 1 for _, end in encoded.spans], trunk=len(encoded.ids))
+
+    def _text(self, text: str, name: str) -> Row:
+        ids = self.tokenizer.encode(closed(self.tokenizer, text), add_special_tokens=False)
+        if not ids:
+            raise ProblemError(422, "Empty", f"{name} holds nothing to score")
+        self._fits(len(ids), name)
+        return Row(ids, [len(ids) - 1], trunk=len(ids))
 
     def _fork(
         self, messages: Sequence[Message], texts: Sequence[str]
     ) -> Iterator[tuple[list[str], Row]]:
         """The actions of one state, as many in a row as `PACKED_TOKENS` allows."""
-        trunk, branches = encode_answers(self.tokenizer, messages, texts)
+        try:
+            trunk, branches = encode_answers(self.tokenizer, messages, texts)
+        except (TemplateError, ValueError) as error:  # roles in an order it does not know, say
+            raise ProblemError(422, REFUSED, str(error)) from error
+        if not all(branches):
+            raise ProblemError(422, "Nothing to score", "the chat template renders no answer")
         self._fits(len(trunk) + max(map(len, branches)), "a state with an action")
         limit = PACKED_TOKENS if self._packs else 0
         group: list[int] = []
@@ -209,43 +192,92 @@ class Scorer:
             tokens += len(ids)
         yield [texts[j] for j in group], fork_row(trunk, [branches[j] for j in group])
 
+    @abstractmethod
+    def cost(self, row: Row) -> int:
+        """Tokens of `row` that are to be computed, at most. Any thread may ask."""
+
+    @abstractmethod
+    def score(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Q at the ends of each row. Independent of what else is in the batch."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """The canary: raise where the checkpoint does not compute what it should."""
+
     def _fits(self, tokens: int, what: str) -> None:
         if self.max_tokens is not None and tokens > self.max_tokens:
             raise ProblemError(
                 422, "Too long", f"{what} is {tokens} tokens, the model reads {self.max_tokens}"
             )
 
-    @torch.inference_mode()
-    def _forward(self, rows: Sequence[Row]) -> list[list[float]]:
-        # Padding is on the right: a causal model never looks at what follows a token, and counts
-        # positions from 0 by itself, so that a plain row needs neither a mask nor positions.
-        packed = bool(rows[0].branches)
-        trunks = pad([row.ids[: row.trunk] for row in rows]).to(self.device)
-        output = self._body(input_ids=trunks, use_cache=packed)
-        skipped = [0] * len(rows)
-        if packed:
-            tails = pad([row.ids[row.trunk :] for row in rows]).to(self.device)
-            mask, positions = tree_mask(rows, trunks.shape[1], tails.shape[1])
-            output = self._body(
-                input_ids=tails,
-                attention_mask=additive(mask.to(self.device), self._body.dtype),
-                position_ids=positions.to(self.device),
-                past_key_values=output.past_key_values,
-                use_cache=True,
+
+class Scorer(BaseScorer):
+    """A PRM checkpoint on a device of this process."""
+
+    def __init__(
+        self,
+        path: Path,
+        prompt: Prompt,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache_bytes: int = 2**30,
+    ) -> None:
+        """Load the Hugging Face directory `path`. Keys and values take up to `cache_bytes`.
+
+        Raises:
+            CheckpointError: it is not a complete one-label classifier on a causal model.
+            OSError, ValueError: transformers cannot read it.
+        """
+        model = Classifier(path, device=device, dtype=dtype, cache_bytes=cache_bytes)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if len(tokenizer) > model.vocabulary:
+            raise CheckpointError(
+                f"{path}: the tokenizer knows {len(tokenizer)} tokens, the model {model.vocabulary}"
             )
-            skipped = [row.trunk for row in rows]
-        where = [k for k, row in enumerate(rows) for _ in row.ends]
-        ends = [end - skip for row, skip in zip(rows, skipped, strict=True) for end in row.ends]
-        logits = self._head(output.last_hidden_state[where, ends])
-        scores = iter(torch.sigmoid(logits.float()).flatten().tolist())
-        return [[next(scores) for _ in row.ends] for row in rows]
+        super().__init__(prompt, tokenizer, model.max_tokens, packs=model.packs)
+        self.model = model
+        self.device = model.device
+        self.dtype = model.dtype
+        self.parameters = model.parameters
+        self.forward_tokens = model.forward_tokens
+
+    def cost(self, row: Row) -> int:
+        """Tokens of `row` that are not known from before."""
+        return self.model.cost(row)
+
+    def score(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Q at the ends of each row. Independent of what else is in the batch."""
+        return [[sigmoid(logit) for logit in row] for row in self.model.logits(rows)]
+
+    def check(self) -> None:
+        """Try the weights on `CANARY`.
+
+        Raises:
+            CheckpointError: a score is not finite, or an action scores otherwise when packed.
+            ValueError: the tokenizer's chat template does not take the conversation.
+        """
+        plan = self.plan(CANARY)
+        scores = self.score(plan.rows)
+        if not all(0.0 <= q <= 1.0 for row in scores for q in row):
+            raise CheckpointError(f"the scores of a short episode are not finite: {scores}")
+        pair = Pair(state=CANARY.choices[0].state, action=CANARY.choices[0].actions[1])
+        (alone,) = self.plan(ScoreRequest(pairs=[pair])).rows
+        plain = sigmoid(self.model.plain(alone.ids))
+        for place in (plan.transcripts[0][1], plan.choices[0][1]):
+            score = scores[place[0]][place[1]]
+            if abs(score - plain) > CANARY_TOLERANCE:
+                raise CheckpointError(
+                    f"the model scores an action {plain} by itself and {score} beside others: "
+                    "it does not keep to the attention and the positions it is given"
+                )
 
 
-def pick_device(name: str) -> str:
-    """`auto` is a GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def sigmoid(logit: float) -> float:
+    """The probability of a logit."""
+    if logit < 0:
+        return math.exp(logit) / (1.0 + math.exp(logit))
+    return 1.0 / (1.0 + math.exp(-logit))
 
 
 def _turns(transcript: Transcript) -> Iterator[tuple[State, Action]]:
@@ -253,17 +285,3 @@ def _turns(transcript: Transcript) -> Iterator[tuple[State, Action]]:
     for t, step in enumerate(steps):
         state = State(task=transcript.task, history=steps[:t], observation=step.observation)
         yield state, step.action
-
-
-def _takes_trees(body: Any, config: Any) -> bool:
-    """Whether the model attends by a mask and by positions that it is given, over its full length.
-
-    Where it does not (a sliding window, a recurrent layer, ALiBi), actions are scored row by row.
-    """
-    layers: Iterable[str] = getattr(config, "layer_types", None) or ()
-    return (
-        bool(getattr(body, "_supports_attention_backend", False))
-        and "position_ids" in inspect.signature(body.forward).parameters
-        and all(layer == "full_attention" for layer in layers)
-        and getattr(config, "sliding_window", None) is None
-    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from contextlib import closing
 from functools import partial
 
 import structlog
+from prometheus_client import start_http_server
 from pydantic import Field
 
 from agentprm.queue import CurrentRun, Queue, QueueError, QueueSettings
@@ -29,9 +31,13 @@ class RolloutSettings(ProcessSettings):
         default=None, description="name of the run; by default the one that was announced last"
     )
     env_url: str = Field(description="the environment service")
-    policy_url: str = Field(description="the policy service")
+    policy_url: str = Field(
+        description="the policy service; of several replicas a,b,... this worker asks one"
+    )
     prm_url: str | None = Field(
-        default=None, description="the PRM service; jobs that need it wait until it is healthy"
+        default=None,
+        description="the PRM service; jobs that need it wait until it is healthy. Of several "
+        "replicas a,b,... this worker asks one",
     )
     name: str = Field(default="worker", description="name in logs and records")
     claim_after: float = Field(
@@ -39,6 +45,8 @@ class RolloutSettings(ProcessSettings):
         gt=0,
         description="seconds without a heartbeat after which another worker takes a job over",
     )
+    metrics_host: str = Field(default="127.0.0.1", description="where metrics are served")
+    metrics_port: int | None = Field(default=None, description="by default they are not")
 
 
 def _queue(url: str, run: str, settings: RolloutSettings, shutdown: Shutdown) -> Queue:
@@ -62,9 +70,14 @@ def main() -> int:
     redis_url = settings.redis_url or given_url()
     if redis_url is None:
         sys.exit("No Redis: give --redis-url, or set REDIS_URL.")
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, settings.metrics_host)
     shutdown = Shutdown()
     shutdown.install()
-    player = Player(settings.env_url, settings.policy_url, settings.prm_url)
+    # All turns of an episode go to one replica, which keeps their common beginning in its cache.
+    policy = random.choice(settings.policy_url.split(","))
+    prm = random.choice(settings.prm_url.split(",")) if settings.prm_url else None
+    player = Player(settings.env_url, policy, prm)
     try:
         with closing(CurrentRun(redis_url, stopped=shutdown.requested)) as current:
             while not shutdown.requested.is_set():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import httpx
 import structlog
 
+from agentprm.addresses import pick
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.protocol import (
     Action,
@@ -34,6 +35,9 @@ from agentprm.protocol import (
 
 CLOSE_DEADLINE = 5.0
 """Seconds to give sessions back; those left are reaped by the environment."""
+REPLICA_GONE = 5.0
+"""Seconds until one replica of several that takes no connection is given up, and its job with it:
+the job is tried again, on another."""
 
 _log = structlog.get_logger()
 
@@ -62,6 +66,7 @@ class Player:
     def __init__(
         self, env_url: str, policy_url: str, prm_url: str | None = None, *, patience: float = 60.0
     ) -> None:
+        self._env_url = self._connected = env_url
         self._env = EnvClient(env_url)
         self._closing = EnvClient(env_url, deadline=CLOSE_DEADLINE)
         self._policy = PolicyClient(policy_url)
@@ -77,7 +82,19 @@ class Player:
         """
         if isinstance(job, PreferenceJob):
             return self._prefer(job)
+        self._connect(pick(self._env_url))
         return Played(episodes=self._roll_out(job))
+
+    def _connect(self, url: str) -> None:
+        """To one replica of the environment: the sessions of a job live there alone."""
+        if url == self._connected:
+            return
+        self._env.close()
+        self._closing.close()
+        self._connected = url
+        unreachable = REPLICA_GONE if url != self._env_url else None
+        self._env = EnvClient(url, unreachable=unreachable)
+        self._closing = EnvClient(url, deadline=CLOSE_DEADLINE)
 
     # --- episodes -------------------------------------------------------------------------------
 

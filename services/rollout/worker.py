@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import httpx
 import structlog
+from prometheus_client import Counter, Histogram
 
+from agentprm import request_id
 from agentprm.client import ServiceError
 from agentprm.protocol import JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import Entry, Queue, QueueError
@@ -17,11 +19,20 @@ from services.rollout.shutdown import Interrupted, Shutdown
 _TAKE = 5.0
 """Seconds of one wait for a job."""
 
+JOBS = Counter("agentprm_rollout_jobs_total", "Jobs by how they ended", ["result"])
+JOB_SECONDS = Histogram(
+    "agentprm_rollout_job_seconds", "Time to play a job", buckets=[2**k for k in range(-3, 12)]
+)
+EPISODES = Counter("agentprm_rollout_episodes_total", "Episodes played")
+
 _log = structlog.get_logger()
 
 
 class Worker:
-    """One consumer of the jobs of a run. Any number may work at a time, and come and go."""
+    """One consumer of the jobs of a run. Any number may work at a time, and come and go.
+
+    A job's id is the request id of all that is asked of the services for it.
+    """
 
     def __init__(self, queue: Queue, player: Player, shutdown: Shutdown) -> None:
         self._queue = queue
@@ -37,7 +48,8 @@ class Worker:
         _log.info("worker ready", worker=self._queue.consumer)
         while not self._shutdown.requested.is_set() and wanted():
             if entry := self._queue.take(_TAKE):
-                self._work(entry)
+                with request_id.named(entry.record.id):
+                    self._work(entry)
 
     def _work(self, entry: Entry[RolloutJob | PreferenceJob]) -> None:
         job = entry.record
@@ -47,16 +59,17 @@ class Worker:
             with self._shutdown.interrupting():
                 played = self._player.play(job)
         except Interrupted:
-            self._queue.give_back(entry)
-            log.info("job given back")
+            self._give_back(entry)
             return
         except (PlayError, ServiceError, httpx.HTTPError) as error:
             log.warning("job failed", error=str(error))
+            JOBS.labels("failed").inc()
             self._queue.fail(entry, str(error))
             return
         except Exception as error:
             # Whatever is wrong with one job must not take the worker from the others.
             log.error("job failed", exc_info=error)
+            JOBS.labels("failed").inc()
             self._queue.fail(entry, f"{type(error).__name__}: {error}")
             return
         seconds = time.monotonic() - started
@@ -65,9 +78,11 @@ class Worker:
         except QueueError:
             if not self._shutdown.requested.is_set():
                 raise
-            self._queue.give_back(entry)
-            log.info("job given back")
+            self._give_back(entry)
             return
+        JOBS.labels("done" if counted else "late").inc()
+        JOB_SECONDS.observe(seconds)
+        EPISODES.inc(len(played.episodes))
         log.info(
             "job done",
             seconds=round(seconds, 2),
@@ -77,6 +92,11 @@ class Worker:
             dropped=played.dropped,
             counted=counted,
         )
+
+    def _give_back(self, entry: Entry[RolloutJob | PreferenceJob]) -> None:
+        self._queue.give_back(entry)
+        JOBS.labels("given back").inc()
+        _log.info("job given back", job=entry.record.id)
 
     def _result(self, job_id: str, seconds: float, played: Played) -> JobResult:
         return JobResult(

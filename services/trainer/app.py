@@ -12,6 +12,7 @@ from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.queue import Queue
 from agentprm.settings import ProcessSettings
 from services.trainer.collect import Services
+from services.trainer.fleet import Fleet
 
 _LOAD_DEADLINE = 900.0
 """Seconds that loading a checkpoint may take; large models come from disk."""
@@ -26,8 +27,8 @@ class TrainerSettings(ProcessSettings):
     )
     redis_url: str = Field(description="redis://host:port/0")
     env_url: str = Field(description="the environment service")
-    policy_url: str = Field(description="the policy service")
-    prm_url: str = Field(description="the PRM service")
+    policy_url: str = Field(description="the policy service; of several replicas a,b,...")
+    prm_url: str = Field(description="the PRM service; of several replicas a,b,...")
     threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
 
 
@@ -38,7 +39,17 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
     with ExitStack() as stack:
         yield Services(
             env=stack.enter_context(EnvClient(settings.env_url)),
-            policy=stack.enter_context(PolicyClient(settings.policy_url, deadline=_LOAD_DEADLINE)),
-            prm=stack.enter_context(PRMClient(settings.prm_url, deadline=_LOAD_DEADLINE)),
+            policy=Fleet(
+                [
+                    stack.enter_context(PolicyClient(url, deadline=_LOAD_DEADLINE))
+                    for url in settings.policy_url.split(",")
+                ]
+            ),
+            prm=Fleet(
+                [
+                    stack.enter_context(PRMClient(url, deadline=_LOAD_DEADLINE))
+                    for url in settings.prm_url.split(",")
+                ]
+            ),
             queue=stack.enter_context(Queue(settings.redis_url, run=name)),
         )

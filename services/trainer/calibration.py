@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agentprm.protocol import ReliabilityBin
+
 BINS = 10
 
 
@@ -47,9 +49,27 @@ def calibration(scored: Scored) -> dict[str, float]:
 
 def expected_calibration_error(q: Tensor, target: Tensor) -> float:
     """Σ_b |Σ_{i∈b} (q_i − t_i)| / n over `BINS` bins of q."""
-    bins = (q * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(BINS).index_add_(0, bins, q - target)
+    gaps = torch.zeros(BINS).index_add_(0, _bins(q), q - target)
     return gaps.abs().sum().item() / len(q)
+
+
+def reliability(scored: Scored) -> list[ReliabilityBin]:
+    """The turns by their Q in `BINS` bins of equal width, those without turns left out."""
+    q, target = (torch.tensor(x, dtype=torch.float64) for x in (scored.q, scored.targets))
+    won = (torch.tensor(scored.outcomes) > 0.5).double()
+    bins = _bins(q)
+    return [
+        ReliabilityBin(
+            low=k / BINS,
+            high=(k + 1) / BINS,
+            turns=int(inside.sum()),
+            mean_q=q[inside].mean().item(),
+            mean_target=target[inside].mean().item(),
+            won=won[inside].mean().item(),
+        )
+        for k in range(BINS)
+        if (inside := bins == k).any()
+    ]
 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:
@@ -58,6 +78,10 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
     below = torch.searchsorted(ordered, positive, right=False)
     not_above = torch.searchsorted(ordered, positive, right=True)
     return ((below + not_above).double().mean() / (2 * len(negative))).item()
+
+
+def _bins(q: Tensor) -> Tensor:
+    return (q * BINS).long().clamp(max=BINS - 1)
 
 
 def _cross_entropy(q: Tensor, target: Tensor) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.protocol import Game, RolloutJob, Sampling, Split
 from agentprm.queue import Offer, Queue
+from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -20,8 +21,8 @@ class Services:
     """What the trainer talks to."""
 
     env: EnvClient
-    policy: PolicyClient
-    prm: PRMClient
+    policy: Fleet[PolicyClient]
+    prm: Fleet[PRMClient]
     queue: Queue
 
 
@@ -127,12 +128,11 @@ class Collector:
         The first version of each is loaded in any case: what is served under its name may be
         that of another run.
         """
-        for name, client, version in (
-            ("policy", self.services.policy, policy),
-            ("prm", self.services.prm, prm),
-        ):
-            if version is not None and not (
-                name in self._loaded and client.health().version == version
-            ):
-                client.load(version)
-                self._loaded.add(name)
+        self._serve("policy", self.services.policy, policy)
+        self._serve("prm", self.services.prm, prm)
+
+    def _serve(self, name: str, fleet: Fleet[Any], version: str | None) -> None:
+        if version is None or (name in self._loaded and fleet.version == version):
+            return
+        fleet.load(version)
+        self._loaded.add(name)

@@ -24,6 +24,7 @@ from agentprm.config import DPOSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import Prompt
 from agentprm.protocol import Preference
+from services.trainer.canaries import MakeCanary, policy_canary
 from services.trainer.fitting import (
     Log,
     Metrics,
@@ -90,7 +91,9 @@ def fit_dpo(
             processing_class=tokenizer,
         )
         trainer.stream = stream
-        trainer.add_callback(_Publisher(trainer, publish, settings.publish_every))
+        trainer.add_callback(
+            _Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
+        )
         report(trainer, log, progress)
         result = trainer.train()
         if result.global_step == 0:
@@ -111,7 +114,7 @@ def fit_dpo(
             "settings": settings.model_dump(),
             "metrics": metrics,
         }
-        save_fit(trainer, tokenizer, out, facts)
+        save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
     return metrics
 
 
@@ -203,10 +206,13 @@ def _tokens(row: _Row) -> int:
 class _Publisher(TrainerCallback):
     """Hands out the weights every few steps."""
 
-    def __init__(self, trainer: DPOTrainer, publish: Publish, every: int) -> None:
+    def __init__(
+        self, trainer: DPOTrainer, publish: Publish, every: int, make_canary: MakeCanary
+    ) -> None:
         self._trainer = trainer
         self._publish = publish
         self._every = every
+        self._make_canary = make_canary
 
     def on_step_end(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
@@ -214,7 +220,7 @@ class _Publisher(TrainerCallback):
         """One optimizer step is done."""
         if state.global_step % self._every:
             return
-        save = gather_weights(self._trainer, self._trainer.processing_class)
+        save = gather_weights(self._trainer, self._trainer.processing_class, self._make_canary)
         if state.is_world_process_zero:
             self._publish(save, state.global_step)
         self._trainer.accelerator.wait_for_everyone()

@@ -28,10 +28,9 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from agentprm.config import FitSettings
+from agentprm.facts import METADATA
 from services.trainer.batches import TokenBatches
-
-METADATA = "agentprm.json"
-"""How a checkpoint was made: prompt template, settings, measurements."""
+from services.trainer.canaries import MakeCanary
 
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]
@@ -169,26 +168,38 @@ class _Report(TrainerCallback):
             self._log({"step": float(state.global_step), "seconds": seconds, **numbers})
 
 
-def gather_weights(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> Save:
-    """What writes the weights as they are now. All processes call this, the main one writes."""
+def gather_weights(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, make_canary: MakeCanary
+) -> Save:
+    """What writes the weights as they are now, and their canary.
+
+    All processes call this, the main one writes.
+    """
+    dtype = "bfloat16" if trainer.args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
+    canary = make_canary(trainer.model_wrapped, tokenizer, dtype)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model_wrapped)
 
     def save(directory: Path) -> None:
         model.save_pretrained(directory, state_dict=state)
         tokenizer.save_pretrained(directory)
+        canary.write(directory)
 
     return save
 
 
 def save_fit(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, facts: dict[str, Any]
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    facts: dict[str, Any],
+    make_canary: MakeCanary,
 ) -> None:
-    """Write the trained model, its tokenizer and, as `agentprm.json`, how it was made to `out`.
+    """Write the trained model, its tokenizer, its canary and, as `agentprm.json`, how it was made.
 
     All processes call this.
     """
-    save = gather_weights(trainer, tokenizer)
+    save = gather_weights(trainer, tokenizer, make_canary)
     if trainer.is_world_process_zero():
         save(out)
         (out / METADATA).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Tr
 
 from agentprm.config import PRMSettings
 from agentprm.prompts import Prompt
-from agentprm.protocol import Episode
+from agentprm.protocol import Calibration, Episode, GameSet, PRMFacts, TrainingData
 from services.trainer.batches import TokenBatches, under_budget
-from services.trainer.calibration import Scored, calibration
+from services.trainer.calibration import Scored, calibration, reliability
+from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
     Log,
     Metrics,
@@ -92,18 +94,35 @@ def fit_prm(
             "validation_rows": float(len(validation)),
             **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
         }
+        known = PRMFacts(
+            template_hash=prompt.hash,
+            gamma=settings.gamma,
+            data=TrainingData(
+                splits=sorted({episode.game.split for episode in episodes}),
+                training=_game_set(episodes, sides[0]),
+                validation=_game_set(episodes, sides[1]),
+            ),
+        )
         if validation:
             scored = trainer.score(validation, settings.batch_tokens)
-            metrics |= {f"val_{name}": value for name, value in calibration(scored).items()}
+            measures = calibration(scored)
+            metrics |= {f"val_{name}": value for name, value in measures.items()}
+            held_out = Calibration(
+                ece=measures["ece"],
+                turns=len(scored.q),
+                games=len(_games(episodes, sides[1])),
+                bins=reliability(scored),
+            )
+            known = known.model_copy(update={"calibration": held_out})
         facts = {
             "kind": "prm",
-            "template_hash": prompt.hash,
+            **known.model_dump(mode="json"),
             "settings": settings.model_dump(),
             "training_games": _games(episodes, sides[0]),
             "validation_games": _games(episodes, sides[1]),
             "metrics": metrics,
         }
-        save_fit(trainer, tokenizer, out, facts)
+        save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 
 
@@ -228,3 +247,9 @@ def _samples(
 
 def _games(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
     return sorted({episodes[i].game.id for i in side})
+
+
+def _game_set(episodes: Sequence[Episode], side: Sequence[int]) -> GameSet:
+    games = _games(episodes, side)
+    digest = hashlib.sha256("\n".join(games).encode()).hexdigest()[:12]
+    return GameSet(games=len(games), episodes=len(side), hash=digest)

@@ -17,6 +17,7 @@ from agentprm.config import SFTSettings
 from agentprm.prompts import Prompt
 from agentprm.protocol import Episode
 from services.trainer.batches import TokenBatches
+from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
     Log,
     Metrics,
@@ -92,7 +93,7 @@ def fit_sft(
             "settings": settings.model_dump(),
             "metrics": metrics,
         }
-        save_fit(trainer, tokenizer, out, facts)
+        save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
     return metrics
 
 

@@ -106,7 +106,7 @@ def vine_jobs(
             sampling=sampling,
             seed=derive(collector.seed, stage, k, "actions"),
         )
-        answer = collector.services.policy.act(request)
+        answer = collector.services.policy.next.act(request)
         if answer.policy_version != policy:
             raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
         branches = [

@@ -19,7 +19,7 @@ from docker.errors import DockerException
 from docker.models.containers import Container
 
 from agentprm.cli.processes import free_port
-from agentprm.client import PolicyClient, PRMClient
+from agentprm.client import PolicyClient, PRMClient, ServiceError
 from agentprm.config import load_config
 from agentprm.protocol import Action, ActRequest, Choice, ScoreRequest, State
 
@@ -161,13 +161,19 @@ def test_a_run_outlasts_the_death_of_every_service(stack: Stack, trained: Contai
     assert "success" in table
 
 
-def test_best_of_n_and_the_prm_answer_from_outside(stack: Stack, trained: Container) -> None:
-    with PolicyClient(f"http://127.0.0.1:{stack.policy_port}", key=stack.key) as policy:
+def test_best_of_n_and_the_prm_answer_from_outside(
+    stack: Stack, trained: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://127.0.0.1:{stack.policy_port}"
+    with PolicyClient(url) as policy, pytest.raises(ServiceError, match="401"):
+        policy.act(ActRequest(states=[STATE]))
+    monkeypatch.setenv("AGENTPRM_API_KEY", stack.key)
+    with PolicyClient(url) as policy:
         answer = policy.act(ActRequest(states=[STATE], n=8, prm=True, seed=0))
     assert (answer.policy_version, answer.prm_version) == ("policy/1", "prm/0")
     best = answer.results[0].best
     assert best.q == max(c.q for c in answer.results[0].candidates if c.q is not None)
-    with PRMClient(f"http://127.0.0.1:{stack.prm_port}", key=stack.key) as prm:
+    with PRMClient(f"http://127.0.0.1:{stack.prm_port}") as prm:
         choice = Choice(state=STATE, actions=[best.action, Action(command="look")])
         scores = prm.score(ScoreRequest(choices=[choice]))
     assert scores.choices[0][0] == pytest.approx(best.q, abs=1e-5)

@@ -163,6 +163,21 @@ def test_a_socket_gives_its_session_back(server: EnvServer, socket: ClientConnec
     assert server.client.health().details["sessions"] == 1
 
 
+def test_a_socket_that_says_nothing_is_closed(tmp_path: Path) -> None:
+    write_kitchen(tmp_path)
+    server = EnvServer("--data", str(tmp_path), "--idle-seconds", "1")
+    try:
+        with connect(server.url.replace("http", "ws") + "/ws", proxy=None) as idle:
+            assert ask(idle, {"type": "reset", "data": {}})["type"] == "observation"
+            with pytest.raises(ConnectionClosed) as closed:
+                idle.recv(timeout=30)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1008
+        assert server.client.health().details["sessions"] == 0
+    finally:
+        server.stop()
+
+
 def test_http_and_mcp_play_one_episode(server: EnvServer) -> None:
     def post(path: str, body: object) -> Any:
         return httpx.post(server.url + path, json=body, timeout=30).raise_for_status().json()

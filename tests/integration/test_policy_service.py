@@ -214,7 +214,7 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
     assert usage["completion_tokens"] == tokens
     assert usage["total_tokens"] == usage["prompt_tokens"] + tokens
     models = httpx.get(f"{url}/v1/models").json()
-    assert [model["id"] for model in models["data"]] == ["policy", "policy/0"]
+    assert [model["id"] for model in models["data"]][:2] == ["policy", "policy/0"]
 
 
 @pytest.mark.parametrize(

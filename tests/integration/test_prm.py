@@ -3,13 +3,7 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -19,6 +13,7 @@ from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Choice, Pair, ScoreRequest, State
 from agentprm.registry import STABLE, Registry
 from tests.scorers import episode, tiny_scorer
+from tests.servers import prm_server
 
 REQUEST = ScoreRequest(
     transcripts=[episode(3), episode(5, 1)],
@@ -51,31 +46,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return registry
 
 
-@contextmanager
-def service(registry: Registry, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A PRM process that listens, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "services.prm", "--port", str(port), "--device", "cpu"]
-    process = subprocess.Popen([*command, "--registry", str(registry.root), *flags])
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                httpx.get(f"{url}/health")
-                break
-            except httpx.TransportError:
-                assert process.poll() is None, "the service ended"
-                time.sleep(0.1)
-        yield process, url
-    finally:
-        process.kill()
-        process.wait(10)
-
-
 def test_score_load_and_restart(registry: Registry) -> None:
-    with service(registry) as (process, url), PRMClient(url, deadline=30) as prm:
+    with prm_server(registry) as (process, url), PRMClient(url, deadline=30) as prm:
         empty = httpx.post(f"{url}/v1/score", json=REQUEST.model_dump(mode="json"))
         assert empty.status_code == 503
         assert empty.headers["retry-after"]
@@ -110,16 +82,16 @@ def test_score_load_and_restart(registry: Registry) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
 
-    with service(registry) as (_, url), PRMClient(url, deadline=30) as prm:
+    with prm_server(registry) as (_, url), PRMClient(url, deadline=30) as prm:
         assert prm.health().version == "prm/1"
         assert prm.score(REQUEST) == second
 
-    with service(registry, "--checkpoint", "prm/0") as (_, url), PRMClient(url) as prm:
+    with prm_server(registry, "--checkpoint", "prm/0") as (_, url), PRMClient(url) as prm:
         assert prm.score(REQUEST) == first
 
 
 def test_bad_input_and_swaps_under_load(registry: Registry) -> None:
-    with service(registry, "--checkpoint", "prm/0") as (_, url), PRMClient(url) as prm:
+    with prm_server(registry, "--checkpoint", "prm/0") as (_, url), PRMClient(url) as prm:
         expected = {}
         for version in ("prm/1", "prm/0"):
             prm.load(version)
@@ -148,6 +120,8 @@ def test_bad_input_and_swaps_under_load(registry: Registry) -> None:
         for body in (
             b'{"pairs": [',
             b"[" * 100_000,
+            b'{"pairs": ' + b"[" * 500 + b"]" * 500 + b"}",
+            b'{"pairs": ' + b"9" * 5000 + b"}",
             b"\xff\xfe",
             b"{}",
             b'{"pairs": [], "unknown": 1}',
@@ -165,6 +139,9 @@ def test_bad_input_and_swaps_under_load(registry: Registry) -> None:
         metrics = httpx.get(f"{url}/metrics").text
         assert "agentprm_prm_batch_rows_bucket" in metrics
         assert "agentprm_prm_waiting_rows 0.0" in metrics
+        for name in ('tokens_total{source="cached"}', 'prefixes_total{result="hit"}'):
+            (line,) = [x for x in metrics.splitlines() if x.startswith(f"agentprm_prm_{name} ")]
+            assert float(line.split()[-1]) > 0
 
 
 def _detail(url: str, pair: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
+from agentprm.cli.processes import free_port
 from agentprm.protocol import Decoding, Episode, PreferenceJob, RolloutJob, Sampling, State
 from agentprm.queue import Queue, QueueSettings
 from agentprm.redis_server import RedisServer
@@ -147,17 +150,40 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @contextlib.contextmanager
 def worker(
-    server: RedisServer, world: World, run: str, name: str, claim_after: float
+    server: RedisServer, world: World, run: str, name: str, claim_after: float, *flags: str
 ) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "services.rollout", "--redis-url", server.url, "--run", run]
     command += ["--env-url", world.env_url, "--policy-url", world.policy_url]
-    command += ["--name", name, "--claim-after", str(claim_after)]
+    command += ["--name", name, "--claim-after", str(claim_after), *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
         process.kill()
         process.communicate(timeout=20)
+
+
+def test_a_job_is_followed_by_its_id_and_counted(redis_server: RedisServer, world: World) -> None:
+    port = free_port()
+    with (
+        Queue(redis_server.url, "followed") as queue,
+        worker(redis_server, world, "followed", "w", 9.0, "--metrics-port", str(port)) as process,
+    ):
+        queue.publish(rollout(id="rollout-2-0007"))
+        assert queue.results("episodes", count=1, timeout=60)
+        for _ in range(100):
+            metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+            if 'agentprm_rollout_jobs_total{result="done"} 1.0' in metrics:
+                break
+            time.sleep(0.05)
+        assert 'agentprm_rollout_jobs_total{result="done"} 1.0' in metrics
+        assert "agentprm_rollout_episodes_total 3.0" in metrics
+        process.terminate()
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr]
+    assert world.rooms.request_ids == {"rollout-2-0007"}
+    (done,) = [line for line in lines if line["event"] == "job done"]
+    assert done["request_id"] == done["job"] == "rollout-2-0007"
 
 
 def test_a_killed_workers_job_is_played_by_another_and_counts_once(

@@ -16,13 +16,14 @@ from rich.console import Console
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.config import Config
+from agentprm.facts import METADATA
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Episode, JobResult, RolloutJob, Start
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from services.rollout.player import Player
 from services.trainer.collect import Services
-from services.trainer.fitting import METADATA
+from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
@@ -103,8 +104,8 @@ def training(tmp_path: Path) -> Iterator[Training]:
         policy = stack.enter_context(serving(Walker().app()))
         services = Services(
             stack.enter_context(EnvClient(env)),
-            stack.enter_context(PolicyClient(policy)),
-            stack.enter_context(PRMClient(policy)),
+            Fleet([stack.enter_context(PolicyClient(policy))]),
+            Fleet([stack.enter_context(PRMClient(policy))]),
             stack.enter_context(Queue(redis.url, "run")),
         )
         played = stack.enter_context(working(redis.url, Player(env, policy)))

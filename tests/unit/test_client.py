@@ -1,18 +1,19 @@
-"""The client's retries and errors, against a real server in a thread."""
+"""The clients' retries and errors, against a real server in a thread."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
-from agentprm.client import PRMClient, ServiceError
-from agentprm.protocol import Action, Pair, ScoreRequest, State
+from agentprm.client import AsyncEnvClient, AsyncPRMClient, EnvClient, PRMClient, ServiceError
+from agentprm.protocol import Action, Pair, ScoreRequest, ScoreResponse, Split, State
 
 ANSWER = (
     '{"pairs": [0.5], "choices": [], "transcripts": [], "prm_version": "prm/0",'
@@ -39,6 +40,11 @@ class Scripted:
             headers = {"Retry-After": "0"} if status == 429 else {}
             return Response(body, status, headers, media_type="application/json")
 
+        @app.get("/v1/games")
+        def games(split: str, limit: int) -> dict[str, object]:
+            assert split == "train"
+            return {"games": [], "total": limit}
+
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -59,34 +65,77 @@ def scripted() -> Iterator[Scripted]:
     server.thread.join()
 
 
-def test_it_tries_again_where_that_helps(scripted: Scripted) -> None:
+Score = Callable[[str, float], ScoreResponse]
+
+
+def at_once(url: str, deadline: float) -> ScoreResponse:
+    with PRMClient(url, deadline=deadline) as prm:
+        return prm.score(REQUEST)
+
+
+def awaited(url: str, deadline: float) -> ScoreResponse:
+    async def ask() -> ScoreResponse:
+        async with AsyncPRMClient(url, deadline=deadline) as prm:
+            return await prm.score(REQUEST)
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture(params=[at_once, awaited])
+def score(request: pytest.FixtureRequest) -> Score:
+    found: Score = request.param
+    return found
+
+
+def test_it_tries_again_where_that_helps(scripted: Scripted, score: Score) -> None:
     scripted.statuses = [429, 502, 503, 504]
-    with PRMClient(scripted.url, deadline=20) as prm:
-        assert prm.score(REQUEST).pairs == [0.5]
+    assert score(scripted.url, 20).pairs == [0.5]
     assert scripted.requests == 5
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 422, 500])
-def test_it_does_not_where_it_cannot(scripted: Scripted, status: int) -> None:
+def test_it_does_not_where_it_cannot(scripted: Scripted, score: Score, status: int) -> None:
     scripted.statuses = [status]
-    with PRMClient(scripted.url, deadline=20) as prm, pytest.raises(ServiceError) as raised:
-        prm.score(REQUEST)
+    with pytest.raises(ServiceError) as raised:
+        score(scripted.url, 20)
     assert raised.value.status == status
     assert "Sorry. why" in str(raised.value)
     assert scripted.requests == 1
 
 
-def test_it_gives_up_at_the_deadline(scripted: Scripted) -> None:
+def test_it_gives_up_at_the_deadline(scripted: Scripted, score: Score) -> None:
     scripted.statuses = [503] * 1000
-    with PRMClient(scripted.url, deadline=1.0) as prm, pytest.raises(ServiceError) as raised:
-        prm.score(REQUEST)
+    with pytest.raises(ServiceError) as raised:
+        score(scripted.url, 1)
     assert raised.value.status == 503
 
 
-def test_nobody_there_is_a_service_error() -> None:
-    with (
-        PRMClient("http://127.0.0.1:9", deadline=0.5) as prm,
-        pytest.raises(ServiceError) as raised,
-    ):
-        prm.score(REQUEST)
+def test_nobody_there_is_a_service_error(score: Score) -> None:
+    with pytest.raises(ServiceError) as raised:
+        score("http://127.0.0.1:9", 0.5)
     assert raised.value.status is None
+
+
+def test_an_attempt_does_not_outlast_the_deadline(score: Score) -> None:
+    with socket.socket() as silent:  # accepts and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        with pytest.raises(ServiceError):
+            score(f"http://127.0.0.1:{silent.getsockname()[1]}", 1.0)
+        assert 0.9 < time.monotonic() - started < 1.9
+
+
+def test_every_call_has_an_async_twin(scripted: Scripted) -> None:
+    """One description: the same names, the same answer, once awaited."""
+    calls = {name for name in vars(EnvClient.__mro__[1]) if not name.startswith("_")}
+    assert calls == {"games", "create", "fork", "step", "experts", "close_sessions"}
+    assert AsyncEnvClient.__mro__[1] is EnvClient.__mro__[1]
+    assert PRMClient.score_messages.__doc__ == AsyncPRMClient.score_messages.__doc__
+
+    async def games() -> int:
+        async with AsyncEnvClient(scripted.url, deadline=5) as env:
+            return (await env.games(Split.TRAIN, limit=3)).total
+
+    with EnvClient(scripted.url, deadline=5) as env:
+        assert env.games(Split.TRAIN, limit=3).total == asyncio.run(games()) == 3

@@ -200,6 +200,22 @@ def test_a_conversation_that_is_too_long_is_refused_with_both_numbers(tmp_path: 
     assert raised.value.problem.status == 422
 
 
+def test_messages_that_the_chat_template_refuses_are_a_422(tmp_path: Path) -> None:
+    path = tiny_causal_lm(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "<|{{", "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}<|{{"
+    )
+    tokenizer.save_pretrained(path)
+    engine = load(path)
+    for role, why in (("system", "no system"), ("assistant", "conversation")):
+        with pytest.raises(ProblemError, match=why) as raised:
+            engine.generate(
+                [Prompt((Message.model_validate({"role": role, "content": ""}),))], Draw()
+            )
+        assert raised.value.problem.status == 422
+
+
 def test_growing_conversations_encode_as_training_does(llama: Path) -> None:
     codec = load(llama).codec
     for turns in (1, 2, 3, 4):
@@ -208,7 +224,7 @@ def test_growing_conversations_encode_as_training_does(llama: Path) -> None:
 
 
 def test_prefix_cache_finds_the_longest_beginning_and_keeps_its_bound() -> None:
-    cache = PrefixCache(capacity=100)
+    cache: PrefixCache[Entry] = PrefixCache(capacity=100)
     first = Entry(tuple(range(40)), [])
     cache.add(first)
     assert cache.find([*range(35), 99]) == (first, 35)

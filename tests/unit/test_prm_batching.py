@@ -153,7 +153,7 @@ def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     tiny_scorer(tmp_path, seed=0)
     scorer = Scorer(tmp_path, load_prompt("chat"), device="cpu")
     with torch.no_grad():
-        scorer._head.weight.fill_(float("nan"))
+        scorer.model.head.weight.fill_(float("nan"))
     batcher = Batcher()
 
     async def scenario() -> None:

@@ -1,13 +1,16 @@
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from agentprm.prefix_cache import PrefixCache
 from agentprm.prompts import Prompt, load_prompt
 from agentprm.protocol import (
     Action,
     Choice,
+    Continuations,
     Message,
     Pair,
     ScoreRequest,
@@ -16,18 +19,22 @@ from agentprm.protocol import (
 )
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
+from services.prm import model as computing
 from services.prm import scorer as module
-from services.prm.packing import Row, additive, batches
+from services.prm.attention import Segment, Store
+from services.prm.model import Entry
+from services.prm.packing import Row
 from services.prm.scorer import Plan, Scorer
 from tests.scorers import episode, tiny_scorer
 
 CLOSE = 1e-5
+ARCHITECTURES = ("llama", "qwen2", "mistral", "gpt2", "gpt_neox")
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scorers")
-    for architecture in ("llama", "qwen2", "mistral", "gpt2"):
+    for architecture in ARCHITECTURES:
         tiny_scorer(root / architecture, seed=1, architecture=architecture)
     return root
 
@@ -60,7 +67,7 @@ def run(scorer: Scorer, request: ScoreRequest) -> tuple[Plan, list[list[float]]]
 
 
 @pytest.mark.parametrize("prompt_name", ["chat", "state"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "gpt2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_shape_equals_plain_transformers(
     checkpoints: Path, architecture: str, prompt_name: str
 ) -> None:
@@ -116,9 +123,10 @@ def test_a_state_with_more_actions_than_a_row_takes_is_split(
 
 
 def test_a_score_does_not_depend_on_the_rest_of_the_batch(
-    llama: Scorer, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama, "forward_tokens", 4096)
+    forgetful = Scorer(checkpoints / "llama", load_prompt("chat"), device="cpu", cache_bytes=0)
+    monkeypatch.setattr(forgetful.model, "forward_tokens", 4096)
     requests = [
         *(ScoreRequest(transcripts=[episode(turns, turns)]) for turns in (1, 2, 3, 5, 8)),
         *(
@@ -128,30 +136,179 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(
             for t, e in ((1, episode(3)), (2, episode(4)), (4, episode(2)))
         ),
     ]
-    rows = [row for request in requests for row in llama.plan(request).rows]
-    assert len(list(batches(rows, llama.forward_tokens))) < len(rows)
-    alone = [llama.score([row])[0] for row in rows]
-    for mixed, single in zip(llama.score(rows), alone, strict=True):
+    rows = [row for request in requests for row in forgetful.plan(request).rows]
+    alone = [forgetful.score([row])[0] for row in rows]
+    for mixed, single in zip(forgetful.score(rows), alone, strict=True):
         assert mixed == pytest.approx(single, abs=CLOSE)
 
 
-def test_a_forward_pass_keeps_to_its_tokens(llama: Scorer) -> None:
-    rows = [Row([1] * n, [n - 1], n) for n in (3, 900, 700, 5, 1000, 800, 4, 650)]
-    found = list(batches(rows, llama.forward_tokens))
-    assert sorted(k for batch in found for k in batch) == list(range(len(rows)))
-    for batch in found:
-        assert len(batch) * max(len(rows[k]) for k in batch) <= llama.forward_tokens
+class Watched:
+    """Counts what a scorer computes: for every pass the new tokens of each row."""
+
+    def __init__(self, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passes: list[list[int]] = []
+        compute = scorer.model._compute
+
+        def watched(segments: Sequence[Segment]) -> None:
+            self.passes.append([len(segment) for segment in segments])
+            compute(segments)
+
+        monkeypatch.setattr(scorer.model, "_compute", watched)
 
 
-def test_a_sliding_window_is_scored_row_by_row(tmp_path: Path) -> None:
-    tiny_scorer(tmp_path, 0, "mistral", sliding_window=16)
+def test_a_pass_keeps_to_its_tokens(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(checkpoints / "llama", load_prompt("chat"), device="cpu", cache_bytes=0)
+    watched = Watched(scorer, monkeypatch)
+    sizes = (3, 900, 120, 5, 1000, 800, 4, 650)
+    scorer.score([Row([1] * n, [n - 1], n) for n in sizes])
+    assert watched.passes == [[3, 900, 120], [5, 1000], [800, 4], [650]]
+    monkeypatch.setattr(computing, "HELD_PER_COMPUTED", 1)
+    monkeypatch.setattr(scorer.model, "forward_tokens", 100)
+    watched.passes.clear()
+    scorer.score([Row([1] * n, [n - 1], n) for n in (150, 20, 80, 10)])
+    assert watched.passes == [[150], [20, 80], [10]]
+
+
+def in_turns(transcript: Transcript) -> Iterator[tuple[State, Action]]:
+    for t, step in enumerate(transcript.steps):
+        yield state_at(transcript, t), step.action
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_kept_between_turns_changes_no_score(
+    checkpoints: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two interleaved episodes, of each turn first other actions, then the one taken."""
+    path, prompt = checkpoints / architecture, load_prompt("chat")
+    scorer = Scorer(path, prompt, device="cpu")
+    watched = Watched(scorer, monkeypatch)
+    others = [Action(reason="find lamp", command=f"go to desk {k}") for k in range(3)]
+    for turns in zip(in_turns(episode(5)), in_turns(episode(5, 3)), strict=True):
+        choices = [Choice(state=state, actions=[*others, taken]) for state, taken in turns]
+        pairs = [Pair(state=state, action=taken) for state, taken in turns]
+        for request in (
+            ScoreRequest(choices=choices[:1]),
+            ScoreRequest(choices=choices, pairs=[Pair(state=turns[1][0], action=others[0])]),
+            ScoreRequest(pairs=pairs),
+        ):
+            plan, scores = run(scorer, request)
+            for choice, places in zip(request.choices, plan.choices, strict=True):
+                expected = [plain(path, prompt, choice.state, one) for one in choice.actions]
+                found = [scores[row][k] for row, k in places]
+                assert found == pytest.approx(expected, abs=CLOSE)
+            for pair, (row, k) in zip(request.pairs, plan.pairs, strict=True):
+                assert scores[row][k] == pytest.approx(
+                    plain(path, prompt, pair.state, pair.action), abs=CLOSE
+                )
+    last = scorer.plan(ScoreRequest(pairs=pairs)).rows
+    assert max(map(max, watched.passes[-3:])) < max(map(len, last)) / 2  # the rest was known
+    watched.passes.clear()
+    again = scorer.score(last)
+    assert watched.passes == []
+    assert again == scorer.score(last)
+    whole = ScoreRequest(transcripts=[episode(5), episode(5, 3)])
+    plan, scores = run(scorer, whole)
+    for played, places in zip(whole.transcripts, plan.transcripts, strict=True):
+        expected = [plain(path, prompt, state, action) for state, action in in_turns(played)]
+        assert [scores[row][k] for row, k in places] == pytest.approx(expected, abs=CLOSE)
+
+
+def test_equal_beginnings_of_one_batch_are_computed_once(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, prompt = checkpoints / "llama", load_prompt("chat")
+    scorer = Scorer(path, prompt, device="cpu")
+    watched = Watched(scorer, monkeypatch)
+    monkeypatch.setattr(scorer.model, "forward_tokens", 4096)
+    turns = list(in_turns(episode(6)))
+    pairs = [Pair(state=state, action=action) for state, action in turns]
+    rows = [row for pair in pairs for row in scorer.plan(ScoreRequest(pairs=[pair])).rows]
+    found = [score for [score] in scorer.score(rows)]
+    expected = [plain(path, prompt, state, action) for state, action in turns]
+    assert found == pytest.approx(expected, abs=CLOSE)
+    assert [sum(new) for new in watched.passes] == [len(rows[-1])]
+
+    # The longest first: the others only read from it.
+    scorer = Scorer(path, prompt, device="cpu")
+    found = [score for [score] in scorer.score(rows[::-1])]
+    assert found[::-1] == pytest.approx(expected, abs=CLOSE)
+
+
+def test_a_full_cache_forgets_and_changes_no_score(checkpoints: Path) -> None:
+    path, prompt = checkpoints / "llama", load_prompt("chat")
+    per_token = 2 * 2 * 32 * 4  # keys and values, layers, width, float32
+    scorer = Scorer(path, prompt, device="cpu", cache_bytes=400 * per_token)
+    cache = scorer.model._cache
+    assert cache.capacity == 400
+    seen: set[tuple[int, ...]] = set()
+    played = [list(in_turns(episode(7, seed))) for seed in range(4)]
+    for turns in zip(*played, strict=True):
+        for state, action in turns:
+            plan, scores = run(scorer, ScoreRequest(pairs=[Pair(state=state, action=action)]))
+            assert scores[0][0] == pytest.approx(plain(path, prompt, state, action), abs=CLOSE)
+            seen.add(tuple(plan.rows[0].ids))
+            held = cache._entries
+            assert cache.tokens == sum(len(entry.ids) for entry in held) <= 400
+            assert {entry.store.length for entry in held} == {len(entry.ids) for entry in held}
+            stored = [entry.store.layers[0][0].shape[1] for entry in held]
+            assert sum(stored) <= 400 * 5 / 4 + 64 * len(held)
+    assert len(cache._entries) < len(seen)
+
+
+def test_after_a_fault_nothing_of_it_is_kept(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, prompt = checkpoints / "llama", load_prompt("chat")
+    scorer = Scorer(path, prompt, device="cpu")
+    state, action = list(in_turns(episode(4)))[3]
+    pair = ScoreRequest(pairs=[Pair(state=state, action=action)])
+    (row,) = scorer.plan(pair).rows
+    with pytest.raises(IndexError):
+        scorer.score([row, Row([*row.ids[:40], 10**6], [40], 41)])
+    assert scorer.score([row])[0][0] == pytest.approx(plain(path, prompt, state, action), abs=CLOSE)
+
+
+def test_the_beginning_most_conversations_share_outlives_the_one_it_came_from() -> None:
+    cache: PrefixCache[Entry] = PrefixCache(capacity=160)
+    shared = tuple(range(32))
+    first, second = (Entry((*shared, *[k] * 32), Store()) for k in (101, 102))
+    cache.add(first)
+    cache.add(second)
+    assert cache.find(first.ids) == (first, 64)
+    cache.add(Entry((7,) * 64, Store()))  # no room: the second, which was used least recently, goes
+    assert cache.common(second.ids) == 32
+    assert cache.find(first.ids) == (first, 64)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2"])
+def test_a_sliding_window_slides(tmp_path: Path, architecture: str) -> None:
+    more = {"use_sliding_window": True, "max_window_layers": 1} if architecture == "qwen2" else {}
+    tiny_scorer(tmp_path, 0, architecture, sliding_window=16, **more)
     scorer = Scorer(tmp_path, load_prompt("chat"), device="cpu")
+    scorer.check()
     played = episode(3)
-    state, actions = state_at(played, 2), [step.action for step in played.steps]
-    plan, scores = run(scorer, ScoreRequest(choices=[Choice(state=state, actions=actions)]))
-    assert len(plan.rows) == 3
-    expected = [plain(tmp_path, scorer.prompt, state, action) for action in actions]
-    assert [scores[row][k] for row, k in plan.choices[0]] == pytest.approx(expected, abs=CLOSE)
+    actions = [step.action for step in played.steps]
+    for t in range(3):
+        state = state_at(played, t)
+        plan, scores = run(scorer, ScoreRequest(choices=[Choice(state=state, actions=actions)]))
+        assert len(plan.rows) == 1
+        expected = [plain(tmp_path, scorer.prompt, state, action) for action in actions]
+        assert [scores[row][k] for row, k in plan.choices[0]] == pytest.approx(expected, abs=CLOSE)
+
+
+def test_rotations_that_depend_on_the_batch_are_computed_row_by_row(tmp_path: Path) -> None:
+    rotation = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    tiny_scorer(tmp_path, 0, positions=64, rope_parameters=rotation)
+    scorer = Scorer(tmp_path, load_prompt("chat"), device="cpu")
+    scorer.max_tokens = None
+    played = episode(3)
+    states, actions = zip(*in_turns(played), strict=True)
+    choices = [Choice(state=state, actions=list(actions)) for state in states]
+    plan, scores = run(scorer, ScoreRequest(choices=choices))
+    assert [len(row.ends) for row in plan.rows] == [1] * 9
+    for state, places in zip(states, plan.choices, strict=True):
+        expected = [plain(tmp_path, scorer.prompt, state, action) for action in actions]
+        assert [scores[row][k] for row, k in places] == pytest.approx(expected, abs=CLOSE)
 
 
 def test_too_long_names_both_numbers(tmp_path: Path) -> None:
@@ -211,9 +368,42 @@ def test_the_canary_refuses_a_model_whose_packed_actions_see_each_other(
     llama.check()
     monkeypatch.setattr(module, "CANARY_TOLERANCE", 1e-5)
     llama.check()
-    causal = torch.ones(1, 1, dtype=torch.bool)
-    monkeypatch.setattr(
-        module, "additive", lambda mask, dtype: additive(mask | causal.expand_as(mask), dtype)
-    )
-    with pytest.raises(CheckpointError, match="does not keep to the attention mask"):
+    monkeypatch.setattr(Segment, "mask", lambda *_: None)
+    with pytest.raises(CheckpointError, match="does not keep to the attention"):
         llama.check()
+
+
+def test_answers_behind_messages_read_as_the_same_state_and_actions(llama: Scorer) -> None:
+    state, actions = state_at(episode(4), 3), [step.action for step in episode(4, 7).steps]
+    conversation = llama.prompt.messages(state)
+    texts = [llama.prompt.action_text(action) for action in actions]
+    native = ScoreRequest(choices=[Choice(state=state, actions=actions)])
+    rendered = ScoreRequest(continuations=[Continuations(messages=conversation, answers=texts)])
+    assert llama.plan(rendered).rows == llama.plan(native).rows
+    other = Continuations(messages=[Message(role="user", content="look")], answers=["a", "b", "a"])
+    plan, scores = run(llama, ScoreRequest(choices=native.choices, continuations=[other]))
+    assert len(plan.rows) == 2  # each conversation is read once
+    first, second, again = [scores[row][k] for row, k in plan.continuations[0]]
+    assert first == again != second
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_a_422(tmp_path: Path) -> None:
+    tiny_scorer(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = (
+        "{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    scorer = Scorer(tmp_path, load_prompt("chat"))
+    system, user = (Message(role=role, content="look") for role in ("system", "user"))
+    for messages, answers, why in (
+        ([system, user], ["look"], "no system role"),
+        ([user], ["look", ""], "renders no answer"),  # nor an end mark that could be read
+    ):
+        asked = Continuations(messages=messages, answers=answers)
+        with pytest.raises(ProblemError, match=why) as caught:
+            scorer.plan(ScoreRequest(continuations=[asked]))
+        assert caught.value.problem.status == 422

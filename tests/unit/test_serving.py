@@ -1,12 +1,13 @@
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from agentprm.registry import STABLE, Registry
 from agentprm.service import ProblemError
-from agentprm.serving import Serving
+from agentprm.serving import MAX_LOADS, Serving
 
 
 def build(path: Path) -> str:
@@ -16,7 +17,7 @@ def build(path: Path) -> str:
     return text
 
 
-def canary(weights: str) -> None:
+def canary(weights: str, _: Path) -> None:
     if weights == "bad":
         raise ValueError("not finite")
 
@@ -126,3 +127,140 @@ def test_a_start_without_what_served_last_waits_for_a_load(registry: Registry) -
     assert one.version is None
     with pytest.raises(ProblemError):
         asyncio.run(one.resume("prm/0"))
+
+
+def test_what_vanishes_while_it_is_read_is_refused(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once while its files are hashed, once while it is built."""
+
+    def build_too_late(path: Path) -> str:
+        registry.remove("prm/1")
+        return build(path)
+
+    one: Serving[str] = Serving("prm", registry, build_too_late, canary)
+    status, detail = problem(one, "prm/1")
+    assert (status, one.version) == (409, None)
+    assert "No such file" in detail
+
+    def digest_too_late(file: Path) -> list[int | str]:
+        registry.remove("prm/0")
+        return [file.stat().st_size]
+
+    one = serving(registry)
+    monkeypatch.setattr("agentprm.registry._digest", digest_too_late)
+    status, detail = problem(one, "prm/0")
+    assert (status, one.version) == (409, None)
+    assert "No such file" in detail
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError("Cannot allocate memory (os error 12)"), 507),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 507),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 507),
+        (RuntimeError("the shapes do not match"), 409),
+    ],
+)
+def test_no_memory_is_told_apart_from_a_bad_checkpoint(
+    registry: Registry, error: Exception, status: int
+) -> None:
+    def fail(path: Path) -> str:
+        if path.name == "1":
+            raise error
+        return build(path)
+
+    one: Serving[str] = Serving("prm", registry, fail, canary)
+    asyncio.run(one.load("prm/0"))
+    got, detail = problem(one, "prm/1")
+    assert got == status
+    assert str(error) in detail
+    assert one.version == "prm/0"
+
+
+def test_a_load_that_is_late_is_given_up_and_its_weights_are_never_used(
+    registry: Registry,
+) -> None:
+    go_on = threading.Event()
+
+    def stuck(path: Path) -> str:
+        if path.name == "1":
+            assert go_on.wait(20)
+        return build(path)
+
+    one: Serving[str] = Serving("prm", registry, stuck, canary, timeout=0.2)
+
+    async def main() -> None:
+        await one.load("prm/0")
+        for why in ("not loaded within 0.2 s", "still under way"):
+            with pytest.raises(ProblemError, match=why) as caught:
+                await one.load("prm/1")
+            assert caught.value.problem.status == 503
+            assert caught.value.retry_after is not None
+        go_on.set()
+        deadline = time.monotonic() + 20
+        while any(thread.name == "load" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        assert one.version == "prm/0"
+        assert registry.serving("prm") == "prm/0"
+        assert (await one.load("prm/1")).previous == "prm/0"
+
+    asyncio.run(main())
+
+
+def test_too_many_loads_at_once_are_refused(registry: Registry) -> None:
+    one = serving(registry)
+
+    async def main() -> None:
+        asked = [one.load("prm/0") for _ in range(MAX_LOADS + 2)]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        refused = [r.problem.status for r in results if isinstance(r, ProblemError)]
+        assert refused == [429, 429]
+
+    asyncio.run(main())
+
+
+def test_a_load_cut_short_by_the_shutdown_changes_nothing(registry: Registry) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> str:
+        if path.name == "1":
+            begun.set()
+            assert go_on.wait(20)
+        return build(path)
+
+    one: Serving[str] = Serving("prm", registry, slow, canary)
+
+    async def main() -> None:
+        await one.load("prm/0")
+        task = asyncio.create_task(one.load("prm/1"))
+        assert await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())  # which does not wait for the thread
+    go_on.set()
+    assert one.version == "prm/0"
+    assert registry.serving("prm") == "prm/0"
+
+
+def test_a_load_waits_until_no_request_uses_what_was_replaced_before(registry: Registry) -> None:
+    """Else weights would pile up where swaps follow each other faster than requests end."""
+    one = serving(registry)
+
+    async def main() -> None:
+        await one.load("prm/0")
+        in_flight = [one.current()]
+        await one.load("prm/1")
+        third = asyncio.create_task(one.load("prm/0"))
+        await asyncio.sleep(0.1)
+        assert not third.done()
+        assert one.version == "prm/1"
+        in_flight.clear()
+        await asyncio.wait_for(third, 20)
+
+    asyncio.run(main())
+    assert one.version == "prm/0"

@@ -13,6 +13,7 @@ from services.trainer.calibration import (
     area_under_curve,
     calibration,
     expected_calibration_error,
+    reliability,
 )
 from services.trainer.losses import soft_bce, weighted_nll
 from services.trainer.sft import fused_log_probs, plain_log_probs
@@ -60,6 +61,15 @@ def test_expected_calibration_error_by_hand() -> None:
     target = torch.tensor([0.0, 0.2, 1.0, 0.5])
     gap = (abs(0.30 - 0.2) + abs(1.95 - 1.5)) / 4
     assert expected_calibration_error(q, target) == pytest.approx(gap, abs=1e-6)
+
+
+def test_the_reliability_table_by_hand() -> None:
+    q = [0.95, 0.25, 1.0, 0.21, 0.299, 0.0]
+    table = reliability(Scored(q, [1.0, 0.1, 0.8, 0.0, 0.2, 0.3], [1, 0, 1, 0, 1, 0]))
+    assert [(b.low, b.high, b.turns) for b in table] == [(0, 0.1, 1), (0.2, 0.3, 3), (0.9, 1, 2)]
+    assert [b.mean_q for b in table] == pytest.approx([0, 0.253, 0.975], abs=1e-9)
+    assert [b.mean_target for b in table] == pytest.approx([0.3, 0.1, 0.9], abs=1e-9)
+    assert [b.won for b in table] == pytest.approx([0, 1 / 3, 1], abs=1e-9)
 
 
 def test_a_perfect_model_explains_everything() -> None:

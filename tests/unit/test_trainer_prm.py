@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import orjson
@@ -8,8 +9,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from agentprm.config import PRMSettings
+from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
-from services.trainer.fitting import METADATA, load_tokenizer
+from services.trainer.fitting import load_tokenizer
 from services.trainer.prm import fit_prm, load_prm
 from services.trainer.rows import episode_rows
 from services.trainer.targets import monte_carlo_targets
@@ -49,6 +51,22 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
     assert metadata["settings"]["gamma"] == 0.8
     assert metadata["template_hash"] == prompt.hash
     assert len(metadata["validation_games"]) == 2
+    facts = read_facts(out)
+    assert facts.template_hash == prompt.hash
+    assert facts.gamma == 0.8
+    assert facts.data is not None
+    assert facts.data.splits == ["train"]
+    assert (facts.data.training.games, facts.data.training.episodes) == (6, 12)
+    assert (facts.data.validation.games, facts.data.validation.episodes) == (2, 4)
+    assert facts.data.training.hash != facts.data.validation.hash
+    ids = "\n".join(metadata["training_games"])
+    assert facts.data.training.hash == hashlib.sha256(ids.encode()).hexdigest()[:12]
+    assert facts.calibration is not None
+    assert facts.calibration.ece == pytest.approx(metrics["val_ece"], abs=1e-6)
+    assert (facts.calibration.games, facts.calibration.turns) == (2, 8)
+    assert sum(b.turns for b in facts.calibration.bins) == 8
+    assert facts.calibration.bins[-1].won == 1  # the highest Q belong to turns of won episodes
+    assert facts.calibration.bins[0].won == 0
     assert not set(metadata["training_games"]) & set(metadata["validation_games"])
     assert {p.suffix for p in out.iterdir()} == {".json", ".safetensors", ".jinja"}
 
@@ -95,6 +113,7 @@ def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
     out = tmp_path / "out"
     metrics = fit_prm(small, EPISODES[:2], TARGETS.values[:2], out, settings, load_prompt("chat"))
     assert metrics["validation_rows"] == 0
+    assert read_facts(out).calibration is None
     earlier = load_prm(out, 0, seed=1).score.weight
     torch.testing.assert_close(earlier, load_prm(out, 0, seed=2).score.weight)
     assert not torch.equal(load_prm(small, 0, 1).score.weight, load_prm(small, 0, 2).score.weight)

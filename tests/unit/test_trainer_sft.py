@@ -80,6 +80,7 @@ def test_it_learns_the_demonstrations_and_leaves_an_ordinary_directory(
     assert steps[-1] == (metrics["steps"], metrics["steps"])
     assert {p.name for p in out.iterdir()} == {
         "agentprm.json",
+        "canary.json",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",

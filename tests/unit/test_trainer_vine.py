@@ -102,7 +102,7 @@ def test_actions_differ_in_their_commands_and_the_recorded_one_comes_first() -> 
     recorded = Action(reason="find mug", command="look")
     sampled = [Action(reason=str(k), command=c) for k, c in enumerate(("go", "look", "go", "open"))]
     result = ActResult(
-        candidates=[Candidate(action=a, log_prob=-1, tokens=1) for a in sampled], chosen=0
+        candidates=[Candidate(text="", action=a, log_prob=-1, tokens=1) for a in sampled], chosen=0
     )
     assert actions_to_try(recorded, result, 3) == [recorded, sampled[0], sampled[3]]
     assert actions_to_try(recorded, result, 2) == [recorded, sampled[0]]

@@ -10,7 +10,16 @@ from typing import Any, Protocol, TypeVar
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
 
-from agentprm.protocol import MAX_STEPS, Command, CreateSessions, Seed, Session, Split, StepSession
+from agentprm.protocol import (
+    MAX_STEPS,
+    Command,
+    CreateSessions,
+    Id,
+    Seed,
+    Session,
+    Split,
+    StepSession,
+)
 from agentprm.service import ProblemError
 from services.env.sessions import Sessions
 
@@ -68,7 +77,7 @@ class Reset(BaseModel):
 
     seed: Seed | None = None
     episode_id: str | None = Field(default=None, max_length=255)
-    game: str | None = None
+    game: Id | None = None
     split: Split | None = None
     max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -11,10 +12,19 @@ from pydantic import BaseModel, ValidationError
 
 from agentprm import __version__
 from agentprm.protocol import Split
-from agentprm.service import ProblemError, json_response
+from agentprm.service import ProblemError, json_response, problems
 from services.env.games import GameIndex
 from services.env.openenv import mcp
-from services.env.openenv.episode import Episode, Observation, Play, Reset, Run, State, Step
+from services.env.openenv.episode import (
+    Episode,
+    Observation,
+    Play,
+    Played,
+    Reset,
+    Run,
+    State,
+    Step,
+)
 from services.env.openenv.problems import is_no_json, where
 from services.env.sessions import Sessions
 
@@ -49,15 +59,15 @@ def routes(sessions: Sessions, index: GameIndex, run: Run) -> APIRouter:
         }
         return {name: kind.model_json_schema() for name, kind in kinds.items()}
 
-    @router.post("/reset")
+    @router.post("/reset", response_model=Played, responses=problems(404, 409, 429, 500))
     async def reset(request: Reset | None = None) -> Response:
         return json_response(await shared.reset(request or Reset()))
 
-    @router.post("/step")
+    @router.post("/step", response_model=Played, responses=problems(404, 409, 500))
     async def step(request: Step) -> Response:
         return json_response(await shared.step(request.action))
 
-    @router.get("/state")
+    @router.get("/state", response_model=State)
     async def state() -> Response:
         return json_response(shared.state())
 
@@ -72,17 +82,22 @@ def routes(sessions: Sessions, index: GameIndex, run: Run) -> APIRouter:
         episode = Episode(sessions, split, run)
         try:
             with suppress(WebSocketDisconnect):
-                await _converse(socket, episode)
+                await _converse(socket, episode, sessions.idle_seconds)
         finally:
             await episode.close()
 
     return router
 
 
-async def _converse(socket: WebSocket, episode: Episode) -> None:
-    """Answer each frame by a frame, until the client closes."""
+async def _converse(socket: WebSocket, episode: Episode, idle_seconds: float) -> None:
+    """Answer each frame by a frame, until the client closes or says nothing for too long."""
     while True:
-        frame = await socket.receive()
+        try:
+            async with asyncio.timeout(idle_seconds):
+                frame = await socket.receive()
+        except TimeoutError:
+            await socket.close(1008, f"nothing came for {idle_seconds:g} s")
+            return
         if frame["type"] == "websocket.disconnect":
             return
         answer = await _answer(episode, frame.get("text") or frame.get("bytes") or b"")

@@ -10,10 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prometheus_client import Counter
+
 from agentprm.protocol import Message
+from agentprm.service import ProblemError
 
 CONTEXT_TOO_LONG = "Conversation too long"
 """Title of the problem that a conversation beyond the model's length is."""
+
+PROMPT_TOKENS = Counter(
+    "agentprm_policy_prompt_tokens_total", "Prompt tokens by source", ["source"]
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,12 @@ class Score:
 
 
 class Engine(ABC):
-    """One checkpoint of a policy, ready to answer. Called from one thread at a time."""
+    """One checkpoint of a policy, ready to answer. Called from one thread at a time, unless it
+    says otherwise.
+    """
+
+    dtype: str = "unknown"
+    """What it computes in, such as `float32`."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
@@ -101,3 +113,18 @@ class Engine(ABC):
     @abstractmethod
     def check(self) -> None:
         """The canary: raise where the model does not compute what it should."""
+
+
+def require_room(tokens: int, max_length: int) -> None:
+    """Refuse what is longer than the model takes.
+
+    Raises:
+        ProblemError: 422, with both numbers.
+    """
+    if tokens > max_length:
+        raise ProblemError(
+            422,
+            CONTEXT_TOO_LONG,
+            f"the conversation and its answer take at least {tokens} tokens, "
+            f"the model takes {max_length}",
+        )

@@ -10,8 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, TypeVar
 
+from jinja2 import TemplateError
+
 from agentprm.encoding import encode
 from agentprm.protocol import Message
+from agentprm.service import ProblemError
 from services.policy.engine.prefix_cache import common_length
 
 K = TypeVar("K")
@@ -36,10 +39,17 @@ class Codec:
         self.ends = frozenset(eos) | self._end_mark()
 
     def prompt(self, messages: tuple[Message, ...]) -> list[int]:
-        """The ids up to where the assistant's answer begins; equal to `encode`'s."""
+        """The ids up to where the assistant's answer begins; equal to `encode`'s.
+
+        Raises:
+            ProblemError: 422, the chat template does not take these messages.
+        """
         known = self._prompts.get(messages)
         if known is None:
-            known = self._extended(messages) or self._from_scratch(messages)
+            try:
+                known = self._extended(messages) or self._from_scratch(messages)
+            except (TemplateError, ValueError) as error:  # such as roles out of order
+                raise ProblemError(422, "Refused by the chat template", str(error)) from error
             self._prompts.put(messages, known)
         return known[1]
 

@@ -17,8 +17,18 @@ from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.protocol import Message
-from agentprm.service import ProblemError
-from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Question, Sample, Score
+from agentprm.registry import CheckpointError
+from agentprm.weights import copy_from_file, require_all
+from services.policy.engine import (
+    PROMPT_TOKENS,
+    Draw,
+    Engine,
+    Prompt,
+    Question,
+    Sample,
+    Score,
+    require_room,
+)
 from services.policy.engine.codec import Codec, cut, stopper
 from services.policy.engine.kv import BatchKV
 from services.policy.engine.layout import (
@@ -40,14 +50,12 @@ NEW_TOKENS_CPU = 2048
 """The same on a CPU: more would only fall out of its caches (20 % slower at 8192)."""
 LOGITS = 2**28
 """Most logits of one forward pass: 1 GiB."""
-TREE_NODES = 512
-"""Most command tokens packed into one row."""
+TREE_NODES = 256
+"""Most command tokens packed into one row. Those of different reasons do not see each other, so a
+wider row is mostly mask: 512 takes 1.4 times as long for the commands behind 16 reasons."""
 STEPS = 16
 """Columns of storage for decoding before it has to grow, per sample."""
 
-PROMPT_TOKENS = Counter(
-    "agentprm_policy_prompt_tokens_total", "Prompt tokens by source", ["source"]
-)
 FORWARD_TOKENS = Counter(
     "agentprm_policy_forward_tokens_total", "Tokens through the model, padding included", ["phase"]
 )
@@ -69,6 +77,7 @@ class EmbeddedEngine(Engine):
     def __init__(self, model: Any, tokenizer: Any, *, cache_tokens: int) -> None:
         text_config = model.config.get_text_config()
         self.model = model.eval()
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self._device = model.device
         self._layers: int = text_config.num_hidden_layers
         self._new_tokens = max(
@@ -78,25 +87,37 @@ class EmbeddedEngine(Engine):
                 LOGITS // text_config.vocab_size,
             ),
         )
-        self._cache = PrefixCache(cache_tokens)
-        self.codec = Codec(tokenizer, eos_tokens(model, tokenizer))
+        self._cache: PrefixCache[Entry] = PrefixCache(cache_tokens)
+        self.codec = Codec(tokenizer, eos_tokens(model.generation_config, tokenizer))
         self.max_length = max_length(text_config)
 
     @classmethod
     def load(cls, path: Path, *, device: str, dtype: str, cache_tokens: int) -> EmbeddedEngine:
-        """The checkpoint in the directory `path`: safetensors only, nothing fetched or executed."""
+        """The checkpoint in the directory `path`: safetensors only, nothing fetched or executed.
+
+        Raises:
+            CheckpointError: weights, configuration and tokenizer do not belong together.
+            OSError, ValueError, RuntimeError: transformers cannot read it.
+        """
         where = pick_device(device)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype="float32" if dtype == "auto" and where.type == "cpu" else dtype,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        require_all(path, info)
+        model = model.to(where)
+        copy_from_file(model)
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        return cls(model.to(where), tokenizer, cache_tokens=cache_tokens)
+        known, size = len(tokenizer), model.get_input_embeddings().num_embeddings
+        if known > size:
+            raise CheckpointError(f"{path}: the tokenizer knows {known} tokens, the model {size}")
+        return cls(model, tokenizer, cache_tokens=cache_tokens)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
@@ -105,7 +126,7 @@ class EmbeddedEngine(Engine):
         rows = []
         for number, prompt in enumerate(prompts):
             ids = self.codec.prompt(prompt.messages) + self.codec.opening(prompt.opening)
-            self._require(len(ids) + 1)
+            require_room(len(ids) + 1, self.max_length)
             rows.append(self._row(number, ids))
         room = draw.n * min(draw.max_tokens, self.max_length)
         for group in batches(rows, self._new_tokens, room):
@@ -126,7 +147,7 @@ class EmbeddedEngine(Engine):
         for number, question in enumerate(questions):
             row = self._row(number, self.codec.prompt(question.messages))
             found = self.codec.answers([opening + rest for opening, rest in question.answers])
-            self._require(len(row.ids) + max(map(len, found)))
+            require_room(len(row.ids) + max(map(len, found)), self.max_length)
             for tree, numbers in build_trees(row.ids[row.hit :], found, TREE_NODES):
                 packed.append(Packed(row, tree, number, numbers))
             openings.append(
@@ -302,12 +323,3 @@ class EmbeddedEngine(Engine):
             values = logits[number, nodes, predicted] - totals[number, nodes]
             result.append(values.double().cpu().numpy())
         return result
-
-    def _require(self, tokens: int) -> None:
-        if tokens > self.max_length:
-            raise ProblemError(
-                422,
-                CONTEXT_TOO_LONG,
-                f"the conversation and its answer take at least {tokens} tokens, "
-                f"the model takes {self.max_length}",
-            )

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 
-def eos_tokens(model: Any, tokenizer: Any) -> set[int]:
+def eos_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
     """The end-of-sequence tokens of the checkpoint's generation settings and of its tokenizer."""
     found: set[int] = set()
-    for eos in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+    for eos in (generation_config.eos_token_id, tokenizer.eos_token_id):
         found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
     return found
 

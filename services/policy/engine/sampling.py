@@ -10,7 +10,9 @@ import torch
 
 
 def generator(key: tuple[int, int], purpose: int) -> np.random.Generator:
-    """The random stream of (seed, index) for one purpose: 0 samples tokens, 1 draws commands."""
+    """The random stream of (seed, index) for one purpose: 0 samples tokens, 1 draws
+    commands, 2 draws among scored candidates.
+    """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, purpose])))
 
 

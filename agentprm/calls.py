@@ -1,0 +1,277 @@
+"""A call to a service, described once, and carried out at once or as a coroutine.
+
+    class Things:
+        @endpoint
+        def count(self, kind: str) -> Call[Count]:
+            return get("/count", Count, {"kind": kind})
+
+    class ThingClient(Things, Client): ...
+    class AsyncThingClient(Things, AsyncClient): ...
+
+The method `count` of the first returns a `Count`, that of the second is awaited for one.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+import httpx
+import orjson
+import tenacity
+from pydantic import BaseModel
+
+from agentprm import protocol as p
+from agentprm import request_id
+from agentprm.keys import sent_key
+
+RETRIED = frozenset({429, 502, 503, 504})
+DEADLINE = 120.0
+"""Seconds that a call may take in all, its retries included."""
+_SHORTEST = 0.05
+"""Least seconds that an attempt gets, however near the deadline."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+M = TypeVar("M", bound=BaseModel)
+
+
+class ServiceError(Exception):
+    """A service answered with a problem, or did not answer before the deadline."""
+
+    def __init__(self, status: int | None, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A request, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    content: bytes | None = None
+    params: Mapping[str, str | int] | None = None
+
+    def then(self, pick: Callable[[T], U]) -> Call[U]:
+        """The same request, of whose answer only a part is wanted."""
+        return Call(self.method, self.path, lambda c: pick(self.read(c)), self.content, self.params)
+
+
+def get(path: str, kind: type[M], params: Mapping[str, str | int] | None = None) -> Call[M]:
+    """A GET that is answered with a `kind`."""
+    return Call("GET", path, kind.model_validate_json, params=params)
+
+
+def post(path: str, body: BaseModel, kind: type[M]) -> Call[M]:
+    """A POST of `body` that is answered with a `kind`."""
+    content = orjson.dumps(body.model_dump(mode="json"))
+    return Call("POST", path, kind.model_validate_json, content)
+
+
+class endpoint(Generic[P, T]):
+    """Makes a method that carries out what the decorated function describes."""
+
+    def __init__(self, describe: Callable[Concatenate[Any, P], Call[T]]) -> None:
+        self._describe = describe
+        self.__doc__ = describe.__doc__
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Self: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Any:
+        if client is None:
+            return self
+
+        @functools.wraps(self._describe)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client._do(self._describe(client, *args, **kwargs))
+
+        return bound
+
+
+class _Attempts:
+    """Tells tenacity when to try again, and an attempt how many seconds it has."""
+
+    def __init__(self, deadline: float, unreachable: float | None) -> None:
+        self._ends = time.monotonic() + deadline
+        self._unreachable = unreachable
+        self._stop = tenacity.stop_before_delay(deadline)
+        self.policy: dict[str, Any] = {
+            "retry": tenacity.retry_if_exception(_again),
+            "wait": _wait,
+            "stop": self._over,
+            "reraise": True,
+        }
+
+    @property
+    def timeout(self) -> httpx.Timeout:
+        left = max(self._ends - time.monotonic(), _SHORTEST)
+        return httpx.Timeout(left, connect=min(left, self._unreachable or left))
+
+    def _over(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        if refused and self._unreachable is not None:
+            return tenacity.stop_before_delay(self._unreachable)(state)
+        return self._stop(state)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, ServiceError) else None
+    return asked if asked is not None else min(2.0, 0.05 * 2**state.attempt_number)
+
+
+def _again(error: BaseException) -> bool:
+    if isinstance(error, ServiceError):
+        return error.status in RETRIED
+    return isinstance(error, httpx.TransportError)
+
+
+def _checked(answer: httpx.Response) -> bytes:
+    if answer.is_success:
+        return answer.content
+    after = answer.headers.get("retry-after", "")
+    raise ServiceError(
+        answer.status_code,
+        f"{answer.request.method} {answer.request.url}: {answer.status_code} {_detail(answer)}",
+        float(after) if after.isdigit() else None,
+    )
+
+
+def _unreachable(error: httpx.TransportError) -> ServiceError:
+    return ServiceError(None, f"no answer before the deadline: {type(error).__name__} {error}")
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        problem = p.Problem.model_validate_json(answer.content)
+    except ValueError:
+        return answer.text[:200]
+    return f"{problem.title}. {problem.detail}".strip()
+
+
+_HEADERS = {"content-type": "application/json"}
+
+
+class _Caller(httpx.Auth):
+    """Says who calls, and for what."""
+
+    def __init__(self) -> None:
+        self._key = sent_key()
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
+        if name := request_id.current():
+            request.headers[request_id.HEADER] = name
+        yield request
+
+
+class Client:
+    """A connection pool to one service.
+
+    A call may take `deadline` seconds, its retries included; a service that takes no connection is
+    given up after `unreachable` seconds, by default also at the deadline.
+    """
+
+    def __init__(
+        self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
+    ) -> None:
+        self._http = httpx.Client(base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller())
+        self._deadline = deadline
+        self._unreachable = unreachable
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def health(self) -> p.Health:
+        """What runs there. Asked once; answers while it is loading, too."""
+        return p.Health.model_validate_json(self._http.get("/health").content)
+
+    def _do(self, call: Call[T]) -> T:
+        attempts = _Attempts(self._deadline, self._unreachable)
+
+        def once() -> bytes:
+            return _checked(
+                self._http.request(
+                    call.method,
+                    call.path,
+                    content=call.content,
+                    params=call.params,
+                    timeout=attempts.timeout,
+                )
+            )
+
+        try:
+            return call.read(tenacity.Retrying(**attempts.policy)(once))
+        except httpx.TransportError as error:
+            raise _unreachable(error) from error
+
+
+class AsyncClient:
+    """The same for asyncio."""
+
+    def __init__(
+        self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller()
+        )
+        self._deadline = deadline
+        self._unreachable = unreachable
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def health(self) -> p.Health:
+        """What runs there. Asked once; answers while it is loading, too."""
+        return p.Health.model_validate_json((await self._http.get("/health")).content)
+
+    async def _do(self, call: Call[T]) -> T:
+        attempts = _Attempts(self._deadline, self._unreachable)
+
+        async def once() -> bytes:
+            return _checked(
+                await self._http.request(
+                    call.method,
+                    call.path,
+                    content=call.content,
+                    params=call.params,
+                    timeout=attempts.timeout,
+                )
+            )
+
+        try:
+            return call.read(await tenacity.AsyncRetrying(**attempts.policy)(once))
+        except httpx.TransportError as error:
+            raise _unreachable(error) from error

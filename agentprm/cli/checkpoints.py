@@ -1,0 +1,59 @@
+"""`agentprm checkpoints`: what a registry holds, and how a checkpoint gets into it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from agentprm.canary import FILE
+from agentprm.registry import CheckpointError, Registry
+
+Root = Annotated[
+    Path, typer.Option("--registry", help="directory of checkpoints, such as RUN/checkpoints")
+]
+
+app = typer.Typer(no_args_is_help=True, help="Checkpoints of a registry: list them, add your own.")
+
+
+@app.command("list")
+def list_checkpoints(
+    registry: Root,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """The finished checkpoints, with their size, and whether they carry a canary."""
+    found = Registry(registry)
+    paths = {
+        version: found.path(version)
+        for kind in ("policy", "online", "prm")
+        for version in found.versions(kind)
+    }
+    rows = [
+        (version, sum(file.stat().st_size for file in path.rglob("*")), (path / FILE).is_file())
+        for version, path in paths.items()
+    ]
+    if as_json:
+        content = [dict(zip(("version", "bytes", "canary"), row, strict=True)) for row in rows]
+        sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    for version, size, canary in rows:
+        mark = "canary" if canary else "no canary"
+        typer.echo(f"{version:<14} {size / 2**20:>10,.1f} MiB  {mark}")
+
+
+@app.command()
+def adopt(
+    source: Annotated[Path, typer.Argument(help="a Hugging Face directory, safetensors only")],
+    version: Annotated[str, typer.Argument(help="what to call it, such as policy/7 or prm/3")],
+    registry: Root,
+) -> None:
+    """Copy a checkpoint of your own into the registry, where services can load it."""
+    try:
+        Registry(registry).adopt(source, version)
+    except (CheckpointError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"{version} is {Registry(registry).path(version)}")

@@ -1,0 +1,51 @@
+"""Ensembles of PRMs in the registry: a checkpoint that names others instead of holding weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from agentprm.protocol import Record
+from agentprm.registry import CheckpointError, Registry
+
+ENSEMBLE = "ensemble.json"
+MAX_MEMBERS = 16
+
+
+class _Members(Record):
+    members: list[str] = Field(min_length=2, max_length=MAX_MEMBERS)
+
+
+def write_ensemble(registry: Registry, version: str, members: list[str]) -> None:
+    """Make `version` (such as `prm/3`) the ensemble of the checkpoints `members`.
+
+    Raises:
+        CheckpointError: there are fewer than two members or too many, one appears twice, is no
+            complete PRM checkpoint or is an ensemble itself, or `version` exists already.
+    """
+    if not 2 <= len(members) <= MAX_MEMBERS or len(set(members)) < len(members):
+        raise CheckpointError(f"an ensemble has 2 to {MAX_MEMBERS} members, all different")
+    for name in (version, *members):
+        if not name.startswith("prm/"):
+            raise CheckpointError(f"{name} is not the version of a PRM, such as prm/0")
+    for member in members:
+        if (registry.open(member) / ENSEMBLE).exists():
+            raise CheckpointError(f"{member} is an ensemble: name its members instead")
+    with registry.write(version) as draft:
+        (draft / ENSEMBLE).write_text(_Members(members=members).model_dump_json(indent=2))
+
+
+def read_members(path: Path) -> list[str]:
+    """The versions of the members of the ensemble in `path`; none, if it is no ensemble.
+
+    Raises:
+        CheckpointError: the file that names them cannot be read.
+    """
+    file = path / ENSEMBLE
+    if not file.is_file():
+        return []
+    try:
+        return _Members.model_validate_json(file.read_bytes()).members
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error

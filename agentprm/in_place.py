@@ -1,0 +1,174 @@
+"""Hot swap where the weights live in SGLang servers, which replace them in place.
+
+As `agentprm.serving`, but nothing can be loaded beside the old weights. So answers under way are
+awaited and new ones wait while the servers are put on the new checkpoint; where one of them fails,
+all are put back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from agentprm.protocol import Loaded
+from agentprm.registry import Registry
+from agentprm.replicas import Replicas, ReplicasError, Weights
+from agentprm.service import ProblemError
+from agentprm.serving import DRAIN_SECONDS, SWAPS, Served, Serving, refusal
+
+START_SECONDS = 900.0
+"""How long a start waits for the servers: large models take minutes."""
+MEND_SECONDS = 5.0
+"""How often replicas that were set aside are tried again."""
+
+W = TypeVar("W", bound=Weights)
+
+log = structlog.get_logger()
+
+
+class InPlaceServing(Serving[W]):
+    """The checkpoint that `replicas` serve for `service`.
+
+    `build` reads of a directory what the service itself needs, and touches no server; it raises
+    on an unfit checkpoint. `canary` is asked once the servers hold the weights. Both run in a
+    thread, after the files were verified.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        registry: Registry,
+        build: Callable[[Path], W],
+        canary: Callable[[W, Path], None],
+        replicas: Replicas,
+        *,
+        timeout: float = 600.0,
+    ) -> None:
+        super().__init__(service, registry, build, canary, timeout=timeout)
+        self.replicas = replicas
+        self._gate = _Gate()
+
+    @asynccontextmanager
+    async def using(self) -> AsyncIterator[Served[W]]:
+        """What serves now; it goes on serving until the block ends."""
+        async with self._gate.shared():
+            yield self.current()
+
+    async def _load(self, version: str) -> Loaded:
+        started = time.perf_counter()
+        try:
+            weights = await self._staged(version)
+            await asyncio.to_thread(self.replicas.compare, weights)
+            async with self._gate.exclusive(DRAIN_SECONDS):
+                drained = time.perf_counter()
+                await self._put(weights)
+                previous, self._served = self.version, Served(version, weights)
+        except Exception as error:
+            problem = _refusal(version, error)
+            SWAPS.labels(self.service, "refused").inc()
+            log.warning("checkpoint refused", version=version, reason=str(problem))
+            raise problem from error
+        done = time.perf_counter()
+        self._measure(done - started, done - drained)
+        await asyncio.to_thread(self._remember, version)
+        log.info("serving", version=version, previous=previous, seconds=done - started)
+        return Loaded(
+            version=version,
+            previous=previous,
+            load_seconds=done - started,
+            pause_seconds=done - drained,
+        )
+
+    def _stage(self, version: str) -> W:
+        return self._build(self.registry.open(version))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Wait for the servers; while the block runs, put those that were set aside back.
+
+        Raises:
+            TimeoutError: a server takes no requests, after a time that is enough to start it.
+        """
+        async with asyncio.timeout(START_SECONDS):
+            while missing := await asyncio.to_thread(self.replicas.missing):
+                log.info("waiting for SGLang", servers=missing)
+                await asyncio.sleep(1.0)
+        task = asyncio.create_task(self._mend())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            self.replicas.close()
+
+    async def _mend(self) -> None:
+        while True:
+            await asyncio.sleep(MEND_SECONDS)
+            if self._served is not None:
+                async with self._lock:
+                    await asyncio.to_thread(self.replicas.mend, self._served.weights)
+
+    async def _put(self, weights: W) -> None:
+        try:
+            await asyncio.to_thread(self.replicas.put, weights)
+            await asyncio.to_thread(self._canary, weights, weights.path)
+        except Exception:
+            if self._served is not None:
+                with suppress(ReplicasError):  # which has set the replica aside, and logged why
+                    await asyncio.to_thread(self.replicas.put, self._served.weights)
+            raise
+
+
+def _refusal(version: str, error: Exception) -> ProblemError:
+    if isinstance(error, ReplicasError) and not error.refused:
+        return ProblemError(503, "Engine unavailable", str(error), retry_after=1)
+    return refusal(version, error)
+
+
+class _Gate:
+    """Many at once, or one alone. Who wants to be alone goes before those who come later."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        while not self._open.is_set():
+            await self._open.wait()
+        self._inside += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    @asynccontextmanager
+    async def exclusive(self, timeout: float) -> AsyncIterator[None]:
+        """For one caller at a time, which a lock of theirs ensures.
+
+        Raises:
+            TimeoutError: those inside did not leave in time.
+        """
+        self._open.clear()
+        try:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._empty.wait()
+            except TimeoutError as error:
+                raise TimeoutError(f"answers did not end within {timeout:g} s") from error
+            yield
+        finally:
+            self._open.set()

@@ -1,0 +1,57 @@
+"""The PRM as a reward function of TRL's trainers.
+
+GRPOTrainer(..., reward_funcs=PRMReward("http://127.0.0.1:8003"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentprm.calls import DEADLINE
+from agentprm.client import PRMClient
+from agentprm.protocol import MAX_BATCH
+
+Text = str | Sequence[Mapping[str, Any]]
+"""A plain text, or messages."""
+
+
+@dataclass(frozen=True)
+class PRMReward:
+    """Q of the last assistant turn of each completion.
+
+    A conversational prompt and its completion are one conversation. A plain prompt is a user's
+    message and its completion the answer; a prompt that has been through a chat template already
+    would be wrapped twice: leave the template to TRL and give messages.
+
+    A score that cannot be had ends the training with a `ServiceError`; none is ever taken for 0.
+    """
+
+    url: str
+    deadline: float = DEADLINE
+    """Seconds that a request may take in all, its retries included."""
+
+    @property
+    def __name__(self) -> str:
+        """What TRL's logs call the reward."""
+        return "prm"
+
+    def __call__(
+        self, prompts: Sequence[Text], completions: Sequence[Text], **_: object
+    ) -> list[float]:
+        """A reward for each completion."""
+        chats = [
+            [*_messages(prompt, "user"), *_messages(completion, "assistant")]
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        with PRMClient(self.url, deadline=self.deadline) as prm:
+            return [
+                q[-1]
+                for k in range(0, len(chats), MAX_BATCH)
+                for q in prm.score_conversations(chats[k : k + MAX_BATCH])
+            ]
+
+
+def _messages(text: Text, role: str) -> list[Mapping[str, Any]]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)

@@ -1,0 +1,77 @@
+"""What is known of a PRM: what it was fitted on, and how far its numbers can be believed."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from agentprm.protocol._base import Probability, Record
+
+
+class ReliabilityBin(Record):
+    """The held-out turns whose Q lies in [low, high), or in the last bin [low, high]."""
+
+    low: float
+    high: float
+    turns: int
+    mean_q: Probability
+    mean_target: float
+    """Mean of the Monte Carlo targets Q̂: what Q should be."""
+    won: Probability
+    """Part of these turns whose episode was won: the target without its discount."""
+
+
+class Calibration(Record):
+    """Q against its targets on games that took no part in the fit.
+
+    `ece`, the expected calibration error, is |mean Q − mean Q̂| averaged over the bins, weighted by
+    their turns. Bins without turns are left out. Turns of an episode are not independent: the
+    number of games says more of the certainty than that of turns.
+    """
+
+    ece: float
+    turns: int
+    games: int
+    bins: list[ReliabilityBin]
+
+
+class GameSet(Record):
+    """Some games. `hash` names them: equal sets of game ids have equal hashes."""
+
+    games: int
+    episodes: int
+    hash: str
+
+
+class TrainingData(Record):
+    """The episodes of a fit, split by game."""
+
+    splits: list[str]
+    """The splits of the index that the games are from, such as `train`."""
+    training: GameSet
+    validation: GameSet
+
+
+class PRMFacts(Record):
+    """What a checkpoint's `agentprm.json` says of it. All unknown where others made it."""
+
+    template_hash: str | None = None
+    """The prompt template that it was fitted with."""
+    gamma: float | None = None
+    """The discount of its targets: a win k turns ahead is worth γ^k."""
+    data: TrainingData | None = None
+    calibration: Calibration | None = None
+
+
+class Checkpoint(PRMFacts):
+    """A checkpoint that serves, and what is known of it."""
+
+    version: str
+
+
+class ModelCard(Record):
+    """What answers: one checkpoint, or the members of an ensemble."""
+
+    version: str
+    template_hash: str
+    """The prompt template that states are rendered with."""
+    checkpoints: list[Checkpoint] = Field(min_length=1)

@@ -1,0 +1,63 @@
+"""Conversations as OpenAI's clients send them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from agentprm.protocol._base import MAX_MESSAGE, MAX_MESSAGES, Request
+from agentprm.protocol._states import Message
+
+MessageText = Annotated[str, Field(max_length=MAX_MESSAGE)]
+
+
+class TextPart(BaseModel):
+    """A part of a message's content; only text can be read."""
+
+    type: Literal["text"]
+    text: MessageText
+
+
+class ChatMessage(BaseModel):
+    """One message of a chat. Fields beside role and content are passed over, as clients send many.
+
+    `developer` is another word for `system`. Tool calls are refused rather than passed over: the
+    action would be missing from what is scored.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: MessageText | list[TextPart]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tools(cls, data: Any) -> Any:
+        if isinstance(data, Message):
+            return data.model_dump()
+        if isinstance(data, dict) and (data.get("tool_calls") or data.get("role") == "tool"):
+            raise ValueError("tool calls and their results are scored as text: put them in content")
+        return data
+
+    def plain(self) -> Message:
+        """The message as chat templates take it."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return Message(role="system" if self.role == "developer" else self.role, content=text)
+
+
+class Conversation(Request):
+    """A chat. Every assistant message is an action; all are scored in one forward pass."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+
+    @model_validator(mode="after")
+    def _acts(self) -> Conversation:
+        if not any(message.role == "assistant" for message in self.messages):
+            raise ValueError("there is no assistant message to score")
+        return self
+
+    def plain(self) -> list[Message]:
+        """The messages as chat templates take them."""
+        return [message.plain() for message in self.messages]

@@ -1,0 +1,69 @@
+"""Whether an engine computes what the trainer of its checkpoint computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from agentprm.canary import (
+    ROUNDED_LOG_PROB,
+    Canary,
+    read_canary,
+    require_close,
+)
+from agentprm.prompts import Prompt
+from agentprm.registry import CheckpointError
+from services.policy.engine import Draw, Engine, Question
+from services.policy.engine import Prompt as Conversation
+
+
+def check(engine: Engine, path: Path, prompt: Prompt) -> None:
+    """Try the engine, and compare it with the canary in `path` where there is one.
+
+    Raises:
+        CheckpointError: it computes something else.
+        ValueError: what it computes makes no sense.
+    """
+    engine.check()
+    canary = read_canary(path, "policy")
+    if canary is None:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    canary.require_encoding(tokenizer, prompt)
+    _compare_answers(engine, canary, prompt)
+    _compare_greedy(engine, canary)
+
+
+def _compare_answers(engine: Engine, canary: Canary, prompt: Prompt) -> None:
+    texts = [prompt.action_text(answer.action) for answer in canary.answers]
+    question = Question(canary.messages, tuple(("", text) for text in texts))
+    for stored, score in zip(canary.answers, engine.score([question])[0], strict=True):
+        count = len(score.ids)  # the engine stops at the end-of-turn mark, training went on
+        if tuple(score.ids) != stored.ids[stored.start : stored.start + count]:
+            raise CheckpointError(f"the engine takes other tokens for {stored.action.command!r}")
+        require_close(
+            f"the log-probability of {stored.action.command!r}",
+            sum(stored.values[:count]),
+            score.log_prob,
+            canary.tolerance(engine.dtype, ROUNDED_LOG_PROB * count),
+        )
+
+
+def _compare_greedy(engine: Engine, canary: Canary) -> None:
+    draw = Draw(temperature=0.0, max_tokens=len(canary.greedy))
+    ((sample,),) = engine.generate([Conversation(canary.messages)], draw)
+    tolerance = canary.tolerance(engine.dtype, ROUNDED_LOG_PROB)
+    for place, (stored, token, log_prob) in enumerate(
+        zip(canary.greedy, sample.ids, sample.log_probs, strict=False)
+    ):
+        if token != stored.id and stored.margin <= tolerance:
+            return  # a draw between two tokens; what follows depends on it
+        if token != stored.id:
+            raise CheckpointError(
+                f"greedy token {place} is {token} here and was {stored.id} when the checkpoint "
+                "was written: it does not compute what was trained"
+            )
+        require_close(
+            f"the log-probability of greedy token {place}", stored.log_prob, log_prob, tolerance
+        )

@@ -1,0 +1,73 @@
+"""What `/v1/chat/completions` takes: OpenAI's request, and the options of Best-of-N beside it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentprm.protocol import MAX_CANDIDATES, ChatMessage
+from services.policy.engine import Draw
+
+_BEST_OF = re.compile(r"best-of-([1-9][0-9]?)")
+
+
+def best_of_named(model: str) -> int | None:
+    """N, where `model` is a name `best-of-N` that is served."""
+    match = _BEST_OF.fullmatch(model)
+    n = int(match[1]) if match else None
+    return n if n is not None and n <= MAX_CANDIDATES else None
+
+
+class ChatRequest(BaseModel):
+    """The options that are honoured; others are ignored.
+
+    `best_of`, or a model named `best-of-N`, draws that many samples and returns the `n` that the
+    PRM likes best. `q_temperature` and `allow_degraded` are those of `/v1/act`.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    logprobs: bool = False
+    stream: bool = False
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES)
+    q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)
+    allow_degraded: bool = False
+
+    @property
+    def candidates(self) -> int | None:
+        """N of Best-of-N, or None for plain samples."""
+        return best_of_named(self.model) or self.best_of
+
+    def draw(self) -> Draw:
+        """How to sample."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Draw(
+            n=self.candidates or self.n,
+            temperature=self.temperature,
+            max_tokens=self.max_completion_tokens or self.max_tokens or 256,
+            stop=tuple(text for text in stop if text),
+        )
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """The field that contradicts another, and why; None where all is well."""
+        wanted = self.candidates
+        if self.stream:
+            return "stream", "streaming is not supported; send stream: false"
+        if wanted is None and (self.q_temperature > 0 or self.allow_degraded):
+            field = "q_temperature" if self.q_temperature > 0 else "allow_degraded"
+            return field, f"{field} has no meaning without best_of"
+        if wanted is not None and self.best_of not in (None, wanted):
+            return "best_of", f"best_of is {self.best_of}, but the model is {self.model}"
+        if wanted is not None and self.n > wanted:
+            return "n", f"n is {self.n}, but best_of only {wanted}"
+        return None

@@ -1,0 +1,59 @@
+"""Which engine the settings ask for, with the hot swap that suits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentprm import engines
+from agentprm.in_place import InPlaceServing
+from agentprm.prompts import Prompt
+from agentprm.registry import Registry
+from agentprm.serving import Serving
+from services.policy.canary import check
+from services.policy.engine import Engine
+from services.policy.engine.embedded import EmbeddedEngine
+from services.policy.engine.sglang import SGLangEngine
+from services.policy.settings import PolicySettings
+
+
+def open_engine(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
+    """Nothing is loaded yet, no server asked."""
+    if settings.engine == "sglang":
+        return _sglang(settings, prompt)
+    return _embedded(settings, prompt)
+
+
+def _embedded(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
+    def build(path: Path) -> Engine:
+        return EmbeddedEngine.load(
+            path,
+            device=settings.device,
+            dtype=settings.dtype,
+            cache_tokens=settings.cache_tokens,
+        )
+
+    serving = Serving(
+        "policy",
+        Registry(settings.registry),
+        build,
+        lambda engine, path: check(engine, path, prompt),
+        timeout=settings.load_timeout,
+    )
+    return engines.Engine(serving)
+
+
+def _sglang(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
+    replicas = engines.open_replicas(settings)
+
+    def build(path: Path) -> SGLangEngine:
+        return SGLangEngine.load(path.absolute(), replicas)
+
+    serving = InPlaceServing(
+        "policy",
+        Registry(settings.registry),
+        build,
+        lambda engine, path: check(engine, path, prompt),
+        replicas,
+        timeout=settings.load_timeout,
+    )
+    return engines.on_replicas(serving, settings)

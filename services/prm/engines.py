@@ -1,0 +1,61 @@
+"""Which engine the settings ask for, with the hot swap that suits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentprm import engines
+from agentprm.in_place import InPlaceServing
+from agentprm.prompts import Prompt
+from agentprm.registry import Registry
+from agentprm.serving import Serving
+from services.prm.ensemble import Ensemble, load_ensemble
+from services.prm.scorer import BaseScorer, Scorer
+from services.prm.settings import Settings
+from services.prm.sglang import OnServers, SGLangScorer
+
+
+def open_engine(settings: Settings, prompt: Prompt) -> engines.Engine:
+    """Nothing is loaded yet, no server asked."""
+    if settings.engine == "sglang":
+        return _sglang(settings, prompt)
+    return _embedded(settings, prompt)
+
+
+def _embedded(settings: Settings, prompt: Prompt) -> engines.Engine:
+    registry = Registry(settings.registry)
+
+    def scorer(path: Path) -> BaseScorer:
+        return Scorer(
+            path,
+            prompt,
+            device=settings.device,
+            dtype=settings.dtype,
+            cache_bytes=int(settings.cache_gib * 2**30),
+        )
+
+    def build(path: Path) -> Ensemble:
+        return load_ensemble(registry, path, prompt, scorer)
+
+    serving = Serving("prm", registry, build, _check, timeout=settings.load_timeout)
+    return engines.Engine(serving)
+
+
+def _sglang(settings: Settings, prompt: Prompt) -> engines.Engine:
+    replicas = engines.open_replicas(settings)
+    registry = Registry(settings.registry)
+
+    def scorer(path: Path) -> BaseScorer:
+        return SGLangScorer(path.absolute(), prompt, replicas)
+
+    def build(path: Path) -> OnServers:
+        return OnServers.of(load_ensemble(registry, path, prompt, scorer))
+
+    serving = InPlaceServing(
+        "prm", registry, build, _check, replicas, timeout=settings.load_timeout
+    )
+    return engines.on_replicas(serving, settings)
+
+
+def _check(ensemble: Ensemble, _: Path) -> None:
+    ensemble.check()

@@ -1,0 +1,219 @@
+"""A one-label classifier that computes rows of tokens, and keeps what it computed.
+
+A causal model's keys, values and logit of a token depend on what comes before it alone. They are
+kept, least recently used first out, and serve every row that begins with the same tokens: the next
+turn of an episode, another action in its state, rows that are computed in the same pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from prometheus_client import Counter, Gauge
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from agentprm.prefix_cache import PrefixCache
+from agentprm.registry import CheckpointError
+from agentprm.weights import copy_from_file, require_all
+from services.prm import attention
+from services.prm.attention import Segment, Store
+from services.prm.packing import Row
+
+FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Most tokens computed at once. A CPU is no faster on more, and a short request waits for the pass
+before it."""
+HELD_PER_COMPUTED = 32
+"""Most tokens whose keys and values a pass reads, per token it may compute."""
+
+TOKENS = Counter("agentprm_prm_tokens_total", "Tokens of scored rows by source", ["source"])
+PREFIXES = Counter(
+    "agentprm_prm_prefixes_total", "Rows by whether their beginning was known", ["result"]
+)
+KEPT_TOKENS = Gauge("agentprm_prm_kept_tokens", "Tokens whose keys and values are kept")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A conversation's tokens and what is stored for them."""
+
+    ids: tuple[int, ...]
+    store: Store
+
+
+class Classifier:
+    """A checkpoint on a device. `logits` and `plain` are called from one thread at a time."""
+
+    def __init__(self, path: Path, *, device: str, dtype: str, cache_bytes: int) -> None:
+        """Load the Hugging Face directory `path`.
+
+        Raises:
+            CheckpointError: it is not a complete one-label classifier on a causal model.
+            OSError, ValueError: transformers cannot read it.
+        """
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        if config.num_labels != 1:
+            raise CheckpointError(
+                f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
+            )
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        require_all(path, info, unused=["lm_head."])
+        if not hasattr(model, "score"):
+            raise CheckpointError(
+                f"{path} is a {type(model).__name__}, which does not score at the last token"
+            )
+        self.device = torch.device(pick_device(device))
+        model = model.to(self.device).eval()
+        copy_from_file(model)
+        self.head: Any = model.score
+        self._model: Any = model
+        self._body: Any = model.base_model
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.parameters = sum(p.numel() for p in model.parameters())
+        text = config.get_text_config()
+        self.vocabulary: int = text.vocab_size
+        self.max_tokens: int | None = getattr(text, "max_position_embeddings", None)
+        self.forward_tokens = FORWARD_TOKENS.get(self.device.type, FORWARD_TOKENS["cuda"])
+        self.packs = _takes_segments(self._body, text)
+        """Whether it scores several actions behind one state, and keeps what it computed."""
+        self._attention: str = model.config._attn_implementation
+        if self.packs:
+            model.set_attn_implementation(attention.NAME)
+        self._cache: PrefixCache[Entry] = PrefixCache(cache_bytes // _bytes_per_token(model, text))
+
+    def cost(self, row: Row) -> int:
+        """Tokens of `row` that are to be computed, at most. Any thread may ask."""
+        return len(row) - self._cache.common(row.ids[: row.trunk])
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Row]) -> list[list[float]]:
+        """The logits at the ends of each row. Independent of what else is in the batch."""
+        if not self.packs:
+            return [self._alone(row) for row in rows]
+        return [logits for part in self._passes(rows) for logits in self._together(part)]
+
+    @torch.inference_mode()
+    def plain(self, ids: Sequence[int]) -> float:
+        """The last logit of a sequence as transformers computes it, nothing kept."""
+        if self.packs:
+            self._model.set_attn_implementation(self._attention)
+        try:
+            return self._alone(Row(list(ids), [len(ids) - 1], len(ids)))[0]
+        finally:
+            if self.packs:
+                self._model.set_attn_implementation(attention.NAME)
+
+    def _passes(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Rows to compute together. A single row may be larger than a pass."""
+        part: list[Row] = []
+        new = held = 0
+        for row in rows:
+            cost = self.cost(row)
+            full = (
+                new + cost > self.forward_tokens
+                or held + len(row) > HELD_PER_COMPUTED * self.forward_tokens
+            )
+            if part and full:
+                yield part
+                part, new, held = [], 0, 0
+            part.append(row)
+            new += cost
+            held += len(row)
+        if part:
+            yield part
+
+    def _together(self, rows: Sequence[Row]) -> list[list[float]]:
+        segments = [self._segment(row) for row in rows]
+        computed = [segment for segment in segments if len(segment)]
+        if computed:
+            try:
+                self._compute(computed)
+            except BaseException:
+                self._cache.clear()  # some of what it promises is not there
+                raise
+        new = sum(map(len, computed))
+        TOKENS.labels("computed").inc(new)
+        TOKENS.labels("cached").inc(sum(map(len, rows)) - new)
+        KEPT_TOKENS.set(self._cache.tokens)
+        return [segment.logits() for segment in segments]
+
+    def _segment(self, row: Row) -> Segment:
+        """What there is to compute of `row`, which the cache promises from here on."""
+        trunk = tuple(row.ids[: row.trunk])
+        entry, common = self._cache.find(trunk)
+        PREFIXES.labels("miss" if entry is None else "hit").inc()
+        if entry is None:
+            store, source = Store(), None
+        elif common == len(row):
+            return Segment(row, common, entry.store, None)
+        elif common == len(entry.ids) == entry.store.length:
+            store, source = entry.store, None
+        else:  # what follows in the store is another conversation's, or another row's
+            store, source = Store(), entry.store
+        store.take(len(row))
+        if common < len(trunk):
+            extended = None if source is not None else entry
+            self._cache.add(Entry(trunk, store), replaces=extended)
+        return Segment(row, common, store, source)
+
+    def _compute(self, segments: Sequence[Segment]) -> None:
+        ids = [token for segment in segments for token in segment.row.ids[segment.start :]]
+        positions = [at for segment in segments for at in segment.positions()]
+        output = self._body(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            segments=segments,
+        )
+        values = iter(self.head(output.last_hidden_state[0]).float().flatten().tolist())
+        for segment in segments:
+            segment.keep(list(islice(values, len(segment))))
+
+    def _alone(self, row: Row) -> list[float]:
+        ids = torch.tensor([row.ids], device=self.device)
+        hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state[0, row.ends]
+        logits: list[float] = self.head(hidden).float().flatten().tolist()
+        return logits
+
+
+def pick_device(name: str) -> str:
+    """`auto` is a GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _bytes_per_token(model: Any, config: Any) -> int:
+    """Of keys and values."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def _takes_segments(body: Any, config: Any) -> bool:
+    """Whether attention is exchangeable, and depends on the positions of its own sequence alone.
+
+    Where it is not (a recurrent layer, ALiBi, capped scores, rotations that change with the length
+    of the batch), every row is computed for itself.
+    """
+    layers: Iterable[str] = getattr(config, "layer_types", None) or ()
+    rotation = repr(getattr(config, "rope_parameters", None))
+    return (
+        bool(getattr(body, "_supports_attention_backend", False))
+        and "position_ids" in inspect.signature(body.forward).parameters
+        and all(layer in ("full_attention", "sliding_attention") for layer in layers)
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and "dynamic" not in rotation
+        and "longrope" not in rotation
+    )

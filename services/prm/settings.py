@@ -1,0 +1,16 @@
+"""What the PRM service takes."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from agentprm.settings import EngineSettings
+
+
+class Settings(EngineSettings):
+    """Serve Q(s, a)."""
+
+    port: int = Field(default=8003, description="port to listen on")
+    cache_gib: float = Field(
+        default=1.0, ge=0, description="memory for what is kept between requests, in GiB"
+    )

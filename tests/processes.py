@@ -1,0 +1,55 @@
+"""The services as processes, for tests that load, limit and kill them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+STARTED = 90.0
+"""Seconds in which a service has to answer; imports take most of it on a busy machine."""
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def service(name: str, *flags: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`python -m services.<name>` on a port of its own, once it listens, and its address."""
+    port = free_port()
+    command = [sys.executable, "-m", f"services.{name}", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, *map(str, flags)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(process, url)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + STARTED
+    while True:
+        assert process.poll() is None, "the service ended"
+        try:
+            httpx.get(f"{url}/health", timeout=5)
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "the service does not come up"
+            time.sleep(0.1)
+        else:
+            return

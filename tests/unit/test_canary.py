@@ -1,0 +1,313 @@
+"""Checkpoints as the trainer writes them, tried by the services; then the same, tampered with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from agentprm.canary import FILE, Canary, read_canary
+from agentprm.config import DPOSettings, PRMSettings, SFTSettings
+from agentprm.prompts import load_prompt
+from agentprm.registry import CheckpointError
+from services.policy.canary import check as check_policy
+from services.policy.engine.embedded import EmbeddedEngine
+from services.prm.canary import check as check_prm
+from services.prm.scorer import Scorer
+from services.trainer.dpo import fit_dpo
+from services.trainer.fitting import Save
+from services.trainer.prm import fit_prm
+from services.trainer.sft import fit_sft
+from services.trainer.targets import monte_carlo_targets
+from tests.unit.test_trainer_dpo import Source
+from tests.unit.trainer_episodes import create_small, episode
+
+EPISODES = [
+    episode(["go to sidetable 1", "take mug 1 from sidetable 1"], [0.0, 1.0], "a", 0),
+    episode(["go to fridge 1", "look"], [0.0, 0.0], "b", 1),
+]
+Tamper = Callable[[Path], None]
+Try = Callable[..., None]
+
+
+def try_policy(path: Path, prompt: str = "chat", dtype: str = "float32") -> None:
+    engine = EmbeddedEngine.load(path, device="cpu", dtype=dtype, cache_tokens=4096)
+    check_policy(engine, path, load_prompt(prompt))
+
+
+def try_prm(path: Path, prompt: str = "chat", dtype: str = "float32") -> None:
+    check_prm(Scorer(path, load_prompt(prompt), device="cpu", dtype=dtype), path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`policy` and `prm` as the fits write them for the prompt `chat`, `state-*` for `state`."""
+    root = tmp_path_factory.mktemp("trained")
+    small = create_small(root)
+    targets = monte_carlo_targets(EPISODES, 0.8).values
+    sft = SFTSettings(epochs=15, learning_rate=1e-2, precision="fp32")
+    prm = PRMSettings(
+        epochs=15, learning_rate=1e-2, batch_tokens=600, validation_fraction=0, precision="fp32"
+    )
+    for prefix, prompt in (("", load_prompt("chat")), ("state-", load_prompt("state"))):
+        fit_sft(small, EPISODES, root / f"{prefix}policy", sft, prompt)
+        fit_prm(small, EPISODES, targets, root / f"{prefix}prm", prm, prompt)
+    return root
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Callable[[str], Path]:
+    def made(name: str) -> Path:
+        return Path(shutil.copytree(trained / name, tmp_path / name))
+
+    return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("prefix", ["", "state-"])
+def test_what_the_trainer_wrote_is_accepted_in_any_precision(
+    trained: Path, prefix: str, dtype: str
+) -> None:
+    prompt = "state" if prefix else "chat"
+    try_policy(trained / f"{prefix}policy", prompt, dtype)
+    try_prm(trained / f"{prefix}prm", prompt, dtype)
+
+
+def test_the_canary_holds_what_plain_transformers_computes(trained: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    policy, prm = read_canary(trained / "policy", "policy"), read_canary(trained / "prm", "prm")
+    assert policy is not None
+    assert prm is not None
+    assert policy.dtype == prm.dtype == "float32"
+    causal = AutoModelForCausalLM.from_pretrained(trained / "policy")
+    scorer = AutoModelForSequenceClassification.from_pretrained(trained / "prm")
+    with torch.no_grad():
+        for answer in policy.answers:
+            log_probs = causal(torch.tensor([answer.ids])).logits[0].log_softmax(-1)
+            for k, value in enumerate(answer.values, answer.start):
+                assert log_probs[k - 1, answer.ids[k]].item() == pytest.approx(value, abs=1e-4)
+        for answer in prm.answers:
+            logit = scorer(torch.tensor([answer.ids])).logits.item()
+            assert (logit,) == pytest.approx(answer.values, abs=1e-4)
+        prompt = torch.tensor([policy.answers[0].ids[: policy.answers[0].start]])
+        greedy = causal.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=[])
+    assert greedy[0, prompt.shape[1] :].tolist() == [token.id for token in policy.greedy]
+
+
+def test_online_weights_have_a_canary_of_their_own(trained: Path, tmp_path: Path) -> None:
+    published: list[Path] = []
+
+    def publish(save: Save, step: int) -> None:
+        save(tmp_path / str(step))
+        published.append(tmp_path / str(step))
+
+    settings = DPOSettings(
+        learning_rate=1e-2, max_steps=4, batch_pairs=2, publish_every=2, precision="fp32"
+    )
+    policy = trained / "policy"
+    out = tmp_path / "out"
+    fit_dpo(policy, policy, Source(), out, settings, load_prompt("chat"), publish)
+    for path in (*published, out):
+        try_policy(path)
+    shutil.copy(published[0] / FILE, out / FILE)
+    with pytest.raises(CheckpointError, match="does not compute what was trained"):
+        try_policy(out)
+
+
+# --- faults, all of them in files that a hash would find in order ---------------------------------
+
+
+def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    file = path / "model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+
+
+def permuted_embeddings(path: Path) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        name = "model.embed_tokens.weight"
+        weights[name] = weights[name].roll(1, dims=0)
+
+    edit(path, change)
+
+
+def exchanged_layers(path: Path) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if ".layers.0." in name]:
+            other = name.replace(".layers.0.", ".layers.1.")
+            weights[name], weights[other] = weights[other], weights[name]
+
+    edit(path, change)
+
+
+def exchanged_keys_and_values(path: Path) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        key, value = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "kv")
+        weights[key], weights[value] = weights[value], weights[key]
+
+    edit(path, change)
+
+
+def negated_head(path: Path) -> None:
+    edit(path, lambda weights: weights["score.weight"].neg_())
+
+
+def other_tokenizer(path: Path) -> None:
+    """Two words have changed places."""
+    file = path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    words["mug"], words["apple"] = words["apple"], words["mug"]
+    file.write_text(json.dumps(content))
+
+
+def other_chat_template(path: Path) -> None:
+    file = path / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<|end|>", "<|end|><|end|>"))
+
+
+def truncated_vocabulary(path: Path) -> None:
+    """The last words lose their embeddings, and config.json agrees."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        name = "model.embed_tokens.weight"
+        weights[name] = weights[name][:-50].clone()
+
+    edit(path, change)
+    config = orjson.loads((path / "config.json").read_bytes())
+    config["vocab_size"] -= 50
+    (path / "config.json").write_bytes(orjson.dumps(config))
+
+
+def other_rotation(path: Path) -> None:
+    config = orjson.loads((path / "config.json").read_bytes())
+    config["rope_parameters"]["rope_theta"] *= 100
+    (path / "config.json").write_bytes(orjson.dumps(config))
+
+
+def fewer_layers(path: Path) -> None:
+    config = orjson.loads((path / "config.json").read_bytes())
+    config["num_hidden_layers"] = 1
+    (path / "config.json").write_bytes(orjson.dumps(config))
+
+
+def more_layers(path: Path) -> None:
+    config = orjson.loads((path / "config.json").read_bytes())
+    config["num_hidden_layers"] = 3
+    (path / "config.json").write_bytes(orjson.dumps(config))
+
+
+def not_a_number(path: Path) -> None:
+    edit(path, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+
+
+def damaged_canary(path: Path) -> None:
+    (path / FILE).write_text('{"kind": "policy"')
+
+
+@pytest.mark.parametrize(
+    ("tamper", "why"),
+    [
+        (permuted_embeddings, r"is \S+ here and was \S+ when the checkpoint was written"),
+        (exchanged_layers, "does not compute what was trained"),
+        (exchanged_keys_and_values, "does not compute what was trained"),
+        (other_rotation, "does not compute what was trained"),
+        (other_tokenizer, r"makes other tokens .* at \d+ \d+ instead of \d+"),
+        (other_chat_template, "makes other tokens"),
+        (truncated_vocabulary, "tokenizer knows"),
+        (fewer_layers, "holds weights for which its config.json has no place: model.layers.1"),
+        (more_layers, "lacks the weights model.layers.2"),
+        (not_a_number, "not finite"),
+        (damaged_canary, "is not a canary"),
+    ],
+)
+@pytest.mark.parametrize(("name", "attempt"), [("policy", try_policy), ("prm", try_prm)])
+def test_a_fault_is_refused_and_named(
+    copy: Callable[[str], Path], name: str, attempt: Try, tamper: Tamper, why: str
+) -> None:
+    path = copy(name)
+    tamper(path)
+    with pytest.raises((CheckpointError, ValueError), match=why):
+        attempt(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt", "tamper"),
+    [
+        ("policy", try_policy, permuted_embeddings),
+        ("policy", try_policy, exchanged_keys_and_values),
+        ("prm", try_prm, negated_head),
+    ],
+)
+def test_gross_faults_are_refused_in_reduced_precision_too(
+    copy: Callable[[str], Path], name: str, attempt: Try, tamper: Tamper
+) -> None:
+    path = copy(name)
+    tamper(path)
+    with pytest.raises(CheckpointError, match="does not compute what was trained"):
+        attempt(path, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("name", "attempt"), [("policy", try_policy), ("prm", try_prm)])
+def test_another_prompt_is_refused(trained: Path, name: str, attempt: Try) -> None:
+    with pytest.raises(CheckpointError, match="was trained with another prompt"):
+        attempt(trained / name, "state")
+    with pytest.raises(CheckpointError, match="was trained with another prompt"):
+        attempt(trained / f"state-{name}", "chat")
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(trained: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"score\.weight"):
+        try_policy(trained / "prm")
+    with pytest.raises(CheckpointError, match="has 2 labels"):
+        try_prm(trained / "policy")
+    with pytest.raises(CheckpointError, match="is a prm, and this service serves a policy"):
+        read_canary(trained / "prm", "policy")
+
+
+@pytest.mark.parametrize(("name", "attempt"), [("policy", try_policy), ("prm", try_prm)])
+def test_without_a_canary_finite_numbers_are_enough(
+    copy: Callable[[str], Path], name: str, attempt: Try
+) -> None:
+    path = copy(name)
+    (path / FILE).unlink()
+    exchanged_layers(path)
+    attempt(path)
+
+
+def test_a_draw_between_two_greedy_tokens_may_fall_either_way(
+    copy: Callable[[str], Path],
+) -> None:
+    path = copy("policy")
+    canary = read_canary(path, "policy")
+    assert canary is not None
+
+    def write(margin: float) -> Canary:
+        first = canary.greedy[0].model_copy(update={"id": 7, "margin": margin})
+        return canary.model_copy(update={"greedy": (first, *canary.greedy[1:])})
+
+    write(margin=5e-4).write(path)
+    try_policy(path)
+    write(margin=0.5).write(path)
+    with pytest.raises(CheckpointError, match=r"greedy token 0 is \d+ here and was 7"):
+        try_policy(path)
+
+
+def test_weights_that_serve_do_not_hang_on_their_file(copy: Callable[[str], Path]) -> None:
+    """Loaded as safetensors does it, they would change with it, or the process would be killed."""
+    path = copy("policy")
+    engine = EmbeddedEngine.load(path, device="cpu", dtype="float32", cache_tokens=0)
+    scorer = Scorer(copy("prm"), load_prompt("chat"), device="cpu")
+    for folder in (path, path.with_name("prm")):
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(4096)
+    check_policy(engine, path, load_prompt("chat"))
+    check_prm(scorer, path.with_name("prm"))
