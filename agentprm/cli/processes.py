@@ -218,9 +218,12 @@ class Machine:
         now = time.monotonic()
         process.starts = [t for t in process.starts if now - t < _WINDOW]
         if len(process.starts) > _MAX_RESTARTS:
+            killed = (
+                " (killed, as happens where memory runs out)" if code == -signal.SIGKILL else ""
+            )
             raise ProcessFailed(
                 f"{process.name} ended {len(process.starts)} times within {_WINDOW:.0f} s, "
-                f"last with code {code}.\n{self._tail(process)}"
+                f"last with code {code}{killed}.\n{self._tail(process)}"
             )
         log.warning("restarting a process that ended", process=process.name, code=code)
         process.handle = self._spawn(process.argv, process.output, process.stdout)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.protocol import Sampling, Split
@@ -175,8 +175,17 @@ def read_config(run: Path) -> Config:
 
     Raises:
         FileNotFoundError: `run` is not the directory of a run.
+        ValueError: it is one of another version of this package.
     """
     path = run / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no config.json: not the directory of a run")
-    return Config.model_validate_json(path.read_bytes())
+    try:
+        return Config.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path} is of another version of agentprm ({where}: {first['msg']}): "
+            "begin a new run, by another --run; in compose `docker compose down -v` removes the old"
+        ) from error
