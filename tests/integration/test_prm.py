@@ -10,7 +10,7 @@ import pytest
 
 from agentprm.client import PRMClient, ServiceError
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, Choice, Pair, ScoreRequest, State
+from agentprm.protocol import Action, Choice, Pair, ScoreRequest, ScoreResponse, State
 from agentprm.registry import STABLE, Registry
 from tests.scorers import episode, tiny_scorer
 from tests.servers import prm_server
@@ -46,6 +46,16 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return registry
 
 
+def require_same(found: ScoreResponse, expected: ScoreResponse) -> None:
+    """Equal but for rounding: what was kept from earlier requests may shape a pass otherwise."""
+    assert found.prm_version == expected.prm_version
+    assert found.pairs == pytest.approx(expected.pairs, abs=1e-5)
+    for a, b in zip(
+        found.choices + found.transcripts, expected.choices + expected.transcripts, strict=True
+    ):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
 def test_score_load_and_restart(registry: Registry) -> None:
     with prm_server(registry) as (process, url), PRMClient(url, deadline=30) as prm:
         empty = httpx.post(f"{url}/v1/score", json=REQUEST.model_dump(mode="json"))
@@ -72,7 +82,7 @@ def test_score_load_and_restart(registry: Registry) -> None:
         for path in ("../../etc/passwd", "/etc/passwd", "prm/../../x", "prm/0/../1"):
             answer = httpx.post(f"{url}/v1/checkpoints/load", json={"version": path})
             assert answer.status_code == 422
-        assert prm.score(REQUEST) == first
+        require_same(prm.score(REQUEST), first)
 
         loaded = prm.load("prm/1")
         assert (loaded.version, loaded.previous) == ("prm/1", "prm/0")
@@ -84,10 +94,10 @@ def test_score_load_and_restart(registry: Registry) -> None:
 
     with prm_server(registry) as (_, url), PRMClient(url, deadline=30) as prm:
         assert prm.health().version == "prm/1"
-        assert prm.score(REQUEST) == second
+        require_same(prm.score(REQUEST), second)
 
     with prm_server(registry, "--checkpoint", "prm/0") as (_, url), PRMClient(url) as prm:
-        assert prm.score(REQUEST) == first
+        require_same(prm.score(REQUEST), first)
 
 
 def test_bad_input_and_swaps_under_load(registry: Registry) -> None:

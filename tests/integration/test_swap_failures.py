@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import threading
@@ -70,7 +71,8 @@ def test_a_load_that_takes_too_long_is_given_up(registry: Registry) -> None:
         with PRMClient(url, deadline=60) as prm:
             assert prm.score(REQUEST).prm_version == "prm/1"
             metrics = httpx.get(f"{url}/metrics").text
-            assert 'agentprm_checkpoint_serving{service="prm",version="prm/1"} 1.0' in metrics
+            [serving] = re.findall(r"agentprm_serving_info{.*} 1.0", metrics)
+            assert 'version="prm/1"' in serving
 
 
 def test_a_service_told_to_end_while_it_loads_ends_and_comes_back_with_what_it_answered(
