@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agentprm.in_place import InPlaceServing
+from agentprm.registry import STABLE
 from agentprm.replicas import Replicas
 from agentprm.serving import Serving
 from agentprm.settings import EngineSettings
+from agentprm.sglang import SGLangClient
+
+_NOT_SHAPE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+"""Settings of a checkpoint that may differ from those a server was started with."""
 
 Facts = dict[str, str | int | float | bool | None]
 
@@ -49,3 +56,31 @@ def on_replicas(serving: InPlaceServing[Any], settings: EngineSettings) -> Engin
         return {"replicas": len(tags), "replicas_ready": ready, **versions}
 
     return Engine(serving, settings.engine_batches, serving.running, facts)
+
+
+def tag_of(path: Path) -> str:
+    """What SGLang servers call the checkpoint in `path`; other files under that name differ."""
+    mark = path / STABLE
+    digest = hashlib.sha256(mark.read_bytes()).hexdigest()[:12] if mark.is_file() else "unmarked"
+    return f"{path.parent.name}/{path.name}@{digest}"
+
+
+def require_started_with(server: SGLangClient, config: Mapping[str, Any]) -> None:
+    """The server was started with a checkpoint of this text configuration, where that can be read
+    here. Tensors of another shape would end its process; those that are missing it would not miss.
+
+    Raises:
+        ValueError: it was started with another.
+    """
+    from transformers import AutoConfig  # seconds to import
+
+    started = Path(server.model_info().tokenizer_path)
+    if not (started / "config.json").is_file():
+        return
+    theirs = AutoConfig.from_pretrained(started, local_files_only=True).get_text_config().to_dict()
+    for name in sorted((config.keys() | theirs.keys()) - _NOT_SHAPE):
+        if config.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{server.url} was started with {name} {theirs.get(name)}, "
+                f"the checkpoint has {config.get(name)}"
+            )

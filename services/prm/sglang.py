@@ -7,7 +7,6 @@ read from the start; so one of them goes ahead, and the others find its beginnin
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from prometheus_client import Counter
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
+from agentprm.engines import require_started_with, tag_of
 from agentprm.prefix_cache import PrefixCache
 from agentprm.prompts import Prompt
-from agentprm.registry import STABLE, CheckpointError
+from agentprm.registry import CheckpointError
 from agentprm.replicas import Replicas
 from agentprm.sglang import SGLangClient, SGLangError
 from services.prm.ensemble import Ensemble
@@ -33,8 +33,6 @@ RESERVED = 6
 """Tokens of the model's length that SGLang keeps for itself."""
 SHARED = 64
 """A beginning of this many tokens is worth waiting for."""
-_NOT_SHAPE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
-"""Settings of a checkpoint that may differ from those a server was started with."""
 
 TOKENS = Counter("agentprm_prm_sglang_tokens_total", "Tokens sent to SGLang", ["round"])
 
@@ -68,10 +66,10 @@ class SGLangScorer(BaseScorer):
         length = getattr(text, "max_position_embeddings", None)
         super().__init__(prompt, tokenizer, length and length - RESERVED, packs=False)
         self.path = path
-        self.tag = f"{path.parent.name}/{path.name}@{_digest(path)}"
+        self.tag = tag_of(path)
         self.dtype = "the servers'"  # they may have been told to take another than the checkpoint's
         self.parameters = _parameters(path)
-        self._config: dict[str, Any] = config.to_dict()
+        self._config: dict[str, Any] = text.to_dict()
         self._replicas = replicas
 
     def cost(self, row: Row) -> int:
@@ -103,16 +101,7 @@ class SGLangScorer(BaseScorer):
         info = server.model_info()
         if info.is_generation:
             raise ValueError(f"{server.url} generates text: start it with --is-embedding")
-        started = Path(info.tokenizer_path)
-        if not (started / "config.json").is_file():
-            return
-        theirs = AutoConfig.from_pretrained(started, local_files_only=True).to_dict()
-        for name in sorted((self._config.keys() | theirs.keys()) - _NOT_SHAPE):
-            if self._config.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{server.url} was started with {name} {theirs.get(name)}, "
-                    f"the checkpoint has {self._config.get(name)}"
-                )
+        require_started_with(server, self._config)
 
     def try_on(self, server: SGLangClient) -> None:
         """Scores are finite, and the same whether the server has read the beginning or not.
@@ -235,9 +224,3 @@ def _parameters(path: Path) -> int:
             shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
             count += sum(math.prod(shape) for shape in shapes)
     return count
-
-
-def _digest(path: Path) -> str:
-    """Of the checkpoint's mark, which lists the digests of its files."""
-    mark = path / STABLE
-    return hashlib.sha256(mark.read_bytes()).hexdigest()[:12] if mark.is_file() else "unmarked"

@@ -6,7 +6,6 @@ prompt, and the commands of one state, pay only for what is their own.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from agentprm.engines import require_started_with, tag_of
 from agentprm.protocol import Message
-from agentprm.registry import STABLE, CheckpointError
+from agentprm.registry import CheckpointError
 from agentprm.replicas import Replicas
 from agentprm.service import ProblemError
 from agentprm.sglang import Generate, Generated, SGLangClient
@@ -42,8 +42,6 @@ RESERVED = 6
 """Tokens of the model's length that SGLang keeps for itself."""
 TOLERANCE = 0.5
 """Of log-probabilities, in whatever precision the servers compute."""
-_NOT_SHAPE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
-"""Settings of a checkpoint that may differ from those a server was started with."""
 
 
 class SGLangEngine(Engine):
@@ -56,7 +54,7 @@ class SGLangEngine(Engine):
         self, path: Path, config: Any, codec: Codec, probe: list[int], replicas: Replicas
     ) -> None:
         self.path = path
-        self.tag = f"{path.parent.name}/{path.name}@{_digest(path)}"
+        self.tag = tag_of(path)
         self.codec = codec
         self.max_length = max_length(config) - RESERVED
         self._config = config.to_dict()
@@ -156,23 +154,10 @@ class SGLangEngine(Engine):
         self._replicas.check(self)
 
     def compare(self, server: SGLangClient) -> None:
-        """The server has this checkpoint's tokenizer, and was started with its configuration,
-        where that can be read here. Tensors of another shape would end its process; those that
-        are missing it would not miss.
-        """
+        """The server was started with this checkpoint's tokenizer and configuration."""
         if server.tokenize(PROBE) != self._probe:
             raise ValueError(f"{server.url} was started with another tokenizer")
-        started = Path(server.model_info().tokenizer_path)
-        if not (started / "config.json").is_file():
-            return
-        config = AutoConfig.from_pretrained(started, local_files_only=True).get_text_config()
-        theirs = config.to_dict()
-        for name in sorted((self._config.keys() | theirs.keys()) - _NOT_SHAPE):
-            if self._config.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{server.url} was started with {name} {theirs.get(name)}, "
-                    f"the checkpoint has {self._config.get(name)}"
-                )
+        require_started_with(server, self._config)
 
     def try_on(self, server: SGLangClient) -> None:
         """What the server samples is finite, and gets the same log-probabilities when it is read
@@ -258,9 +243,3 @@ class _Answer:
 def _home(messages: Sequence[Message]) -> int:
     """Alike for all turns of an episode: it begins with the same messages."""
     return hash(tuple(messages[:2]))
-
-
-def _digest(path: Path) -> str:
-    """Of the checkpoint's mark, which lists the digests of its files."""
-    mark = path / STABLE
-    return hashlib.sha256(mark.read_bytes()).hexdigest()[:12] if mark.is_file() else "unmarked"
