@@ -161,7 +161,10 @@ def up(
             show_envvar=False,
         ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="chat, state, or a template file; by default the run's, else chat"),
+    ] = None,
     device: Device = "auto",
     host: Annotated[
         str,
@@ -203,7 +206,7 @@ def up(
         if prm is not None:
             registry.adopt(prm, "prm/0")
         options = Options(
-            prompt=prompt,
+            prompt=prompt or _prompt_of(home),
             device=device,
             policy_engine=engine,
             sglang_urls=tuple(engine_url or ()),
@@ -268,6 +271,11 @@ def _config_of(run: Path) -> Config:
         return read_config(run)
     except (FileNotFoundError, ValueError) as error:
         _fail(str(error))
+
+
+def _prompt_of(run: Path) -> str:
+    """The prompt that the checkpoints of a run were trained with; checkpoints alone do not tell."""
+    return _config_of(run).prompt if (run / "config.json").exists() else "chat"
 
 
 def _print_json(run: Path) -> None:
