@@ -185,6 +185,20 @@ def test_bounds_hold_and_waiting_ends_with_room_or_with_the_shutdown(connect: Op
             finished.result(timeout=10)
 
 
+def test_a_name_that_another_run_takes_is_empty_and_its_ids_are_free(connect: Open) -> None:
+    queue = connect()
+    assert queue.adopt("tiny-1")
+    assert queue.publish(job("a"))
+    assert not queue.adopt("tiny-1")
+    assert queue.lengths()["jobs"] == 1
+    late = take(queue)
+    assert queue.adopt("tiny-2")
+    assert queue.lengths()["jobs"] == 0
+    assert queue.publish(job("a"))
+    assert not queue.finish(late, result("a"))  # of the job that tiny-1 had published
+    assert (queue.lengths()["jobs"], queue.lengths()["episodes"]) == (1, 0)
+
+
 def test_results_come_back_until_acknowledged(connect: Open) -> None:
     queue = connect()
     for name in "ab":
