@@ -299,8 +299,10 @@ class Queue:
             if waiting_since is None:
                 waiting_since = time.monotonic()
                 _log.info("stream full, waiting", stream=stream, bound=self._bound(stream))
-            if self._stopped.wait(0.5):
-                raise QueueError(f"stopped while waiting for room in {stream}")
+            # By the length alone: an attempt carries the whole record, and many may wait.
+            while self._streams.length(stream) >= self._bound(stream):
+                if self._stopped.wait(0.5):
+                    raise QueueError(f"stopped while waiting for room in {stream}")
         if waiting_since is not None:
             seconds = round(time.monotonic() - waiting_since, 1)
             _log.info("stream has room", stream=stream, seconds=seconds)
