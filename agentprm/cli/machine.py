@@ -13,7 +13,7 @@ from rich.console import Console
 
 from agentprm.cli.processes import Machine, ProcessFailed, free_port
 from agentprm.config import Config, Evaluation, PolicyEngine
-from agentprm.queue import CurrentRun, QueueError
+from agentprm.queue import CurrentRun, Queue, QueueError
 from agentprm.redis_server import RedisServer, given_url
 from agentprm.registry import CheckpointError, Registry, write_atomic
 
@@ -22,6 +22,10 @@ _ENV, _POLICY, _PRM, _SGLANG = "env", "policy", "prm", "sglang"
 SGLANG_COMMAND = (
     "python -m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port}"
 )
+QUEUE_NAME = "AGENTPRM_QUEUE_NAME"
+"""Names the run in Redis, for what has to know its streams before it starts, such as an
+autoscaler. Unset, every run has a name of its own."""
+
 _SGLANG_START = 900.0
 """Seconds that a SGLang server has to start: it loads, compiles and captures graphs."""
 
@@ -100,11 +104,9 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     redis_url = given_url()
     if redis_url is None:
         raise ProcessFailed("set REDIS_URL to the Redis that the rollout workers use")
-    queue = _queue_name(run)
     _make_current(run)
     try:
-        with closing(CurrentRun(redis_url)) as current:
-            current.announce(queue)
+        queue = _announce(run, redis_url)
     except QueueError as error:
         raise ProcessFailed(str(error)) from error
     with Machine(run) as machine:
@@ -213,6 +215,17 @@ def _make_current(run: Path) -> None:
     draft = run.parent / f".current-{uuid.uuid4().hex}"
     draft.symlink_to(run.name)
     draft.replace(run.parent / "current")
+
+
+def _announce(run: Path, redis_url: str) -> str:
+    """Tell the workers of the run; its name in Redis, which `QUEUE_NAME` may fix beforehand."""
+    own = _queue_name(run)
+    name = os.environ.get(QUEUE_NAME) or own
+    with Queue(redis_url, name) as queue:
+        queue.adopt(own)
+    with closing(CurrentRun(redis_url)) as current:
+        current.announce(name)
+    return name
 
 
 def _queue_name(run: Path) -> str:

@@ -269,6 +269,21 @@ class Queue:
                 dropped += len(old)
         return dropped
 
+    def adopt(self, owner: str) -> bool:
+        """Take this name for `owner`, a run's own name: drop what any other run left under it.
+
+        Jobs of two runs may have the same ids, so a name serves one after the other only so.
+
+        Returns:
+            Whether it was another's, or nobody's, before.
+        """
+        key = self._streams.keys["owner"]
+        if self._streams.call(partial(self._redis.get, key)) == owner.encode():
+            return False
+        self.purge()
+        self._streams.call(partial(self._redis.set, key, owner))
+        return True
+
     def purge(self) -> None:
         """Drop the whole run."""
         self._streams.clear()
@@ -284,8 +299,10 @@ class Queue:
             if waiting_since is None:
                 waiting_since = time.monotonic()
                 _log.info("stream full, waiting", stream=stream, bound=self._bound(stream))
-            if self._stopped.wait(0.5):
-                raise QueueError(f"stopped while waiting for room in {stream}")
+            # By the length alone: an attempt carries the whole record, and many may wait.
+            while self._streams.length(stream) >= self._bound(stream):
+                if self._stopped.wait(0.5):
+                    raise QueueError(f"stopped while waiting for room in {stream}")
         if waiting_since is not None:
             seconds = round(time.monotonic() - waiting_since, 1)
             _log.info("stream has room", stream=stream, seconds=seconds)

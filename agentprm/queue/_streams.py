@@ -36,7 +36,7 @@ class Streams:
     def __init__(self, url: str, run: str, *, patience: float, stopped: threading.Event) -> None:
         self._link = Link(url, patience=patience, stopped=stopped)
         self.redis = self._link.redis
-        self.keys = {name: f"agentprm:{run}:{name}" for name in (*GROUPS, "dead", "ids")}
+        self.keys = {name: f"agentprm:{run}:{name}" for name in (*GROUPS, "dead", "ids", "owner")}
         self._link.call(self._create_groups)
 
     def close(self) -> None:

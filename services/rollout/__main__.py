@@ -45,6 +45,14 @@ class RolloutSettings(ProcessSettings):
         gt=0,
         description="seconds without a heartbeat after which another worker takes a job over",
     )
+    max_episodes: int = Field(
+        default=QueueSettings().max_episodes,
+        ge=1,
+        description="results that may wait for the trainer, before workers wait for it",
+    )
+    max_preferences: int = Field(
+        default=QueueSettings().max_preferences, ge=1, description="the same for preferences"
+    )
     metrics_host: str = Field(default="127.0.0.1", description="where metrics are served")
     metrics_port: int | None = Field(default=None, description="by default they are not")
 
@@ -54,7 +62,11 @@ def _queue(url: str, run: str, settings: RolloutSettings, shutdown: Shutdown) ->
         url,
         run,
         name=settings.name,
-        settings=QueueSettings(claim_after=settings.claim_after),
+        settings=QueueSettings(
+            claim_after=settings.claim_after,
+            max_episodes=settings.max_episodes,
+            max_preferences=settings.max_preferences,
+        ),
         stopped=shutdown.requested,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
-from agentprm.queue import Queue
+from agentprm.queue import Queue, QueueSettings
 from agentprm.settings import ProcessSettings
 from services.trainer.collect import Services
 from services.trainer.fleet import Fleet
@@ -29,6 +29,11 @@ class TrainerSettings(ProcessSettings):
     env_url: str = Field(description="the environment service")
     policy_url: str = Field(description="the policy service; of several replicas a,b,...")
     prm_url: str = Field(description="the PRM service; of several replicas a,b,...")
+    max_jobs: int = Field(
+        default=QueueSettings().max_jobs,
+        ge=1,
+        description="jobs that may be outstanding, those being played among them",
+    )
     threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
 
 
@@ -51,5 +56,11 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
                     for url in settings.prm_url.split(",")
                 ]
             ),
-            queue=stack.enter_context(Queue(settings.redis_url, run=name)),
+            queue=stack.enter_context(
+                Queue(
+                    settings.redis_url,
+                    run=name,
+                    settings=QueueSettings(max_jobs=settings.max_jobs),
+                )
+            ),
         )

@@ -185,6 +185,37 @@ def test_bounds_hold_and_waiting_ends_with_room_or_with_the_shutdown(connect: Op
             finished.result(timeout=10)
 
 
+def test_who_waits_for_room_does_not_send_the_result_again(connect: Open) -> None:
+    queue = connect(settings=QueueSettings(max_episodes=1))
+    for name in "ab":
+        queue.publish(job(name))
+    queue.finish(take(queue), result("a"))
+    large = JobResult(job_id="b", worker="x" * 1_000_000, seconds=0.0)
+    second = take(queue)
+    before = queue._redis.info("stats")["total_net_input_bytes"]
+    with ThreadPoolExecutor(1) as pool:
+        finished = pool.submit(queue.finish, second, large)
+        time.sleep(2)
+        sent = queue._redis.info("stats")["total_net_input_bytes"] - before
+        queue.acknowledge("episodes", queue.results("episodes", count=1, timeout=1))
+        assert finished.result(timeout=10)
+    assert 1_000_000 < sent < 1_500_000
+
+
+def test_a_name_that_another_run_takes_is_empty_and_its_ids_are_free(connect: Open) -> None:
+    queue = connect()
+    assert queue.adopt("tiny-1")
+    assert queue.publish(job("a"))
+    assert not queue.adopt("tiny-1")
+    assert queue.lengths()["jobs"] == 1
+    late = take(queue)
+    assert queue.adopt("tiny-2")
+    assert queue.lengths()["jobs"] == 0
+    assert queue.publish(job("a"))
+    assert not queue.finish(late, result("a"))  # of the job that tiny-1 had published
+    assert (queue.lengths()["jobs"], queue.lengths()["episodes"]) == (1, 0)
+
+
 def test_results_come_back_until_acknowledged(connect: Open) -> None:
     queue = connect()
     for name in "ab":

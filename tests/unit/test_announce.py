@@ -1,0 +1,44 @@
+"""How a run is made known to workers that run already."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentprm.cli.machine import QUEUE_NAME, _announce
+from agentprm.protocol import RolloutJob
+from agentprm.queue import CurrentRun, Queue
+from agentprm.redis_server import RedisServer
+
+
+def announce(run: Path, url: str) -> str:
+    run.mkdir(exist_ok=True)
+    name = _announce(run, url)
+    with closing(CurrentRun(url)) as current:
+        assert current.read() == name
+    return name
+
+
+def test_every_run_has_a_name_of_its_own_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(QUEUE_NAME, raising=False)
+    with RedisServer(tmp_path / "redis") as server:
+        first = announce(tmp_path / "tiny", server.url)
+        assert announce(tmp_path / "other", server.url) != first
+        assert announce(tmp_path / "tiny", server.url) == first
+
+
+def test_runs_of_one_fixed_name_do_not_see_each_others_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(QUEUE_NAME, "fixed")
+    job = RolloutJob(id="demonstrations-0000", games=["train/a/b"], seed=0)
+    with RedisServer(tmp_path / "redis") as server, Queue(server.url, "fixed") as queue:
+        for run in ("first", "second", "first"):
+            assert announce(tmp_path / run, server.url) == "fixed"
+            assert queue.publish(job)
+            assert announce(tmp_path / run, server.url) == "fixed"  # resumed: its job is kept
+            assert not queue.publish(job)
