@@ -29,6 +29,12 @@ class TrainerSettings(ProcessSettings):
     env_url: str = Field(description="the environment service")
     policy_url: str = Field(description="the policy service; of several replicas a,b,...")
     prm_url: str = Field(description="the PRM service; of several replicas a,b,...")
+    num_processes: int | None = Field(
+        default=None, ge=1, description="processes that share a fit; default the preset's"
+    )
+    accelerate: str | None = Field(
+        default=None, description="ddp, fsdp, or an accelerate file; default the preset's"
+    )
     threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
 
 
