@@ -28,6 +28,8 @@ from agentprm.protocol import (
     Game,
     GameList,
     Health,
+    LoadCheckpoint,
+    Loaded,
     Problem,
     Session,
     SessionIds,
@@ -178,6 +180,13 @@ class Walker:
                 template_hash="0" * 8,
             )
             return json_response(answer)
+
+        @app.post("/v1/checkpoints/load")
+        def load(body: LoadCheckpoint) -> Response:
+            previous, self.version = self.version, body.version
+            return json_response(
+                Loaded(version=body.version, previous=previous, load_seconds=0, pause_seconds=0)
+            )
 
         return app
 

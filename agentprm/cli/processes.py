@@ -6,7 +6,6 @@ the run directory says what runs where.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -25,12 +24,12 @@ import orjson
 import structlog
 
 from agentprm.keys import own_key
+from agentprm.lineage import die_with_parent
 from agentprm.redis_server import RedisServer
 from agentprm.registry import write_atomic
 
 log = structlog.get_logger()
 
-_PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 15.0
 _MAX_RESTARTS = 5
 """Restarts of one process within `_WINDOW` seconds after which the machine gives up."""
@@ -242,7 +241,7 @@ class Machine:
                 stdout=file or stdout,
                 stderr=file,
                 start_new_session=True,  # a Ctrl-C is for this process, which stops the others
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def _publish(self) -> None:
@@ -266,9 +265,3 @@ def _reachable(url: str | None) -> bool:
         return httpx.get(f"{url}/health", timeout=5.0).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _die_with_parent() -> None:
-    """Leave no orphans where the parent is killed (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -8,6 +8,7 @@ from agentprm.config._config import (
     Preferences,
     Rollouts,
     Vine,
+    accelerate_file,
     load_config,
     read_config,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Rollouts",
     "SFTSettings",
     "Vine",
+    "accelerate_file",
     "load_config",
     "read_config",
 ]

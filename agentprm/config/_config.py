@@ -17,6 +17,7 @@ from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.protocol import Sampling, Split
 
 _PRESETS = Path(__file__).parents[1] / "presets"
+_ACCELERATE = Path(__file__).parents[1] / "accelerate"
 
 
 class PolicyEngine(StrEnum):
@@ -120,6 +121,11 @@ class Config(Settings):
     """SGLang servers, started on a checkpoint of the model's configuration and tokenizer."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, ..."""
+    num_processes: int = Field(default=1, ge=1)
+    """Processes that share a fit, each on a GPU of its own or on the CPU. They change its time, not
+    its result: batches are of all processes together."""
+    accelerate: str = "ddp"
+    """How they share it: `ddp`, `fsdp`, or the path of a file of `accelerate config`."""
     workers: int = Field(default=2, ge=1)
     """Rollout workers that `agentprm train` starts."""
     batch: int = Field(default=8, ge=1)
@@ -168,6 +174,18 @@ def load_config(preset: str, seed: int = 0) -> Config:
         raise FileNotFoundError(f"no preset {preset!r}: give one of {known}, or a .toml file")
     values = tomllib.loads(path.read_text(encoding="utf-8"))
     return Config.model_validate({**values, "preset": preset, "seed": seed})
+
+
+def accelerate_file(name: str) -> Path:
+    """The file that `Config.accelerate` names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml", ".json")) else _ACCELERATE / f"{name}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"no accelerate settings {name!r}: give ddp, fsdp or a .yaml file")
+    return path
 
 
 def read_config(run: Path) -> Config:

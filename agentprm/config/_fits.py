@@ -25,7 +25,8 @@ class FitSettings(BaseModel):
     decay_fraction: float = Field(default=0.4, ge=0, le=0.5)
     """Part of the steps, at the end, in which the learning rate falls to 0."""
     accumulation: int = Field(default=1, ge=1)
-    """Batches whose gradients are added up before one optimizer step."""
+    """Batches of one optimizer step. All processes share them: with four processes each computes a
+    quarter of them, and where there are fewer batches than processes, a part of one."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     max_tokens: int = Field(default=4096, ge=16)

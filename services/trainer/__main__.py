@@ -16,6 +16,7 @@ from agentprm.results import print_table
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
 from services.trainer.inbox import JobsFailed
+from services.trainer.launch import FitFailed, Launcher
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
@@ -30,13 +31,20 @@ def main() -> int:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)
     config = read_config(settings.run)
+    num_processes = settings.num_processes or config.num_processes
+    launch = None
     records = Records(settings.run / "records")
     prompt = load_prompt(config.prompt)
     try:
+        if num_processes > 1:
+            accelerate = settings.accelerate or config.accelerate
+            launch = Launcher(settings, num_processes, accelerate).perform
         with connect(settings) as services, Metrics(settings.run) as metrics:
-            loop = Loop(settings.run, config, services, records, prompt, metrics, Progress())
+            loop = Loop(
+                settings.run, config, services, records, prompt, metrics, Progress(), launch
+            )
             rows = loop.train()
-    except (JobsFailed, QueueError, ServiceError) as error:
+    except (FitFailed, JobsFailed, QueueError, ServiceError) as error:
         structlog.get_logger().error(
             "training stopped; resume it when this is mended", why=str(error)
         )

@@ -34,6 +34,12 @@ class TrainerSettings(ProcessSettings):
         ge=1,
         description="jobs that may be outstanding, those being played among them",
     )
+    num_processes: int | None = Field(
+        default=None, ge=1, description="processes that share a fit; default the preset's"
+    )
+    accelerate: str | None = Field(
+        default=None, description="ddp, fsdp, or an accelerate file; default the preset's"
+    )
     threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
 
 

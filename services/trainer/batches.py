@@ -15,26 +15,37 @@ CHUNK = 16
 class TokenBatches(Sampler[list[int]]):
     """The batches of a whole fit, epoch after epoch, as lists of row indices.
 
-    Each batch times its longest row stays within `budget`, unless one row alone exceeds it. The
-    number of batches of an epoch is a multiple of `world`, so that processes keep step.
+    Each batch times its longest row stays within `budget`, unless one row alone exceeds it.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], budget: int, epochs: int, seed: int, world: int = 1
-    ) -> None:
-        self.batch_size = None  # varies; accelerate asks for it
-        self.drop_last = False
-        self._batches: list[list[int]] = []
-        for epoch in range(epochs):
-            batches = _epoch(lengths, budget, random.Random(f"{seed}/{epoch}"))
-            batches += [batches[i % len(batches)] for i in range(-len(batches) % world)]
-            self._batches += batches
+    def __init__(self, lengths: Sequence[int], budget: int, epochs: int, seed: int) -> None:
+        self._batches = [
+            batch
+            for epoch in range(epochs)
+            for batch in _epoch(lengths, budget, random.Random(f"{seed}/{epoch}"))
+        ]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches)
+
+    def share(self, accumulation: int, world: int, rank: int) -> list[list[int]]:
+        """What process `rank` of `world` computes of steps of `accumulation` batches.
+
+        A step is the same rows, however many processes share them: they get whole batches, and
+        where these do not go round, halves of them. A process may get an empty part.
+        """
+        mine: list[list[int]] = []
+        for start in range(0, len(self._batches), accumulation):
+            parts = self._batches[start : start + accumulation]
+            while len(parts) % world:
+                largest = max(range(len(parts)), key=lambda k: len(parts[k]))
+                whole = parts[largest]
+                parts[largest : largest + 1] = [whole[::2], whole[1::2]]
+            mine += parts[rank::world]
+        return mine
 
 
 def under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     AutoModelForCausalLM,
@@ -30,15 +31,18 @@ from services.trainer.fitting import (
     Metrics,
     Progress,
     Save,
+    StepMeanTrainer,
     common_arguments,
     gather_weights,
     ignore,
     load_tokenizer,
+    passes,
     processes,
     report,
     save_fit,
     throughput,
 )
+from services.trainer.losses import weighted_nll
 from services.trainer.rows import action_row
 
 Publish = Callable[[Save, int], None]
@@ -84,13 +88,11 @@ def fit_dpo(
                 **arguments,
                 max_length=None,
                 beta=settings.beta,
-                loss_type=["sigmoid", "sft"],
-                loss_weights=[1.0, settings.chosen_weight],
             ),
             train_dataset=Dataset.from_list([stream.first()]),
             processing_class=tokenizer,
         )
-        trainer.stream = stream
+        trainer.stream, trainer.chosen_weight = stream, settings.chosen_weight
         trainer.add_callback(
             _Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
         )
@@ -118,10 +120,38 @@ def fit_dpo(
     return metrics
 
 
-class _OnlineDPO(DPOTrainer):
+class _OnlineDPO(StepMeanTrainer, DPOTrainer):
     """TRL's DPOTrainer over a stream of rows that are tokenised already."""
 
     stream: _Stream
+    chosen_weight: float
+
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """The number of tokens of the chosen actions."""
+        return _chosen(batch["completion_mask"]).sum()
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        *,
+        num_items_in_batch: Tensor,
+    ) -> Any:
+        """TRL's loss, and the chosen actions' negative log-likelihood from the same pass.
+
+        TRL's own term for the latter is a mean over a batch. That of the preferences is so too,
+        but every batch has as many of them.
+        """
+        passed: list[Any] = []
+        handle = model.register_forward_hook(lambda _model, _inputs, given: passed.append(given))
+        try:
+            loss = super().compute_loss(model, inputs)
+        finally:
+            handle.remove()
+        nll = weighted_nll(passed[0].log_probs.chunk(2)[0], _chosen(inputs["completion_mask"]))
+        own = loss / self.current_gradient_accumulation_steps
+        return own + self.chosen_weight * self.scaled(nll, num_items_in_batch)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -147,7 +177,7 @@ class _Stream(IterableDataset[list[_Row]]):
     ) -> None:
         state = processes()
         self.used = self.too_long = self.tokens = 0
-        self.passes = settings.accumulation
+        self.passes = passes(settings)
         self._world, self._rank = state.num_processes, state.process_index
         self._pairs = max(settings.batch_pairs, self.passes * self._world)
         self._tokenizer = tokenizer
@@ -197,6 +227,11 @@ class _Stream(IterableDataset[list[_Row]]):
                 "chosen_ids": chosen[0][start:],
                 "rejected_ids": rejected[0][start:],
             }
+
+
+def _chosen(completion_mask: Tensor) -> Tensor:
+    """Which of the predicted tokens belong to a chosen action; the batch is [chosen, rejected]."""
+    return completion_mask.chunk(2)[0][:, 1:]
 
 
 def _tokens(row: _Row) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ import orjson
 import torch
 import transformers
 from accelerate import PartialState
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
@@ -40,6 +43,9 @@ Progress = Callable[[int, int], None]
 Save = Callable[[Path], None]
 """Writes weights and tokenizer to a directory."""
 
+_PATIENCE = datetime.timedelta(hours=1)
+"""How long a process waits for another one, which may be waiting for preferences to come."""
+
 
 def ignore(*_: object) -> None:
     """The report that nobody reads."""
@@ -61,6 +67,7 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
             "max_steps": steps,
             "seed": settings.seed,
             "use_cpu": not cuda,
+            "ddp_find_unused_parameters": False,
             "bf16": settings.precision == "bf16"
             or (settings.precision == "auto" and _computes_bf16(cuda)),
             "learning_rate": settings.learning_rate,
@@ -72,7 +79,7 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
                 "num_decay_steps": round(settings.decay_fraction * steps),
                 "decay_type": "linear",
             },
-            "gradient_accumulation_steps": settings.accumulation,
+            "gradient_accumulation_steps": passes(settings),
             "activation_checkpointing": settings.checkpointing,
             "logging_steps": settings.log_every,
             "logging_first_step": True,
@@ -95,7 +102,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 def processes() -> PartialState:
     """The processes of this fit: one, or those that `accelerate launch` or `torchrun` started."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def passes(settings: FitSettings) -> int:
+    """Batches that one process computes for an optimizer step."""
+    world: int = processes().num_processes
+    return math.ceil(settings.accumulation / world)
 
 
 def throughput(tokens: int, seconds: float) -> Metrics:
@@ -107,23 +120,61 @@ def throughput(tokens: int, seconds: float) -> Metrics:
     }
 
 
-def steps_of(batches: TokenBatches, settings: FitSettings, world: int) -> int:
-    """Optimizer steps in which `world` processes together go through `batches` once."""
-    return math.ceil(len(batches) / world / settings.accumulation)
+def steps_of(batches: TokenBatches, settings: FitSettings) -> int:
+    """Optimizer steps in which all processes together go through `batches` once."""
+    return math.ceil(len(batches) / settings.accumulation)
 
 
-class TokenBatchTrainer(Trainer):
-    """A Trainer that goes once through given batches. Combine it with another trainer class."""
+class StepMeanTrainer(Trainer):
+    """A Trainer whose loss is a mean over an optimizer step: all its batches, of all processes.
+
+    A mean of the batches' means would depend on how the rows of the step are shared out. Combine
+    it with another trainer class; `compute_loss` gets the weight of the step as
+    `num_items_in_batch`, and uses `scaled`.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """What a batch, as it is collated, contributes to the denominator of the mean."""
+        raise NotImplementedError
+
+    def scaled(self, total: Tensor, weight: Tensor) -> Tensor:
+        """A batch's sum of losses as its part of the mean over a step of that weight."""
+        # Gradients, and the losses that are logged, are averaged over the processes.
+        share: Tensor = total * self.args.world_size / weight
+        return share
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The batches of this process for a step, and the weight of the step."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        own = sum((self.weight(batch).float() for batch in batches), torch.tensor(0.0))
+        weight: Tensor = self.accelerator.reduce(own.to(device), "sum")
+        return batches, weight.clamp(min=torch.finfo().tiny)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does. Under FSDP bf16 is for the matrices, not for sums and results."""
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and self.args.bf16:
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
+
+
+class TokenBatchTrainer(StepMeanTrainer):
+    """It goes once through given batches, which the processes share."""
 
     batches: TokenBatches
+    accumulation: int
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches, shared out among the processes."""
-        loader = DataLoader(
-            self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        """The share of this process."""
+        state = processes()
+        share = self.batches.share(self.accumulation, state.num_processes, state.process_index)
+        return DataLoader(self.train_dataset, batch_sampler=share, collate_fn=self.data_collator)
 
 
 def report(trainer: Trainer, log: Log, progress: Progress) -> None:
@@ -179,6 +230,8 @@ def gather_weights(
     canary = make_canary(trainer.model_wrapped, tokenizer, dtype)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    # Gathered shards no longer tell that two names are one tensor.
+    state = {name: state[name] for name in state if name not in model.all_tied_weights_keys}
 
     def save(directory: Path) -> None:
         model.save_pretrained(directory, state_dict=state)

@@ -6,45 +6,25 @@ So resuming a run is walking through the stages again, whatever killed it.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
 
-import structlog
 from huggingface_hub import snapshot_download
 
 from agentprm.config import Config
 from agentprm.prompts import Prompt
 from agentprm.protocol import Split
-from agentprm.registry import Registry, number
+from agentprm.registry import Registry
 from agentprm.results import Row, write_results
 from services.trainer.collect import Collector, Services
-from services.trainer.dpo import NoPreferencesError, fit_dpo
 from services.trainer.evaluation import evaluate
+from services.trainer.fits import FitJob, Fits
 from services.trainer.metrics import Metrics
-from services.trainer.online import PreferenceSource, sample_states
-from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive
-from services.trainer.sft import fit_sft
-from services.trainer.targets import monte_carlo_targets
 from services.trainer.tiny import create_tiny
 from services.trainer.vine import sample_places, vine_jobs
-
-
-class Reports(TypedDict):
-    """The callbacks that every fit takes."""
-
-    log: Callable[[Mapping[str, float]], None]
-    progress: Callable[[int, int], None]
-
-
-log = structlog.get_logger()
-
-_KEPT_ONLINE = 2
-"""Sets of online weights kept: the one that serves, and the one before."""
 
 
 class Loop:
@@ -59,16 +39,18 @@ class Loop:
         prompt: Prompt,
         metrics: Metrics,
         progress: Progress,
+        launch: Callable[[FitJob], None] | None = None,
     ) -> None:
+        """`launch` does the fits, where they are not done here."""
         self.run = run
         self.config = config
         self.services = services
-        self.prompt = prompt
         self.metrics = metrics
         self.progress = progress
         self.registry = Registry(run / "checkpoints")
         self.records = records
-        self._latest: Mapping[str, float] = {}
+        fits = Fits(run, config, records, prompt, metrics.log, progress, services)
+        self._fit = launch or fits.perform
         self.collector = Collector(
             services,
             records,
@@ -105,16 +87,12 @@ class Loop:
         self.collector.collect("demonstrations", jobs, f"the expert plays {len(games)} train games")
 
     def imitate(self) -> None:
-        """π_0: supervised fine-tuning on the demonstrations that were won."""
+        """π_0 from the demonstrations."""
         if self._skip("policy/0", "pi_0"):
             return
-        episodes = [e for e in self.records.episodes("demonstrations") if e.won]
-        self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
         base = self._base_model()
-        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, "pi_0")})
         with self.registry.write("policy/0") as out:
-            summary = fit_sft(base, episodes, out, settings, self.prompt, **self._reports("pi_0"))
-        self.progress.end(summary)
+            self._fit(FitJob(kind="sft", iteration=0, base=base, out=out))
 
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
 
@@ -141,98 +119,23 @@ class Loop:
         self.collector.collect(stage, jobs, f"π_{i} goes on from {len(places)} states")
 
     def fit_prm(self, i: int) -> None:
-        """Q_i by soft BCE on the Monte-Carlo targets of π_i's rollouts (eq. 1 and 2)."""
+        """Q_i from π_i's rollouts."""
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
-        stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
-        episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
-        self.progress.start(f"q_{i}", f"fitting the PRM on {len(episodes)} episodes")
-        targets = monte_carlo_targets(episodes, self.config.gamma)
-        updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
-        settings = self.config.prm.model_copy(update=updates)
         with self.registry.write(f"prm/{i}") as out:
             base = self.registry.open(f"policy/{i}")
-            summary = fit_prm(
-                base,
-                episodes,
-                targets.values,
-                out,
-                settings,
-                self.prompt,
-                **self._reports(f"q_{i}"),
-            )
-        self.progress.end(summary)
+            self._fit(FitJob(kind="prm", iteration=i, base=base, out=out))
 
     # --- stage 3: π_i ---------------------------------------------------------------------------
 
     def improve(self, i: int) -> None:
-        """π_i: online DPO against Q_{i-1}, staying close to π_{i-1} (eq. 3).
-
-        Where Q_{i-1} tells no candidates apart, π_i is π_{i-1}.
-        """
+        """π_i from π_{i-1}, by Q_{i-1}."""
         if self._skip(f"policy/{i}", f"pi_{i}"):
             return
-        stage = f"pi_{i}-preferences"
-        plan = self.config.preferences
         self.collector.serve(policy=f"policy/{i - 1}", prm=f"prm/{i - 1}")
-        rollouts = self.records.episodes(f"pi_{i - 1}-rollouts")
-        states = sample_states(rollouts, plan.pairs, plan.per_game, derive(self.config.seed, stage))
-        self.progress.start(f"pi_{i}", f"online DPO against Q_{i - 1} at {len(states)} states")
-        source = PreferenceSource(
-            self.services.queue,
-            self.collector.inbox,
-            plan,
-            states,
-            stage=stage,
-            attempt=uuid.uuid4().hex[:8],
-            policy_version=f"policy/{i - 1}",
-            prm_version=f"prm/{i - 1}",
-            seed=derive(self.config.seed, stage, "sampling"),
-        )
-        reference = self.registry.open(f"policy/{i - 1}")
-
-        def publish(save: Callable[[Path], None], _step: int) -> None:
-            source.updated(self._publish_online(i, save))
-
-        settings = self.config.dpo.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
-        try:
-            with self.registry.write(f"policy/{i}") as out:
-                summary = fit_dpo(
-                    reference,
-                    reference,
-                    source,
-                    out,
-                    settings,
-                    self.prompt,
-                    publish,
-                    **self._reports(f"pi_{i}"),
-                )
-        except NoPreferencesError as error:
-            log.warning("the policy stays as it is", policy=f"pi_{i}", reason=str(error))
-            self.registry.adopt(reference, f"policy/{i}")
-            summary = {}
-        for version in self.registry.versions("online"):
-            self.registry.remove(version)
-        counts = {
-            "preferences": source.used,
-            "stale": source.stale,
-            "indifferent": source.indifferent,
-            "waited_seconds": source.wait_seconds,
-        }
-        self.metrics.log(f"pi_{i}", len(states), counts)
-        self.progress.end({**summary, **counts})
-
-    def _publish_online(self, i: int, save: Callable[[Path], None]) -> str:
-        """Write weights of the fit of π_i and put them into the policy service; their version."""
-        versions = self.registry.versions("online")
-        last = max((number(v)[1] for v in versions if number(v)[0] == i), default=0)
-        version = f"online/{i}.{last + 1}"
-        with self.registry.write(version) as out:
-            save(out)
-        self.services.policy.load(version)
-        for old in [v for v in versions if v != version][: -_KEPT_ONLINE + 1]:
-            self.registry.remove(old)
-        return version
+        base = self.registry.open(f"policy/{i - 1}")
+        with self.registry.write(f"policy/{i}") as out:
+            self._fit(FitJob(kind="dpo", iteration=i, base=base, out=out))
 
     # --- helpers --------------------------------------------------------------------------------
 
@@ -263,16 +166,3 @@ class Loop:
             return False
         self.progress.skip(stage)
         return True
-
-    def _reports(self, stage: str) -> Reports:
-        """Where a fit reports to."""
-
-        def log(line: Mapping[str, float]) -> None:
-            values = {name: value for name, value in line.items() if name != "step"}
-            self.metrics.log(stage, int(line["step"]), values)
-            self._latest = {name: values[name] for name in ("loss",) if name in values}
-
-        def progress(step: int, steps: int) -> None:
-            self.progress.update(step, steps, self._latest)
-
-        return {"log": log, "progress": progress}

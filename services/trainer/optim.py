@@ -49,6 +49,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """One step of both, at the rates that the groups have now."""
         loss = closure() if closure else None
         for part, group in zip(self._parts, self.param_groups, strict=True):
-            part.param_groups[0]["lr"] = group["lr"]
+            # The parameters may be others than at first: FSDP puts its shards in their place.
+            part.param_groups[0].update(lr=group["lr"], params=group["params"])
             part.step()
         return loss

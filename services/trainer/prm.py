@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
@@ -27,7 +28,6 @@ from services.trainer.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    processes,
     report,
     save_fit,
     steps_of,
@@ -73,18 +73,17 @@ def fit_prm(
     training, validation = (
         _samples(tokenizer, prompt, episodes, targets, side, settings) for side in sides
     )
-    world = processes().num_processes
     lengths = [len(sample.row.ids) for sample in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
-    steps = steps_of(batches, settings, world)
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
+    steps = steps_of(batches, settings)
     with common_arguments(settings, steps) as arguments:
         trainer = _PRMTrainer(
             model=load_prm(base, tokenizer.pad_token_id, settings.seed),
-            args=TrainingArguments(**arguments, accelerator_config={"even_batches": False}),
+            args=TrainingArguments(**arguments),
             train_dataset=training,
             data_collator=_Collator(tokenizer.pad_token_id),
         )
-        trainer.batches = batches
+        trainer.batches, trainer.accumulation = batches, settings.accumulation
         report(trainer, log, progress)
         result = trainer.train()
         metrics = {
@@ -149,27 +148,28 @@ def _score_turns(self: Any, input_ids: Tensor, attention_mask: Tensor, positions
     index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
     actions = hidden.gather(1, index).float()
     with torch.autocast(actions.device.type, enabled=False):  # bf16 would round Q to two digits
-        logits: Tensor = self.score(actions)
+        logits = F.linear(actions, self.score.weight.float())
     return logits.squeeze(-1)
 
 
 class _PRMTrainer(TokenBatchTrainer):
     """Trainer with soft cross-entropy over every turn of a batch of episodes."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # The loss is a mean over a batch: Trainer has to divide it by the accumulated batches.
-        self.model_accepts_loss_kwargs = False
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """The number of turns."""
+        return batch["turns"].sum()
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        **_: Any,
+        *,
+        num_items_in_batch: Tensor,
     ) -> Any:
         logits = model(inputs["input_ids"], inputs["attention_mask"], inputs["positions"])
-        loss = soft_bce(logits, inputs["targets"], inputs["turns"])
+        total = soft_bce(logits, inputs["targets"], inputs["turns"])
+        loss = self.scaled(total, num_items_in_batch)
         return (loss, logits) if return_outputs else loss
 
     @torch.no_grad()
@@ -194,12 +194,16 @@ class _PRMTrainer(TokenBatchTrainer):
 
 
 class _Collator:
-    """Pads rows on the right, and their turns likewise; `turns` marks the real ones."""
+    """Pads rows on the right, and their turns likewise; `turns` marks the real ones.
+
+    Of no rows it makes one of padding.
+    """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, samples: Sequence[_Sample]) -> dict[str, Tensor]:
+        samples = samples or [_Sample(Row([self.pad_token_id], [], []), [], 0.0)]
         width = max(len(sample.row.ids) for sample in samples)
         most = max(len(sample.targets) for sample in samples)
         count = len(samples)

@@ -26,7 +26,6 @@ from services.trainer.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    processes,
     report,
     save_fit,
     steps_of,
@@ -57,10 +56,9 @@ def fit_sft(
     """
     tokenizer = load_tokenizer(base)
     found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
-    world = processes().num_processes
     lengths = [len(row.ids) for row in found]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed, world)
-    steps = steps_of(batches, settings, world)
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
+    steps = steps_of(batches, settings)
     with common_arguments(settings, steps) as arguments:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         trainer = _WeightedSFT(
@@ -69,16 +67,15 @@ def fit_sft(
                 **arguments,
                 max_length=None,
                 dataset_kwargs={"skip_prepare_dataset": True},
-                accelerator_config={"even_batches": False},
             ),
             train_dataset=Dataset.from_list(
                 [{"input_ids": r.ids, "weights": _weights(r, settings)} for r in found]
             ),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
-            optimizers=(_optimizer(model, settings), None),
         )
-        trainer.batches = batches
+        trainer.settings = settings
+        trainer.batches, trainer.accumulation = batches, settings.accumulation
         report(trainer, log, progress)
         result = trainer.train()
         metrics = {
@@ -100,23 +97,37 @@ def fit_sft(
 class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
     """TRL's SFTTrainer with a weight for each token."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # The loss is a mean over a batch: Trainer has to divide it by the accumulated batches.
-        self.model_accepts_loss_kwargs = False
+    settings: SFTSettings
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the settings; not given from outside, as FSDP has to make it."""
+        if self.settings.optimizer == "muon":
+            self.optimizer = MuonAdamW(
+                self.model if model is None else model,
+                muon_lr=self.settings.muon_learning_rate,
+                adamw_lr=self.settings.learning_rate,
+                weight_decay=self.settings.weight_decay,
+            )
+        created: torch.optim.Optimizer = super().create_optimizer(model)
+        return created
+
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """The weight of all tokens that are predicted."""
+        return batch["weights"][:, 1:].sum()
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        **_: Any,
+        *,
+        num_items_in_batch: Tensor,
     ) -> Any:
         weights = inputs["weights"]
         log_probs = (plain_log_probs if weights.device.type == "cpu" else fused_log_probs)(
             model, inputs["input_ids"], inputs["attention_mask"], weights > 0
         )
-        loss = weighted_nll(log_probs, weights[:, 1:])
+        loss = self.scaled(weighted_nll(log_probs, weights[:, 1:]), num_items_in_batch)
         return (loss, log_probs) if return_outputs else loss
 
 
@@ -142,12 +153,13 @@ def fused_log_probs(
 
 
 class _Collator:
-    """Pads rows on the right; the weight of padding is 0."""
+    """Pads rows on the right; the weight of padding is 0. Of no rows it makes one of padding."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        rows = rows or [{"input_ids": [self.pad_token_id] * 2, "weights": [0.0, 0.0]}]
         width = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), width), self.pad_token_id)
         weights = torch.zeros(len(rows), width)
@@ -165,15 +177,3 @@ def _weights(row: Row, settings: SFTSettings) -> list[float]:
     for start, end in row.spans:
         weights[start:end] = [1.0] * (end - start)
     return weights
-
-
-def _optimizer(model: torch.nn.Module, settings: SFTSettings) -> MuonAdamW | None:
-    """None stands for Trainer's own AdamW."""
-    if settings.optimizer == "adamw":
-        return None
-    return MuonAdamW(
-        model,
-        muon_lr=settings.muon_learning_rate,
-        adamw_lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -34,8 +35,34 @@ def test_no_small_remainder_is_left() -> None:
     assert [len(batch) for batch in batches] == [6, 6]
 
 
-def test_processes_get_the_same_number_of_batches() -> None:
-    assert len(TokenBatches([9] * 5, budget=10, epochs=3, seed=0, world=4)) == 3 * 8
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    accumulation=st.integers(1, 5),
+    world=st.integers(1, 4),
+)
+def test_a_step_is_the_same_rows_however_many_processes_share_it(
+    lengths: list[int], accumulation: int, world: int
+) -> None:
+    batches = TokenBatches(lengths, budget=100, epochs=2, seed=0)
+    whole = list(batches)
+    shares = [batches.share(accumulation, world, rank) for rank in range(world)]
+    passes = math.ceil(accumulation / world)
+    assert len({len(share) for share in shares}) == 1
+    for step in range(math.ceil(len(whole) / accumulation)):
+        of_step = whole[step * accumulation : (step + 1) * accumulation]
+        shared = [share[step * passes : (step + 1) * passes] for share in shares]
+        assert all(1 <= len(parts) <= passes for parts in shared)
+        rows = sorted(i for parts in shared for part in parts for i in part)
+        assert rows == sorted(i for batch in of_step for i in batch)
+
+
+def test_whole_batches_stay_whole_and_a_single_one_is_cut() -> None:
+    batches = TokenBatches([10] * 4, budget=20, epochs=1, seed=0)
+    first, second = batches
+    assert batches.share(2, 2, 0) == [first]
+    assert batches.share(2, 2, 1) == [second]
+    assert batches.share(1, 2, 0) == [first[:1], second[:1]]
+    assert [batches.share(1, 4, rank)[0] for rank in range(4)] == [first[:1], [], [], first[1:]]
 
 
 def test_little_is_padding() -> None:
