@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ from agentprm.results import read_results
 pytestmark = [pytest.mark.games, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PRESET = Path(__file__).parent / "kill.toml"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _interruptible() -> Iterator[None]:
+    """Children take SIGINT, also where these tests run in the background of a shell."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def pid_of(run: Path, name: str) -> int:
