@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,10 @@ from contextlib import contextmanager
 
 import httpx
 
+from agentprm.cli.processes import free_port
+
 STARTED = 90.0
 """Seconds in which a service has to answer; imports take most of it on a busy machine."""
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agentprm.cli.processes import free_port
 from agentprm.registry import Registry
 from tests.env_server import write_kitchen
 from tests.models import tiny_causal_lm
@@ -57,7 +57,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     registry.adopt(tiny_causal_lm(home / "policy", 0), "policy/0")
     with registry.write("prm/0") as draft:
         tiny_scorer(draft, seed=0)
-    ports = {name: _free_port() for name in ("env", "policy", "prm")}
+    ports = {name: free_port() for name in ("env", "policy", "prm")}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     models = ["--registry", str(registry.root), "--device", "cpu"]
     flags = {
@@ -85,13 +85,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         for process, url in zip(processes, urls.values(), strict=True):
             _wait_until_healthy(process, url)
         yield Guarded(urls, home)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:

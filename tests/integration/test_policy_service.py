@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +12,12 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from agentprm.cli.processes import free_port
 from agentprm.client import PolicyClient, ServiceError
 from agentprm.protocol import Action, ActRequest, Sampling, State, Step
 from agentprm.registry import Registry
 from tests.models import tiny_causal_lm
+from tests.processes import service
 
 STATE = State(
     task="put some mug in cabinet",
@@ -35,35 +31,6 @@ STATE = State(
     admissible=("go to cabinet 1", "go to cabinet 10", "take mug 1 from cabinet 1", "look"),
 )
 CHAT = {"model": "policy", "messages": [{"role": "user", "content": "You see a mug 1."}]}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def service(*flags: str) -> Iterator[str]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.policy", "--port", str(port), *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, "the service ended"
-            try:
-                httpx.get(f"{url}/health").raise_for_status()
-                break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +53,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 def url(registry: Registry) -> Iterator[str]:
     nobody = f"http://127.0.0.1:{free_port()}"
     flags = ["--registry", str(registry.root), "--checkpoint", "policy/0", "--queue", "64"]
-    with service(*flags, "--prm-url", nobody, "--prm-deadline", "1") as url:
+    with service("policy", *flags, "--prm-url", nobody, "--prm-deadline", "1") as (_, url):
         yield url
 
 
@@ -251,7 +218,7 @@ def test_without_a_checkpoint_it_waits_and_after_a_restart_it_serves_the_last(
 ) -> None:
     empty = Registry(tmp_path)
     flags = ["--registry", str(tmp_path), "--prompt", "state"]
-    with service(*flags) as url:
+    with service("policy", *flags) as (_, url):
         body = ActRequest(states=[STATE], sampling=Sampling(max_tokens=4)).model_dump_json()
         answer = post(url, body)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -263,5 +230,5 @@ def test_without_a_checkpoint_it_waits_and_after_a_restart_it_serves_the_last(
                 PolicyClient(url, deadline=1).act(ActRequest(states=[STATE], prm=True))
         metrics = httpx.get(f"{url}/metrics").text
         assert 'agentprm_policy_prompt_tokens_total{source="computed"}' in metrics
-    with service(*flags) as url:
+    with service("policy", *flags) as (_, url):
         assert httpx.get(f"{url}/health").json()["version"] == "policy/1"

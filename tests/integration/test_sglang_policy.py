@@ -27,8 +27,8 @@ from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
 from services.policy.engine.sglang import SGLangEngine
 from services.trainer.tiny import create_tiny
-from tests.integration.test_policy_service import service
 from tests.models import tiny_causal_lm
+from tests.processes import service
 from tests.sglang_server import SGLangServer, sglang_cpu
 
 pytestmark = pytest.mark.timeout(900)
@@ -275,7 +275,7 @@ def test_weights_that_do_not_fit_leave_no_replica_on_them(
 def url(registry: Registry, servers: list[SGLangServer]) -> Iterator[str]:
     flags = ["--registry", str(registry.root), "--checkpoint", "policy/0", "--engine", "sglang"]
     urls = ["--engine-url", ",".join(server.url for server in servers[:2])]
-    with service(*flags, *urls, "--engine-timeout", "60") as url:
+    with service("policy", *flags, *urls, "--engine-timeout", "60") as (_, url):
         yield url
 
 
