@@ -13,6 +13,7 @@ from agentprm.config._config import (
     read_config,
 )
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 
 __all__ = [
     "Config",
@@ -20,9 +21,12 @@ __all__ = [
     "Demonstrations",
     "Evaluation",
     "FitSettings",
+    "GRPOSettings",
     "PRMSettings",
     "PolicyEngine",
+    "PolicyUpdate",
     "Preferences",
+    "RejectionSettings",
     "Rollouts",
     "SFTSettings",
     "Vine",

@@ -65,6 +65,11 @@ class PRMSettings(FitSettings):
     """The discount that the targets were made with; recorded beside the weights."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Part of the games that is held out to measure the fit."""
+    objective: Literal["absolute", "relative"] = "absolute"
+    """`absolute`: Q̂ itself (eq. 2). `relative`: which of two actions in one state has the higher
+    Q̂ (section 2.3)."""
+    pair_margin: float = Field(default=0.1, gt=0, le=1)
+    """With `relative`, least difference in Q̂ between the two actions of a pair."""
 
 
 class DPOSettings(FitSettings):

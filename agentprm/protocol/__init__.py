@@ -30,6 +30,7 @@ from agentprm.protocol._cards import (
     GameSet,
     ModelCard,
     PRMFacts,
+    Ranking,
     ReliabilityBin,
     TrainingData,
 )
@@ -73,6 +74,7 @@ from agentprm.protocol._prm import (
 from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
     Episode,
+    Group,
     Job,
     JobResult,
     Preference,
@@ -114,6 +116,7 @@ __all__ = [
     "Game",
     "GameList",
     "GameSet",
+    "Group",
     "Health",
     "HiddenState",
     "Id",
@@ -131,6 +134,7 @@ __all__ = [
     "Probability",
     "Problem",
     "Provenance",
+    "Ranking",
     "Record",
     "ReliabilityBin",
     "Rendered",

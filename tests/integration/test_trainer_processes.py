@@ -37,7 +37,7 @@ from services.trainer.records import Records
 from tests.processes import service
 from tests.unit.trainer_episodes import create_small, episode
 
-Kind = Literal["sft", "prm", "dpo"]
+Kind = Literal["sft", "prm", "policy"]
 
 # Rows of different lengths, and steps of one, two and three batches: some batches have to be cut.
 COMMON = {"precision": "fp32", "learning_rate": 3e-3, "log_every": 1}
@@ -76,7 +76,7 @@ class Run:
     def job(self, kind: Kind, name: str) -> FitJob:
         out = self.settings.run / name
         out.mkdir()
-        return FitJob(kind=kind, iteration=int(kind == "dpo"), base=self.base, out=out)
+        return FitJob(kind=kind, iteration=int(kind == "policy"), base=self.base, out=out)
 
     def fit_here(self, job: FitJob, config: Config) -> None:
         """As the trainer does it without processes of their own."""
@@ -211,12 +211,12 @@ def test_two_processes_prefer_as_one_does_and_their_weights_are_served(run: Run)
     flags = ["--registry", run.settings.run / "checkpoints", "--device", "cpu"]
     with preferring(run), service("policy", *flags) as (_, url):
         serving = Run(run.settings.model_copy(update={"policy_url": url}), run.base)
-        one, two = serving.job("dpo", "one"), serving.job("dpo", "two")
+        one, two = serving.job("policy", "one"), serving.job("policy", "two")
         serving.fit_here(one, CONFIG)
         curve = run.curves()
         Launcher(serving.settings, 2, "ddp").perform(two)
         require_same(run, one.out, two.out, curve)
-        again = serving.job("dpo", "again")
+        again = serving.job("policy", "again")
         serving.fit_sharded(again)
         require_same(run, one.out, again.out, curve)
 
@@ -225,7 +225,7 @@ def test_without_preferences_the_policy_stays_as_it_is(run: Run) -> None:
     """None is short enough; both processes end."""
     config = CONFIG.model_copy(update={"dpo": DPOSettings(max_tokens=16)})
     (run.settings.run / "config.json").write_text(config.model_dump_json())
-    job = run.job("dpo", "same")
+    job = run.job("policy", "same")
     with preferring(run):
         Launcher(run.settings, 2, "ddp").perform(job)
     weights = [d / "model.safetensors" for d in (run.base, job.out)]
@@ -242,7 +242,7 @@ def test_a_fit_that_fails_says_so(run: Run) -> None:
 
 def test_its_processes_end_with_a_trainer_that_is_killed(run: Run) -> None:
     """They wait for preferences, which nobody sends."""
-    job = run.job("dpo", "never")
+    job = run.job("policy", "never")
     code = (
         "import sys; from services.trainer.app import TrainerSettings as S;"
         "from services.trainer.fits import FitJob; from services.trainer.launch import Launcher;"
