@@ -95,4 +95,4 @@ def log_prob(directory: Path, prompt: Prompt, state: State, action: Action) -> f
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
         log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return sum(log_probs[i - 1, ids[i]].item() for i in range(start, end))
+    return float(sum(log_probs[i - 1, ids[i]].item() for i in range(start, end)))
