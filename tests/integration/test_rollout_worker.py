@@ -131,12 +131,13 @@ def test_a_group_has_every_candidate_with_its_count_and_q(world: World) -> None:
         groups=True,
     )
     played = world.player().play(job)
-    assert (played.preferences, played.dropped) == ([], 1)
-    one, two = played.groups
+    assert (played.preferences, played.dropped) == ([], 0)
+    one, two, three = played.groups
     assert [(c.action.command, c.count, c.q) for c in one.candidates] == [(EAST, 16, 0.9)]
     assert {c.action.command: c.q for c in two.candidates} == {EAST: 0.9, WEST: 0.1}
     assert sum(c.count for c in two.candidates) == 16
     assert two.best.action.command == EAST
+    assert (one.gap, three.gap) == (0, 0)
     assert (two.id, two.attempt, two.state) == ("p/0/1", "1", both)
     assert (two.policy_version, two.prm_version) == ("policy/0", "prm/0")
     [preference] = world.player().play(job.model_copy(update={"groups": False})).preferences
