@@ -12,6 +12,7 @@ from agentprm.config._config import (
     load_config,
     read_config,
 )
+from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
 
 __all__ = [
@@ -19,12 +20,16 @@ __all__ = [
     "DPOSettings",
     "Demonstrations",
     "Evaluation",
+    "Exploration",
     "FitSettings",
     "PRMSettings",
     "PolicyEngine",
+    "Posterior",
     "Preferences",
+    "Reset",
     "Rollouts",
     "SFTSettings",
+    "Steered",
     "Vine",
     "accelerate_file",
     "load_config",

@@ -81,6 +81,7 @@ from agentprm.protocol._records import (
     RolloutJob,
     Start,
     Turn,
+    state_of,
 )
 from agentprm.protocol._states import Action, Message, State, Step
 
@@ -157,4 +158,5 @@ __all__ = [
     "TrainingData",
     "Transcript",
     "Turn",
+    "state_of",
 ]

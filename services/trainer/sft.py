@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +38,25 @@ from services.trainer.rows import Row, all_rows
 
 def fit_sft(
     base: Path,
-    episodes: Iterable[Episode],
+    episodes: Sequence[Episode],
     out: Path,
     settings: SFTSettings,
     prompt: Prompt,
     *,
+    hints: Sequence[str] | None = None,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
     """Train the causal model in `base` on what the agent does in `episodes`; write it to `out`.
 
     The loss is the mean negative log-likelihood of the tokens, an agent's token with weight 1 and
-    any other with `settings.observation_weight`.
+    any other with `settings.observation_weight`. `hints[i]`, where given, is read with episode i.
 
     Raises:
         ValueError: there is nothing to train on.
     """
     tokenizer = load_tokenizer(base)
-    found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
+    found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens, hints)]
     lengths = [len(row.ids) for row in found]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
     steps = steps_of(batches, settings)
