@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from agentprm.config import Exploration
+from agentprm.config import Exploration, Posterior, Reset
 from agentprm.protocol import Episode
 from services.trainer.exploration import Resets, deal, led
 from services.trainer.online import sample_states
@@ -47,8 +47,8 @@ def test_every_way_has_its_share_of_the_rollouts() -> None:
     assert Counter(ways) == {"reset": 20, "steered": 8, "posterior": 4, "plain": 8}
     assert ways == deal(plan, 40, seed=1) != deal(plan, 40, seed=2)
     assert deal(Exploration(), 3, seed=1) == ["plain"] * 3
-    halves = {"reset": {}, "posterior": {}}
-    assert len(deal(Exploration.model_validate(halves), 3, seed=1)) == 3
+    halves = Exploration(reset=Reset(), posterior=Posterior())
+    assert len(deal(halves, 3, seed=1)) == 3
 
 
 def test_the_ways_cannot_have_more_than_all_rollouts() -> None:
