@@ -62,6 +62,11 @@ class _Env:
         return post("/v1/sessions/expert", request, p.SessionList).then(lambda a: a.sessions)
 
     @endpoint
+    def hidden(self, session_id: str) -> Call[p.HiddenState]:
+        """Where everything is (privileged servers only)."""
+        return get(f"/v1/sessions/{session_id}/hidden", p.HiddenState)
+
+    @endpoint
     def close_sessions(self, ids: Sequence[str]) -> Call[None]:
         """Give sessions back. Unknown ones are passed over."""
         request = p.SessionIds(ids=list(ids))

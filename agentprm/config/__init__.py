@@ -12,6 +12,7 @@ from agentprm.config._config import (
     load_config,
     read_config,
 )
+from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 
@@ -20,15 +21,19 @@ __all__ = [
     "DPOSettings",
     "Demonstrations",
     "Evaluation",
+    "Exploration",
     "FitSettings",
     "GRPOSettings",
     "PRMSettings",
     "PolicyEngine",
     "PolicyUpdate",
+    "Posterior",
     "Preferences",
     "RejectionSettings",
+    "Reset",
     "Rollouts",
     "SFTSettings",
+    "Steered",
     "Vine",
     "accelerate_file",
     "load_config",

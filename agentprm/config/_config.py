@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 from agentprm.protocol import Sampling, Split
@@ -65,6 +66,8 @@ class Rollouts(Settings):
     """How the policy is sampled. The targets are of this policy."""
     vine: Vine | None = None
     """Vine rollouts as well, where it is given."""
+    exploration: Exploration = Exploration()
+    """How rollouts begin (section 4.1); by default at the game's beginning."""
 
 
 class Preferences(Settings):

@@ -5,6 +5,10 @@ earlier turn and one forward pass scores every turn. `state`: one prompt per sta
 and the candidate actions inside. Both are Jinja2 files with the variables `mode`, `task`,
 `observation_action_history`, `observation`, `candidate_actions`, `reason` and `action`; a path to
 another file of that kind may be given in place of a name.
+
+A hint is text for the policy alone: it ends the user's first message, as a paragraph of its own,
+whatever the template. So the hash of the template names how a state is rendered in training, where
+there are no hints, and a sample tells its hint beside it.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ class Prompt:
         """Twelve hexadecimal digits that name this template in every sample."""
         return hashlib.sha256(self.source.encode()).hexdigest()[:12]
 
-    def messages(self, state: State) -> list[Message]:
+    def messages(self, state: State, hint: str = "") -> list[Message]:
         """The conversation up to the point where the agent answers in `state`."""
         if not self.append_only:
             history = [
@@ -65,17 +69,25 @@ class Prompt:
                 observation_action_history=history,
                 candidate_actions=list(state.admissible),
             )
-            return [Message(role="user", content=content)]
-        messages = self.transcript(state.task, state.history)
-        return [*messages, self._observed(state.task, state.observation, first=not state.history)]
+            return [Message(role="user", content=_hinted(content, hint))]
+        messages = self.transcript(state.task, state.history, hint)
+        if state.history:
+            return [*messages, self._observed(state.task, state.observation)]
+        return [*messages, self._first(state.task, state.observation, hint)]
 
-    def transcript(self, task: str, steps: tuple[Step, ...] | list[Step]) -> list[Message]:
+    def transcript(
+        self, task: str, steps: tuple[Step, ...] | list[Step], hint: str = ""
+    ) -> list[Message]:
         """A whole episode as one conversation, each assistant message an action (`chat` only)."""
         if not self.append_only:
             raise ValueError("only an append-only prompt renders an episode as one conversation")
         messages = [Message(role="system", content=self._message("system", task=task))]
         for t, step in enumerate(steps):
-            messages.append(self._observed(task, step.observation, first=t == 0))
+            messages.append(
+                self._observed(task, step.observation)
+                if t
+                else self._first(task, step.observation, hint)
+            )
             messages.append(Message(role="assistant", content=self.action_text(step.action)))
         return messages
 
@@ -83,9 +95,13 @@ class Prompt:
         """The assistant's message for `action`."""
         return self._message("output", reason=action.reason, action=action.command)
 
-    def _observed(self, task: str, observation: str, *, first: bool) -> Message:
-        mode = "first" if first else "observation"
-        return Message(role="user", content=self._message(mode, task=task, observation=observation))
+    def _first(self, task: str, observation: str, hint: str) -> Message:
+        content = self._message("first", task=task, observation=observation)
+        return Message(role="user", content=_hinted(content, hint))
+
+    def _observed(self, task: str, observation: str) -> Message:
+        content = self._message("observation", task=task, observation=observation)
+        return Message(role="user", content=content)
 
     def _render(self, mode: str, **variables: object) -> str:
         defaults = {
@@ -97,6 +113,10 @@ class Prompt:
             "action": "",
         }
         return self._template.render({**defaults, **variables, "mode": mode})
+
+
+def _hinted(content: str, hint: str) -> str:
+    return f"{content}\n\n{hint}" if hint else content
 
 
 def load_prompt(name_or_path: str = "chat") -> Prompt:

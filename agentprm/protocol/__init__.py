@@ -83,6 +83,7 @@ from agentprm.protocol._records import (
     RolloutJob,
     Start,
     Turn,
+    state_of,
 )
 from agentprm.protocol._states import Action, Message, State, Step
 
@@ -161,4 +162,5 @@ __all__ = [
     "TrainingData",
     "Transcript",
     "Turn",
+    "state_of",
 ]

@@ -13,6 +13,7 @@ from agentprm.protocol._base import (
     Record,
     Request,
     Seed,
+    Text,
 )
 from agentprm.protocol._states import Action, State
 
@@ -47,9 +48,13 @@ class ActRequest(Request):
     answered as if without `prm`, and marked.
 
     With `seed`, state i is sampled from the seed and i alone, whatever else is in the batch.
+
+    `hints[i]` is text that the policy reads with state i, and nobody else: it is no part of the
+    state, so neither the PRM nor anything that is trained on the answer sees it. Empty is none.
     """
 
     states: list[State] = Field(min_length=1, max_length=MAX_BATCH)
+    hints: list[Text] | None = None
     n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
     prm: bool = False
     q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)
@@ -65,6 +70,8 @@ class ActRequest(Request):
                 f"`states` x `n` x `sampling.max_tokens` is {tokens} tokens, "
                 f"at most {MAX_ACTION_TOKENS}"
             )
+        if self.hints is not None and len(self.hints) != len(self.states):
+            raise ValueError("give one hint for each of `states`")
         if not self.prm and (self.q_temperature > 0 or self.allow_degraded):
             raise ValueError("`q_temperature` and `allow_degraded` have no meaning without `prm`")
         return self

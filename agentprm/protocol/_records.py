@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from agentprm.protocol._base import MAX_STEPS, Record
-from agentprm.protocol._env import Game
+from agentprm.protocol._env import Game, Session
 from agentprm.protocol._policy import Candidate, Sampling
 from agentprm.protocol._prm import Transcript
 from agentprm.protocol._states import Action, State, Step
@@ -35,6 +36,9 @@ class Provenance(Record):
     template_hash: str
     sampling: Sampling | None = None
     best_of: int = 1
+    hint: str = ""
+    """What the policy read beside the states. It tells where an episode comes from; no prompt that
+    is trained on may hold it."""
 
 
 class Episode(Record):
@@ -60,15 +64,8 @@ class Episode(Record):
         return sum(turn.reward for turn in self.turns)
 
     def state(self, t: int) -> State:
-        """s_t, as the policy saw it."""
-        history = tuple(Step(observation=u.observation, action=u.action) for u in self.turns[:t])
-        turn = self.turns[t]
-        return State(
-            task=self.game.task,
-            history=history,
-            observation=turn.observation,
-            admissible=turn.admissible,
-        )
+        """s_t, as the policy saw it, without the hint."""
+        return state_of(self.game.task, self.turns[:t], self.turns[t])
 
     def transcript(self) -> Transcript:
         """The episode as the PRM takes it."""
@@ -76,15 +73,29 @@ class Episode(Record):
         return Transcript(task=self.game.task, steps=steps)
 
 
+def state_of(task: str, past: Sequence[Turn], now: Turn | Session) -> State:
+    """The state in which a turn is, or is to be, played."""
+    return State(
+        task=task,
+        history=tuple(Step(observation=u.observation, action=u.action) for u in past),
+        observation=now.observation,
+        admissible=tuple(now.admissible),
+    )
+
+
 class Start(Record):
     """Where a rollout begins: after `turns` of an earlier episode of the same game.
 
     Every one of their commands was admissible; what else was admissible then may be left out. The
     first turn that is played is `action`, where it is given.
+
+    With `rationalise` only the commands of `turns` and `action` are kept, and the actor, a policy,
+    gives its own reasons for them: those given were written by one who knew more than it does.
     """
 
     turns: tuple[Turn, ...] = Field(default=(), max_length=MAX_STEPS)
     action: Action | None = None
+    rationalise: bool = False
 
 
 class RolloutJob(Record):
@@ -92,13 +103,17 @@ class RolloutJob(Record):
 
     The actor is the policy (which must serve `policy_version`, and the PRM `prm_version` where
     `best_of` > 1), or the environment's expert. With `starts`, game k begins at `starts[k]`;
-    `max_steps` counts from the game's beginning all the same.
+    `max_steps` counts from the game's beginning all the same. `hints[k]` is what the policy reads
+    beside the states of game k; with `privileged` that is where the things of the task are, which
+    the environment must be willing to tell.
     """
 
     kind: Literal["rollout"] = "rollout"
     id: str
     games: list[str]
     starts: list[Start] | None = None
+    hints: list[str] | None = None
+    privileged: bool = False
     seed: int
     actor: Literal["policy", "expert"] = "policy"
     policy_version: str | None = None
@@ -116,6 +131,12 @@ class RolloutJob(Record):
     def _one_start_a_game(self) -> RolloutJob:
         if self.starts is not None and len(self.starts) != len(self.games):
             raise ValueError("give one start for each of `games`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_hint_a_game(self) -> RolloutJob:
+        if self.hints is not None and (self.privileged or len(self.hints) != len(self.games)):
+            raise ValueError("give one hint for each of `games`, or `privileged`")
         return self
 
 

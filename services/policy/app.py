@@ -72,7 +72,11 @@ def build_app(settings: PolicySettings) -> FastAPI:
     @app.post("/v1/act", response_model=ActResponse, responses=problems(429))
     async def _act(request: ActRequest) -> Response:
         seed = secrets.randbits(31) if request.seed is None else request.seed
-        queries = [Query(state, (seed, k)) for k, state in enumerate(request.states)]
+        hints = request.hints or [""] * len(request.states)
+        queries = [
+            Query(state, (seed, k), hint)
+            for k, (state, hint) in enumerate(zip(request.states, hints, strict=True))
+        ]
 
         def work(engine: Engine, items: Sequence[Query]) -> list[ActResult]:
             return decoder.act(engine, items, request.n, request.sampling)

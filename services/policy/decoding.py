@@ -20,6 +20,7 @@ class Query:
 
     state: State
     key: tuple[int, int]
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Decoder:
     def _free(
         self, engine: Engine, queries: Sequence[Query], n: int, sampling: Sampling
     ) -> list[list[Candidate]]:
-        prompts = [Prompt(tuple(self.template.messages(q.state)), q.key) for q in queries]
+        prompts = [Prompt(tuple(self.template.messages(q.state, q.hint)), q.key) for q in queries]
         draw = Draw(n, sampling.temperature, sampling.max_tokens)
         found = []
         for samples in engine.generate(prompts, draw):
@@ -104,7 +105,7 @@ class Decoder:
         when it was sampled.
         """
         frame = self._frame
-        messages = [tuple(self.template.messages(query.state)) for query in queries]
+        messages = [tuple(self.template.messages(query.state, query.hint)) for query in queries]
         prompts = [
             Prompt(conversation, query.key, opening=frame.head)
             for conversation, query in zip(messages, queries, strict=True)

@@ -28,11 +28,13 @@ from agentprm.protocol import (
     Session,
     Start,
     State,
-    Step,
     StepSession,
     StepSessions,
     Turn,
+    state_of,
 )
+from services.rollout.privileged import whereabouts
+from services.rollout.reasons import SAMPLES, rationalised
 
 CLOSE_DEADLINE = 5.0
 """Seconds to give sessions back; those left are reaped by the environment."""
@@ -119,7 +121,11 @@ class Player:
         try:
             if job.actor == "expert":
                 sessions = self._env.experts(ids)
-            games = [_Game(*pair) for pair in zip(sessions, starts, strict=True)]
+            hints = self._hints(job, sessions)
+            starts = rationalised(
+                lambda states, t: self._ask(job, states, f"reason {t}", n=SAMPLES), sessions, starts
+            )
+            games = [_Game(*each) for each in zip(sessions, starts, hints, strict=True)]
             self._begin(job, games)
             template_hash = self._play_out(job, games)
         finally:
@@ -133,6 +139,12 @@ class Player:
             best_of=job.best_of,
         )
         return [game.episode(job, k, provenance) for k, game in enumerate(games)]
+
+    def _hints(self, job: RolloutJob, sessions: Sequence[Session]) -> list[str]:
+        """What the policy reads beside the states of each game."""
+        if job.privileged:
+            return [whereabouts(s.game.task, self._env.hidden(s.id)) for s in sessions]
+        return job.hints or [""] * len(sessions)
 
     def _begin(self, job: RolloutJob, games: Sequence[_Game]) -> None:
         """Play the first actions that were given."""
@@ -152,25 +164,46 @@ class Player:
             if job.actor == "expert":
                 decisions = [game.expert() for game in live]
             else:
-                answer = self._act(job, [game.state() for game in live], turn)
+                answer = self._act(job, live, turn)
                 template_hash = answer.template_hash
                 decisions = [_decision(answer, result) for result in answer.results]
             self._step(job, live, decisions)
         return template_hash
 
-    def _act(self, job: RolloutJob, states: list[State], turn: int) -> ActResponse:
-        answer = self._policy.act(
-            ActRequest(
-                states=states,
-                n=job.best_of,
-                prm=job.best_of > 1,
-                sampling=job.sampling,
-                seed=_turn_seed(job.seed, turn),
-            )
+    def _act(self, job: RolloutJob, games: Sequence[_Game], turn: int) -> ActResponse:
+        answer = self._ask(
+            job,
+            [game.state() for game in games],
+            turn,
+            n=job.best_of,
+            prm=job.best_of > 1,
+            hints=[game.hint for game in games],
         )
-        _require("policy", job.policy_version, answer.policy_version)
         if job.best_of > 1:
             _require("prm", job.prm_version, answer.prm_version)
+        return answer
+
+    def _ask(
+        self,
+        job: RolloutJob,
+        states: list[State],
+        purpose: int | str,
+        *,
+        n: int,
+        prm: bool = False,
+        hints: list[str] | None = None,
+    ) -> ActResponse:
+        """Answers of the job's policy, their randomness of their own for each `purpose`."""
+        request = ActRequest(
+            states=states,
+            hints=hints,
+            n=n,
+            prm=prm,
+            sampling=job.sampling,
+            seed=_seed(job.seed, purpose),
+        )
+        answer = self._policy.act(request)
+        _require("policy", job.policy_version, answer.policy_version)
         return answer
 
     def _step(self, job: RolloutJob, live: list[_Game], decisions: list[_Decision]) -> None:
@@ -257,20 +290,15 @@ class _Decision:
 class _Game:
     """A session and the turns played in it, those before its start included."""
 
-    def __init__(self, session: Session, start: Start) -> None:
+    def __init__(self, session: Session, start: Start, hint: str) -> None:
         self.session = session
+        self.hint = hint
         self.first = start.action
         self._start = len(start.turns)
         self._turns = list(start.turns)
 
     def state(self) -> State:
-        history = tuple(Step(observation=t.observation, action=t.action) for t in self._turns)
-        return State(
-            task=self.session.game.task,
-            history=history,
-            observation=self.session.observation,
-            admissible=tuple(self.session.admissible),
-        )
+        return state_of(self.session.game.task, self._turns, self.session)
 
     def expert(self) -> _Decision:
         if self.session.expert is None:
@@ -301,7 +329,7 @@ class _Game:
             turns=tuple(self._turns),
             final_observation=self.session.observation,
             won=self.session.won,
-            provenance=provenance,
+            provenance=provenance.model_copy(update={"hint": self.hint}),
         )
 
 
@@ -360,6 +388,6 @@ def _require(name: str, wanted: str | None, got: str | None) -> None:
         raise PlayError(f"{name} answered with {got}, not {wanted}")
 
 
-def _turn_seed(seed: int, turn: int) -> int:
+def _seed(seed: int, purpose: int | str) -> int:
     """A seed for every turn, so that equal draws do not recur along an episode."""
-    return random.Random(f"{seed}/{turn}").getrandbits(31)
+    return random.Random(f"{seed}/{purpose}").getrandbits(31)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
-from agentprm.protocol import Game, PreferenceJob, RolloutJob, Sampling, Split
+from agentprm.protocol import Game, PreferenceJob, RolloutJob, Sampling, Split, Start
 from agentprm.queue import Offer, Queue
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
@@ -68,6 +68,9 @@ class Collector:
         stage: str,
         games: Sequence[Game],
         *,
+        starts: Sequence[Start] | None = None,
+        hints: Sequence[str] | None = None,
+        privileged: bool = False,
         actor: Literal["policy", "expert"] = "policy",
         policy: str | None = None,
         prm: str | None = None,
@@ -81,6 +84,9 @@ class Collector:
             RolloutJob(
                 id=f"{stage}-{k:04d}",
                 games=[game.id for game in games[start : start + self.batch]],
+                starts=starts and list(starts[start : start + self.batch]),
+                hints=hints and list(hints[start : start + self.batch]),
+                privileged=privileged,
                 seed=(first + start) % 2**31,
                 actor=actor,
                 policy_version=policy,

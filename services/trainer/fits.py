@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from agentprm.config import Config
 from agentprm.prompts import Prompt
+from agentprm.protocol import Episode
 from agentprm.registry import Registry
 from services.trainer.collect import Services
 from services.trainer.prm import fit_prm
@@ -23,6 +24,7 @@ from services.trainer.relative import fit_relative_prm
 from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
 from services.trainer.targets import monte_carlo_targets
+from services.trainer.tiny.hindsight import hindsight_hints
 from services.trainer.updates import UPDATES, Reports, Workplace
 from services.trainer.updates.base import Log
 
@@ -30,7 +32,7 @@ from services.trainer.updates.base import Log
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "prm", "policy"]
+    kind: Literal["sft", "prm", "policy", "explorer"]
     iteration: int
     """i of the π_i or Q_i that is made."""
     base: Path
@@ -64,15 +66,42 @@ class Fits:
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
-        {"sft": self._sft, "prm": self._prm, "policy": self._policy}[job.kind](job)
+        fits = {
+            "sft": self._sft,
+            "prm": self._prm,
+            "policy": self._policy,
+            "explorer": self._explorer,
+        }
+        fits[job.kind](job)
 
     def _sft(self, job: FitJob) -> None:
         """π_0: supervised fine-tuning on the demonstrations that were won."""
         episodes = [e for e in self.records.episodes("demonstrations") if e.won]
         self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
-        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, "pi_0")})
-        reports = self._reports("pi_0")
-        summary = fit_sft(job.base, episodes, job.out, settings, self.prompt, **reports)
+        steered = self.config.rollouts.exploration.steered
+        seed = derive(self.config.seed, "hindsight")
+        hints = hindsight_hints(episodes, steered.hindsight, seed) if steered else None
+        self._imitate("pi_0", job, episodes, hints)
+
+    def _explorer(self, job: FitJob) -> None:
+        """The explorer: fine-tuning on demonstrations in whose prompts stands where things are."""
+        episodes = [e for e in self.records.episodes("explorer-demonstrations") if e.won]
+        self.progress.start("explorer", f"fine-tuning on {len(episodes)} privileged demonstrations")
+        self._imitate("explorer", job, episodes, [e.provenance.hint for e in episodes])
+
+    def _imitate(
+        self, stage: str, job: FitJob, episodes: list[Episode], hints: list[str] | None
+    ) -> None:
+        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, stage)})
+        summary = fit_sft(
+            job.base,
+            episodes,
+            job.out,
+            settings,
+            self.prompt,
+            hints=hints,
+            **self._reports(stage),
+        )
         self.progress.end(summary)
 
     def _prm(self, job: FitJob) -> None:

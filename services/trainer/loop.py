@@ -18,6 +18,7 @@ from agentprm.registry import Registry
 from agentprm.results import Row, write_results
 from services.trainer.collect import Collector, Services
 from services.trainer.evaluation import evaluate
+from services.trainer.exploration import EXPLORER, begin, rollout_jobs, success_by_way
 from services.trainer.fits import FitJob, Fits
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
@@ -65,6 +66,7 @@ class Loop:
         """Everything from demonstrations to the table, going on where an earlier run stopped."""
         self.demonstrate()
         self.imitate()
+        self.explain()
         rows = [self._evaluate(0, None)]
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
@@ -95,18 +97,36 @@ class Loop:
         with self.registry.write("policy/0") as out:
             self._fit(FitJob(kind="sft", iteration=0, base=base, out=out))
 
+    def explain(self) -> None:
+        """The explorer, where there is to be one: π_0 learns to read where things are."""
+        if self.config.rollouts.exploration.posterior is None:
+            return
+        stage = "explorer-demonstrations"
+        plan = self.config.demonstrations
+        games = self.collector.games(Split.TRAIN, plan.games, "demonstrations")
+        jobs = self.collector.jobs(stage, games, actor="expert", privileged=True)
+        self.collector.collect(stage, jobs, f"the expert plays {len(games)} games, all told")
+        if self._skip(EXPLORER, "explorer"):
+            return
+        base = self.registry.open("policy/0")
+        with self.registry.write(EXPLORER) as out:
+            self._fit(FitJob(kind="explorer", iteration=0, base=base, out=out))
+
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
 
     def roll_out(self, i: int) -> None:
-        """π_i plays train games, several times each."""
+        """π_i plays train games, several times each; see `exploration` for how it begins."""
         plan = self.config.rollouts
         stage = f"pi_{i}-rollouts"
         games = self.collector.games(Split.TRAIN, plan.games, "rollouts", skip=i * plan.games)
         games = [game for game in games for _ in range(plan.per_game)]
-        jobs = self.collector.jobs(stage, games, policy=f"policy/{i}", sampling=plan.sampling)
+        beginnings = begin(self.collector, plan.exploration, i, games, plan.sampling)
+        jobs = rollout_jobs(self.collector, stage, beginnings, f"policy/{i}", plan.sampling)
         self.collector.collect(
             stage, jobs, f"π_{i} plays {plan.games} train games {plan.per_game} times"
         )
+        won = success_by_way(beginnings, self.records.episodes(stage))
+        self.metrics.log(stage, i, won)
 
     def branch(self, i: int) -> None:
         """Vine rollouts: π_i goes on from states of its rollouts, several times an action."""

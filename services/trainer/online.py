@@ -26,12 +26,14 @@ S = TypeVar("S", Preference, Group)
 def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: int) -> list[State]:
     """At most `count` states of D in random order, at most `per_game` of one game.
 
-    States with one admissible command leave nothing to prefer and are left out.
+    States with one admissible command leave nothing to prefer and are left out, and so are those
+    before an episode's start.
     """
     rng = random.Random(seed)
     by_game: dict[str, list[tuple[Episode, int]]] = defaultdict(list)
     for episode in episodes:
-        turns = (t for t, turn in enumerate(episode.turns) if len(turn.admissible) != 1)
+        played = range(episode.start, len(episode.turns))
+        turns = (t for t in played if len(episode.turns[t].admissible) != 1)
         by_game[episode.game.id].extend((episode, t) for t in turns)
     picked = [
         place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentprm.encoding import Tokenizer, encode
@@ -20,48 +20,56 @@ class Row:
 
 
 def episode_rows(
-    tokenizer: Tokenizer, prompt: Prompt, episode: Episode, max_tokens: int
+    tokenizer: Tokenizer, prompt: Prompt, episode: Episode, max_tokens: int, hint: str = ""
 ) -> list[Row]:
     """The episode as one row, or, where the prompt renders single states, one row a turn.
 
     Turns before the episode's start are read but are none of `turns`. Turns that end beyond
-    `max_tokens` are left out; a row without a turn is not returned.
+    `max_tokens` are left out; a row without a turn is not returned. The `hint` that an episode was
+    played with is read only where it is given here.
     """
     played = range(episode.start, len(episode.turns))
     if prompt.append_only:
         transcript = episode.transcript()
-        encoded = encode(tokenizer, prompt.transcript(transcript.task, transcript.steps))
+        encoded = encode(tokenizer, prompt.transcript(transcript.task, transcript.steps, hint))
         rows = [Row(encoded.ids, encoded.spans[episode.start :], list(played))]
     else:
         rows = []
         for t in played:
-            ids, span = action_row(tokenizer, prompt, episode.state(t), episode.turns[t].action)
+            state, action = episode.state(t), episode.turns[t].action
+            ids, span = action_row(tokenizer, prompt, state, action, hint)
             rows.append(Row(ids, [span], [t]))
     return [short for row in rows if (short := _shortened(row, max_tokens)).spans]
 
 
 def action_row(
-    tokenizer: Tokenizer, prompt: Prompt, state: State, action: Action
+    tokenizer: Tokenizer, prompt: Prompt, state: State, action: Action, hint: str = ""
 ) -> tuple[list[int], tuple[int, int]]:
     """The ids of `state` with `action` as the answer, and the answer's span, which ends the ids."""
     answer = Message(role="assistant", content=prompt.action_text(action))
-    encoded = encode(tokenizer, [*prompt.messages(state), answer])
+    encoded = encode(tokenizer, [*prompt.messages(state, hint), answer])
     start, end = encoded.spans[-1]
     return encoded.ids[:end], (start, end)
 
 
 def all_rows(
-    tokenizer: Tokenizer, prompt: Prompt, episodes: Iterable[Episode], max_tokens: int
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    episodes: Sequence[Episode],
+    max_tokens: int,
+    hints: Sequence[str] | None = None,
 ) -> list[tuple[int, Row]]:
-    """The rows of all episodes, each with the index of its episode.
+    """The rows of all episodes, each with the index of its episode; `hints[i]` is for episode i.
 
     Raises:
         ValueError: there is not one row.
     """
     rows = [
         (i, row)
-        for i, episode in enumerate(episodes)
-        for row in episode_rows(tokenizer, prompt, episode, max_tokens)
+        for i, (episode, hint) in enumerate(
+            zip(episodes, hints or [""] * len(episodes), strict=True)
+        )
+        for row in episode_rows(tokenizer, prompt, episode, max_tokens, hint)
     ]
     if not rows:
         raise ValueError(f"no episode with a turn of at most {max_tokens} tokens to train on")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,23 @@ from services.trainer.rows import Row, all_rows
 
 def fit_sft(
     base: Path,
-    episodes: Iterable[Episode],
+    episodes: Sequence[Episode],
     out: Path,
     settings: SFTSettings,
     prompt: Prompt,
     *,
+    hints: Sequence[str] | None = None,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
     """Train the causal model in `base` on what the agent does in `episodes`; write it to `out`.
 
+    `hints[i]`, where given, is read with episode i.
+
     Raises:
         ValueError: there is nothing to train on.
     """
-    rows = all_rows(load_tokenizer(base), prompt, episodes, settings.max_tokens)
+    rows = all_rows(load_tokenizer(base), prompt, episodes, settings.max_tokens, hints)
     found = [row for _, row in rows]
     return fit_rows(base, found, out, settings, prompt, log=log, progress=progress)
 

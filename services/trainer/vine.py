@@ -41,11 +41,20 @@ class Place:
         """What the episode did there."""
         return self.episode.turns[self.t].action
 
-    def start(self, action: Action) -> Start:
-        """A rollout that does `action` there."""
+    def start(self, action: Action | None = None) -> Start:
+        """A rollout that begins there, with `action` where it is given."""
         turns = self.episode.turns[: self.t]
         bare = tuple(turn.model_copy(update={"admissible": ()}) for turn in turns)
         return Start(turns=bare, action=action)
+
+
+def reachable(episode: Episode) -> range:
+    """The turns that the episode played in states that a prefix of its commands reaches again:
+    those up to the first command that was not admissible."""
+    played = range(episode.start, len(episode.turns))
+    turns = episode.turns
+    ends = (t + 1 for t in played if turns[t].action.command not in turns[t].admissible)
+    return range(episode.start, next(ends, len(turns)))
 
 
 def sample_places(episodes: Sequence[Episode], count: int, seed: int) -> list[Place]:
@@ -58,12 +67,10 @@ def sample_places(episodes: Sequence[Episode], count: int, seed: int) -> list[Pl
     """
     places: dict[bytes, Place] = {}
     for episode in episodes:
-        for t, (state, _) in enumerate(keys(episode)):
-            turn = episode.turns[t]
-            if len(turn.admissible) != 1:
-                places.setdefault(state, Place(episode, t))
-            if turn.action.command not in turn.admissible:
-                break
+        states = [state for state, _ in keys(episode)]
+        for t in reachable(episode):
+            if len(episode.turns[t].admissible) != 1:
+                places.setdefault(states[t], Place(episode, t))
     drawn = heapq.nsmallest(count, places, key=lambda state: derive(seed, state.hex()))
     return [places[state] for state in drawn]
 
