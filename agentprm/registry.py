@@ -1,9 +1,10 @@
 """Checkpoints: immutable numbered directories, safetensors only, marked STABLE when complete.
 
-`root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
-the fit of π_1 handed to the policy service. A directory is written under a temporary name, synced,
-renamed, and only then gets its STABLE mark, which lists every file with its size and SHA-256.
-What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked versions.
+`root/policy/1` is π_1, `root/prm/0` is Q_0, `root/online/1.3` is the third set of weights that the
+fit of π_1 handed to the policy service, and `root/expert/0` a policy that demonstrates. A directory
+is written under a temporary name, synced, renamed, and only then gets its STABLE mark, which lists
+every file with its size and SHA-256. What a crash leaves behind is never marked: drafts
+(`.draft-*`) and unmarked versions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import orjson
 
 STABLE = "STABLE"
-_VERSION = re.compile(r"(?P<kind>policy|prm|online)/[0-9]+(\.[0-9]+)?")
+_VERSION = re.compile(r"(?P<kind>policy|prm|online|expert)/[0-9]+(\.[0-9]+)?")
 _PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -55,7 +56,7 @@ class Registry:
         return (self.path(version) / STABLE).is_file()
 
     def versions(self, kind: str) -> list[str]:
-        """The STABLE versions of `policy`, `prm` or `online`, oldest first."""
+        """The STABLE versions of a kind, such as `policy` or `prm`, oldest first."""
         found = (f"{kind}/{p.parent.name}" for p in (self.root / kind).glob(f"*/{STABLE}"))
         return sorted(filter(_VERSION.fullmatch, found), key=number)
 

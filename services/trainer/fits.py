@@ -16,7 +16,7 @@ from typing import Literal, TypedDict
 import structlog
 from pydantic import BaseModel
 
-from agentprm.config import Config
+from agentprm.config import Algorithm, Config
 from agentprm.prompts import Prompt
 from agentprm.protocol import State
 from agentprm.registry import STABLE, Registry, number
@@ -24,6 +24,7 @@ from services.trainer.collect import Services
 from services.trainer.dpo import NoPreferencesError, fit_dpo
 from services.trainer.fitting import Save, ignore
 from services.trainer.inbox import Inbox
+from services.trainer.inverse import fit_inverse_prm
 from services.trainer.online import PreferenceSource, sample_states
 from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
@@ -31,6 +32,7 @@ from services.trainer.records import Records
 from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
 from services.trainer.targets import monte_carlo_targets
+from services.trainer.transitions import draw_transitions, read_next_actions
 
 log = structlog.get_logger()
 
@@ -44,7 +46,7 @@ Log = Callable[[str, int, Mapping[str, float]], None]
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "prm", "dpo"]
+    kind: Literal["sft", "prm", "inverse-prm", "dpo"]
     iteration: int
     """i of the π_i or Q_i that is made."""
     base: Path
@@ -84,11 +86,21 @@ class Fits:
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
-        {"sft": self._sft, "prm": self._prm, "dpo": self._dpo}[job.kind](job)
+        fits = {
+            "sft": self._sft,
+            "prm": self._prm,
+            "inverse-prm": self._inverse_prm,
+            "dpo": self._dpo,
+        }
+        fits[job.kind](job)
 
     def _sft(self, job: FitJob) -> None:
-        """π_0: supervised fine-tuning on the demonstrations that were won."""
-        episodes = [e for e in self.records.episodes("demonstrations") if e.won]
+        """π_0: supervised fine-tuning on the demonstrations that were won.
+
+        InversePRM takes all of them: the expert is to be believed, and may not tell outcomes.
+        """
+        believed = self.config.algorithm is Algorithm.INVERSE_PRM
+        episodes = [e for e in self.records.episodes("demonstrations") if e.won or believed]
         self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
         settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, "pi_0")})
         reports = self._reports("pi_0")
@@ -106,6 +118,26 @@ class Fits:
         settings = self.config.prm.model_copy(update=updates)
         reports = self._reports(f"q_{i}")
         summary = fit_prm(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
+        self.progress.end(summary)
+
+    def _inverse_prm(self, job: FitJob) -> None:
+        """Q_i from what tells the demonstrations from π_0's to π_i's rollouts (algorithm 2)."""
+        i = job.iteration
+        expert, learner = draw_transitions(self.records, i, self.config.seed)
+        what = f"telling {len(expert)} episodes of the expert from {len(learner)} of the learner"
+        self.progress.start(f"q_{i}", what)
+        updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
+        summary = fit_inverse_prm(
+            job.base,
+            expert,
+            learner,
+            read_next_actions(self.records, f"pi_{i}-next-actions"),
+            job.out,
+            self.config.prm.model_copy(update=updates),
+            self.prompt,
+            self.config.max_steps,
+            **self._reports(f"q_{i}"),
+        )
         self.progress.end(summary)
 
     def _dpo(self, job: FitJob) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
-from agentprm.config import PRMSettings
+from agentprm.config import Algorithm, PRMSettings
 from agentprm.prompts import Prompt
 from agentprm.protocol import Calibration, Episode, GameSet, PRMFacts, TrainingData
 from services.trainer.batches import TokenBatches, under_budget
@@ -95,11 +95,12 @@ def fit_prm(
         }
         known = PRMFacts(
             template_hash=prompt.hash,
+            algorithm=Algorithm.AGENT_PRM,
             gamma=settings.gamma,
             data=TrainingData(
                 splits=sorted({episode.game.split for episode in episodes}),
-                training=_game_set(episodes, sides[0]),
-                validation=_game_set(episodes, sides[1]),
+                training=game_set(episodes, sides[0]),
+                validation=game_set(episodes, sides[1]),
             ),
         )
         if validation:
@@ -109,7 +110,7 @@ def fit_prm(
             held_out = Calibration(
                 ece=measures["ece"],
                 turns=len(scored.q),
-                games=len(_games(episodes, sides[1])),
+                games=len(games_of(episodes, sides[1])),
                 bins=reliability(scored),
             )
             known = known.model_copy(update={"calibration": held_out})
@@ -117,8 +118,8 @@ def fit_prm(
             "kind": "prm",
             **known.model_dump(mode="json"),
             "settings": settings.model_dump(),
-            "training_games": _games(episodes, sides[0]),
-            "validation_games": _games(episodes, sides[1]),
+            "training_games": games_of(episodes, sides[0]),
+            "validation_games": games_of(episodes, sides[1]),
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
@@ -129,7 +130,8 @@ def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
     """The classifier of `base`, whose forward pass takes positions and gives a logit for each.
 
     `forward(input_ids, attention_mask, positions)`: positions of shape (batch, turns) are those of
-    the last tokens of the actions; the logits have the same shape. transformers' own forward gives
+    the last tokens of the actions; the logits have the same shape. `position_ids` are given where
+    they do not follow from the order of the tokens. transformers' own forward gives
     one logit a row. It is the method of the model that is replaced, and not a function beside it,
     because distributed wrappers synchronise around that method.
     """
@@ -142,8 +144,19 @@ def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
     return model
 
 
-def _score_turns(self: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-    outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+def _score_turns(
+    self: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    outputs = self.base_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+    )
     hidden: Tensor = outputs.last_hidden_state
     index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
     actions = hidden.gather(1, index).float()
@@ -249,11 +262,13 @@ def _samples(
     ]
 
 
-def _games(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
+def games_of(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
+    """The ids of the games of some episodes."""
     return sorted({episodes[i].game.id for i in side})
 
 
-def _game_set(episodes: Sequence[Episode], side: Sequence[int]) -> GameSet:
-    games = _games(episodes, side)
+def game_set(episodes: Sequence[Episode], side: Sequence[int]) -> GameSet:
+    """What a checkpoint says of them."""
+    games = games_of(episodes, side)
     digest = hashlib.sha256("\n".join(games).encode()).hexdigest()[:12]
     return GameSet(games=len(games), episodes=len(side), hash=digest)
