@@ -54,7 +54,7 @@ def sample_next_actions(
         ServiceError: the policy does not answer.
         RuntimeError: it answers with another version.
     """
-    places = [(e, t) for e in episodes for t in range(e.start + 1, len(e.turns))]
+    places = list(_turn_by_turn(episodes))
     finished = collector.records.finished(stage)
     missing = {
         job_id: places[start : start + _STATES]
@@ -118,6 +118,15 @@ def _asked(
     ]
     seconds = time.monotonic() - started
     return JobResult(job_id=job_id, worker="trainer", seconds=seconds, next_actions=chosen)
+
+
+def _turn_by_turn(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, int]]:
+    """The states behind transitions, in the order in which playing some episodes at a time would
+    come by them: the policy's prefix cache knows each but for its last turn."""
+    for first in range(0, len(episodes), _STATES):
+        some = episodes[first : first + _STATES]
+        for t in range(1, max(len(each.turns) for each in some)):
+            yield from ((each, t) for each in some if each.start < t < len(each.turns))
 
 
 def _transitions(episodes: Sequence[Episode]) -> int:

@@ -51,7 +51,7 @@ CONFIG = Config.model_validate(
         | {"epochs": 4, "batch_tokens": 300, "accumulation": 3}
         | {"optimizer": "muon", "muon_learning_rate": 3e-3},
         "prm": COMMON
-        | {"epochs": 5, "batch_tokens": 500, "validation_fraction": 0.25, "accumulation": 2},
+        | {"epochs": 10, "batch_tokens": 500, "validation_fraction": 0.25, "accumulation": 2},
         "dpo": COMMON
         | {"max_steps": 6, "batch_pairs": 4, "accumulation": 2, "publish_every": 3}
         | {"chosen_weight": 1.0},

@@ -175,7 +175,7 @@ def test_loss_and_gradient_are_those_of_the_paper(
 def first_step(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Loss and gradients of the first optimizer step of the next fit."""
     seen: dict[str, Any] = {"loss": 0.0}
-    plain = inverse.InversePRMTrainer.training_step
+    plain: Callable[..., Any] = inverse.InversePRMTrainer.training_step
 
     def step(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = plain(self, model, *args, **kwargs)
