@@ -2,9 +2,9 @@
 
 `root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
 the fit of π_1 handed to the policy service. `root/explorer/0` is a policy that reads privileged
-hints. A directory is written under a temporary name, synced, renamed, and only then gets its STABLE
-mark, which lists every file with its size and SHA-256.
-What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked versions.
+hints, and `root/expert/0` one that demonstrates. A directory is written under a temporary name,
+synced, renamed, and only then gets its STABLE mark, which lists every file with its size and
+SHA-256. What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked versions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import orjson
 
 STABLE = "STABLE"
-_VERSION = re.compile(r"(?P<kind>policy|prm|online|explorer)/[0-9]+(\.[0-9]+)?")
+_VERSION = re.compile(r"(?P<kind>policy|prm|online|explorer|expert)/[0-9]+(\.[0-9]+)?")
 _PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -56,7 +56,7 @@ class Registry:
         return (self.path(version) / STABLE).is_file()
 
     def versions(self, kind: str) -> list[str]:
-        """The STABLE versions of `policy`, `prm` or `online`, oldest first."""
+        """The STABLE versions of a kind, such as `policy` or `prm`, oldest first."""
         found = (f"{kind}/{p.parent.name}" for p in (self.root / kind).glob(f"*/{STABLE}"))
         return sorted(filter(_VERSION.fullmatch, found), key=number)
 

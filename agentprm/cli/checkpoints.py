@@ -28,7 +28,7 @@ def list_checkpoints(
     found = Registry(registry)
     paths = {
         version: found.path(version)
-        for kind in ("policy", "online", "explorer", "prm")
+        for kind in ("policy", "online", "explorer", "expert", "prm")
         for version in found.versions(kind)
     }
     rows = [

@@ -1,5 +1,6 @@
 """Typed settings: what a training run is made of, and what each fit takes."""
 
+from agentprm.config._algorithm import Algorithm
 from agentprm.config._config import (
     Config,
     Demonstrations,
@@ -17,6 +18,7 @@ from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSett
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 
 __all__ = [
+    "Algorithm",
     "Config",
     "DPOSettings",
     "Demonstrations",

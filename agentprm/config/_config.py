@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
@@ -38,10 +39,16 @@ class Settings(BaseModel):
 
 
 class Demonstrations(Settings):
-    """What π_0 imitates."""
+    """What π_0 imitates, and what InversePRM takes for the expert's."""
 
     games: int = Field(ge=1)
-    """Train games that the expert plays, one episode each (repeated if the split has fewer)."""
+    """Train games that are played, one episode each (repeated if the split has fewer); of a file,
+    the most episodes that are taken."""
+    source: str = "expert"
+    """`expert`, that of the environment; a JSONL file of episodes or of job results, or a directory
+    of such files; or the directory of a policy checkpoint, which plays."""
+    sampling: Sampling = Sampling(temperature=0.5)
+    """How a checkpoint is sampled that plays."""
 
 
 class Vine(Settings):
@@ -111,6 +118,8 @@ class Config(Settings):
 
     preset: str
     """Where these settings come from."""
+    algorithm: Algorithm = Algorithm.AGENT_PRM
+    """Where Q comes from: `agent-prm`, outcomes, or `inverse-prm`, demonstrations."""
     seed: int = 0
     """All sampling, shuffling and initialisation derives from it."""
     model: str = "tiny"
@@ -168,9 +177,15 @@ class Config(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _continuations_have_outcomes(self) -> Config:
+        if self.algorithm is Algorithm.INVERSE_PRM and self.rollouts.vine is not None:
+            raise ValueError("rollouts.vine estimates outcomes, which inverse-prm does not read")
+        return self
 
-def load_config(preset: str, seed: int = 0) -> Config:
-    """The settings of a preset.
+
+def load_config(preset: str, seed: int = 0, algorithm: Algorithm | None = None) -> Config:
+    """The settings of a preset, with another algorithm where one is given.
 
     Raises:
         FileNotFoundError: there is neither such a preset nor such a file.
@@ -181,7 +196,8 @@ def load_config(preset: str, seed: int = 0) -> Config:
         known = ", ".join(sorted(p.stem for p in _PRESETS.glob("*.toml")))
         raise FileNotFoundError(f"no preset {preset!r}: give one of {known}, or a .toml file")
     values = tomllib.loads(path.read_text(encoding="utf-8"))
-    return Config.model_validate({**values, "preset": preset, "seed": seed})
+    given = {"preset": preset, "seed": seed} | ({"algorithm": algorithm} if algorithm else {})
+    return Config.model_validate({**values, **given})
 
 
 def accelerate_file(name: str) -> Path:

@@ -70,8 +70,12 @@ class PRMFacts(Record):
 
     template_hash: str | None = None
     """The prompt template that it was fitted with."""
+    algorithm: str | None = None
+    """What Q tells. `agent-prm`: the discounted outcome. `inverse-prm`: how much more like the
+    expert's than like the policy's the transitions from here on are, 0.5 being neither; it ranks
+    actions and is no chance of winning, so there is no calibration."""
     gamma: float | None = None
-    """The discount of its targets: a win k turns ahead is worth γ^k."""
+    """The discount. Where Q tells the outcome, a win k turns ahead is worth γ^k."""
     data: TrainingData | None = None
     objective: str | None = None
     """What was fitted: `absolute` (Q̂ itself) or `relative` (which of two actions in a state has

@@ -225,8 +225,25 @@ class Group(Record):
         return max(self.q) - min(self.q)
 
 
+class NextAction(Record):
+    """a' ~ π(·|s_turn) of a recorded episode, drawn anew whatever the episode did there."""
+
+    episode_id: str
+    turn: int
+    action: Action
+    log_prob: float
+    seed: int
+    """The request's; the place of the state in the request is the other half of it."""
+    sampling: Sampling
+    policy_version: str
+    template_hash: str
+
+
 class JobResult(Record):
-    """What a job left behind; one entry of the `episodes` or the `preferences` stream."""
+    """What a job left behind; one entry of the `episodes` or the `preferences` stream.
+
+    Next actions travel through no stream: the trainer asks for them itself.
+    """
 
     job_id: str
     worker: str
@@ -234,5 +251,6 @@ class JobResult(Record):
     episodes: list[Episode] = Field(default_factory=list)
     preferences: list[Preference] = Field(default_factory=list)
     groups: list[Group] = Field(default_factory=list)
+    next_actions: list[NextAction] = Field(default_factory=list)
     dropped: int = 0
     """Samples given up, such as states whose candidates were all alike or could not be scored."""

@@ -15,6 +15,7 @@ from agentprm.queue import QueueError
 from agentprm.results import print_table
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
+from services.trainer.demonstrations import DemonstrationsError
 from services.trainer.inbox import JobsFailed
 from services.trainer.launch import FitFailed, Launcher
 from services.trainer.loop import Loop
@@ -44,7 +45,7 @@ def main() -> int:
                 settings.run, config, services, records, prompt, metrics, Progress(), launch
             )
             rows = loop.train()
-    except (FitFailed, JobsFailed, QueueError, ServiceError) as error:
+    except (DemonstrationsError, FitFailed, JobsFailed, QueueError, ServiceError) as error:
         structlog.get_logger().error(
             "training stopped; resume it when this is mended", why=str(error)
         )

@@ -48,6 +48,27 @@ class TokenBatches(Sampler[list[int]]):
         return mine
 
 
+class AlternatingBatches(TokenBatches):
+    """Batches of two sets of rows in turn, as many of either in an epoch.
+
+    An epoch ends with the set that has fewer batches; of the other it takes as many, drawn anew in
+    every epoch. Rows of the second set are numbered on from those of the first.
+    """
+
+    def __init__(
+        self, first: Sequence[int], second: Sequence[int], budget: int, epochs: int, seed: int
+    ) -> None:
+        """`first` and `second` are the lengths of their rows, the rest as for `TokenBatches`."""
+        self._batches = []
+        for epoch in range(epochs):
+            one, other = (
+                _epoch(lengths, budget, random.Random(f"{seed}/{epoch}/{k}"))
+                for k, lengths in enumerate((first, second))
+            )
+            for own, others in zip(one, other, strict=False):
+                self._batches += [own, [len(first) + i for i in others]]
+
+
 def under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
     """`order` cut into runs whose padded size stays within `budget`."""
     batches: list[list[int]] = []

@@ -12,11 +12,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from agentprm.config import Config
+from agentprm.config import Algorithm, Config
 from agentprm.prompts import Prompt
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
 from services.trainer.collect import Services
+from services.trainer.inverse import fit_inverse_prm
 from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -25,6 +26,7 @@ from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
 from services.trainer.targets import monte_carlo_targets
 from services.trainer.tiny.hindsight import hindsight_hints
+from services.trainer.transitions import draw_transitions, read_next_actions
 from services.trainer.updates import UPDATES, Reports, Workplace
 from services.trainer.updates.base import Log
 
@@ -32,7 +34,7 @@ from services.trainer.updates.base import Log
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "prm", "policy", "explorer"]
+    kind: Literal["sft", "prm", "inverse-prm", "policy", "explorer"]
     iteration: int
     """i of the π_i or Q_i that is made."""
     base: Path
@@ -69,14 +71,19 @@ class Fits:
         fits = {
             "sft": self._sft,
             "prm": self._prm,
+            "inverse-prm": self._inverse_prm,
             "policy": self._policy,
             "explorer": self._explorer,
         }
         fits[job.kind](job)
 
     def _sft(self, job: FitJob) -> None:
-        """π_0: supervised fine-tuning on the demonstrations that were won."""
-        episodes = [e for e in self.records.episodes("demonstrations") if e.won]
+        """π_0: supervised fine-tuning on the demonstrations that were won.
+
+        InversePRM takes all of them: the expert is to be believed, and may not tell outcomes.
+        """
+        believed = self.config.algorithm is Algorithm.INVERSE_PRM
+        episodes = [e for e in self.records.episodes("demonstrations") if e.won or believed]
         self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
         steered = self.config.rollouts.exploration.steered
         seed = derive(self.config.seed, "hindsight")
@@ -117,6 +124,26 @@ class Fits:
         reports = self._reports(f"q_{i}")
         fit = fit_relative_prm if settings.objective == "relative" else fit_prm
         summary = fit(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
+        self.progress.end(summary)
+
+    def _inverse_prm(self, job: FitJob) -> None:
+        """Q_i from what tells the demonstrations from π_0's to π_i's rollouts (algorithm 2)."""
+        i = job.iteration
+        expert, learner = draw_transitions(self.records, i, self.config.seed)
+        what = f"telling {len(expert)} episodes of the expert from {len(learner)} of the learner"
+        self.progress.start(f"q_{i}", what)
+        updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
+        summary = fit_inverse_prm(
+            job.base,
+            expert,
+            learner,
+            read_next_actions(self.records, f"pi_{i}-next-actions"),
+            job.out,
+            self.config.prm.model_copy(update=updates),
+            self.prompt,
+            self.config.max_steps,
+            **self._reports(f"q_{i}"),
+        )
         self.progress.end(summary)
 
     def _policy(self, job: FitJob) -> None:

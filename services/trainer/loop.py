@@ -1,4 +1,4 @@
-"""The loop of the paper (algorithm 1): demonstrations, π_0, then K times: roll out, fit Q, improve.
+"""The loop of the paper (algorithms 1 and 2): π_0, then K times: roll out, fit Q, improve π.
 
 Each stage is done when its output exists: its jobs are in the records, or its checkpoint is STABLE.
 So resuming a run is walking through the stages again, whatever killed it.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import snapshot_download
 
-from agentprm.config import Config
+from agentprm.config import Algorithm, Config
 from agentprm.prompts import Prompt
 from agentprm.protocol import Split
 from agentprm.registry import Registry
 from agentprm.results import Row, write_results
 from services.trainer.collect import Collector, Services
+from services.trainer.demonstrations import demonstrate
 from services.trainer.evaluation import evaluate
 from services.trainer.exploration import EXPLORER, begin, rollout_jobs, success_by_way
 from services.trainer.fits import FitJob, Fits
@@ -25,6 +27,7 @@ from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive
 from services.trainer.tiny import create_tiny
+from services.trainer.transitions import draw_transitions, sample_next_actions
 from services.trainer.vine import sample_places, vine_jobs
 
 
@@ -83,11 +86,8 @@ class Loop:
     # --- stage 0: demonstrations and π_0 --------------------------------------------------------
 
     def demonstrate(self) -> None:
-        """The expert plays train games."""
-        plan = self.config.demonstrations
-        games = self.collector.games(Split.TRAIN, plan.games, "demonstrations")
-        jobs = self.collector.jobs("demonstrations", games, actor="expert")
-        self.collector.collect("demonstrations", jobs, f"the expert plays {len(games)} train games")
+        """The expert plays train games, or has played them."""
+        demonstrate(self.collector, self.registry, self.config.demonstrations)
 
     def imitate(self) -> None:
         """π_0 from the demonstrations."""
@@ -140,12 +140,27 @@ class Loop:
         self.collector.collect(stage, jobs, f"π_{i} goes on from {len(places)} states")
 
     def fit_prm(self, i: int) -> None:
-        """Q_i from π_i's rollouts."""
+        """Q_i from π_i's rollouts; by algorithm 2 from the demonstrations too."""
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
+        kind: Literal["prm", "inverse-prm"] = "prm"
+        if self.config.algorithm is Algorithm.INVERSE_PRM:
+            kind = "inverse-prm"
+            self.choose_anew(i)
         with self.registry.write(f"prm/{i}") as out:
             base = self.registry.open(f"policy/{i}")
-            self._fit(FitJob(kind="prm", iteration=i, base=base, out=out))
+            self._fit(FitJob(kind=kind, iteration=i, base=base, out=out))
+
+    def choose_anew(self, i: int) -> None:
+        """Next actions from π_i behind the expert's and the learner's transitions."""
+        expert, learner = draw_transitions(self.records, i, self.config.seed)
+        sample_next_actions(
+            self.collector,
+            f"pi_{i}-next-actions",
+            [*expert, *learner],
+            f"policy/{i}",
+            self.config.rollouts.sampling,
+        )
 
     # --- stage 3: π_i ---------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
-from agentprm.config import PRMSettings
+from agentprm.config import Algorithm, PRMSettings
 from agentprm.prompts import Prompt
 from agentprm.protocol import Calibration, Episode, GameSet, PRMFacts, TrainingData
 from services.trainer.batches import TokenBatches, under_budget
@@ -95,6 +95,7 @@ def fit_prm(
         }
         known = PRMFacts(
             template_hash=prompt.hash,
+            algorithm=Algorithm.AGENT_PRM,
             gamma=settings.gamma,
             data=training_data(episodes, sides),
             objective="absolute",
@@ -126,7 +127,8 @@ def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
     """The classifier of `base`, whose forward pass takes positions and gives a logit for each.
 
     `forward(input_ids, attention_mask, positions)`: positions of shape (batch, turns) are those of
-    the last tokens of the actions; the logits have the same shape. transformers' own forward gives
+    the last tokens of the actions; the logits have the same shape. `position_ids` are given where
+    they do not follow from the order of the tokens. transformers' own forward gives
     one logit a row. It is the method of the model that is replaced, and not a function beside it,
     because distributed wrappers synchronise around that method.
     """
@@ -139,8 +141,19 @@ def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
     return model
 
 
-def _score_turns(self: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-    outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+def _score_turns(
+    self: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    outputs = self.base_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+    )
     hidden: Tensor = outputs.last_hidden_state
     index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
     actions = hidden.gather(1, index).float()

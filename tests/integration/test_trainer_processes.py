@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from agentprm.canary import read_canary
 from agentprm.config import Config, DPOSettings, PolicyUpdate
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, JobResult, Preference, PreferenceJob
+from agentprm.protocol import Action, JobResult, NextAction, Preference, PreferenceJob, Sampling
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from services.trainer.app import TrainerSettings, connect
@@ -37,7 +37,7 @@ from services.trainer.records import Records
 from tests.processes import service
 from tests.unit.trainer_episodes import create_small, episode, group
 
-Kind = Literal["sft", "prm", "policy"]
+Kind = Literal["sft", "prm", "inverse-prm", "policy"]
 
 # Rows of different lengths, and steps of one, two and three batches: some batches have to be cut.
 COMMON = {"precision": "fp32", "learning_rate": 3e-3, "log_every": 1}
@@ -51,7 +51,7 @@ CONFIG = Config.model_validate(
         | {"epochs": 4, "batch_tokens": 300, "accumulation": 3}
         | {"optimizer": "muon", "muon_learning_rate": 3e-3},
         "prm": COMMON
-        | {"epochs": 5, "batch_tokens": 500, "validation_fraction": 0.25, "accumulation": 2},
+        | {"epochs": 10, "batch_tokens": 500, "validation_fraction": 0.25, "accumulation": 2},
         "dpo": COMMON
         | {"max_steps": 6, "batch_pairs": 4, "accumulation": 2, "publish_every": 3}
         | {"chosen_weight": 1.0},
@@ -65,6 +65,20 @@ EPISODES = [
     for rewards in [[0.0] * ((1 + k % 3) * (1 + k % 2) - 1) + [float(k % 2)]]
 ] + [episode(["help"], [0.5], game, 8 + k) for k, game in enumerate("abcdefgh")]
 CHOSEN = [Action(reason="find mug", command=c) for c in ("look", "go to cabinet 1 with mug 1")]
+NEXT = [
+    NextAction(
+        episode_id=each.id,
+        turn=t,
+        action=CHOSEN[t % 2],
+        log_prob=-1.0,
+        seed=0,
+        sampling=Sampling(),
+        policy_version="policy/0",
+        template_hash="0",
+    )
+    for each in EPISODES
+    for t in range(1, len(each.turns))
+]
 REJECTED = Action(reason="find mug", command="go to fridge 1")
 
 
@@ -112,6 +126,9 @@ def run(tmp_path: Path) -> Iterator[Run]:
         episodes = EPISODES if stage != "demonstrations" else [e for e in EPISODES if e.won] * 3
         result = JobResult(job_id=f"{stage}-0000", worker="t", seconds=0, episodes=episodes)
         records.append(result)
+    records.append(
+        JobResult(job_id="pi_0-next-actions-0000", worker="t", seconds=0, next_actions=NEXT)
+    )
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer(tmp_path / "redis"))
         nobody = "http://127.0.0.1:9"
@@ -202,7 +219,12 @@ def require_same(run: Run, one: Path, two: Path, curve: list[dict[str, float]]) 
 
 @pytest.mark.parametrize(
     ("kind", "config"),
-    [("sft", CONFIG), ("prm", CONFIG), ("prm", CONFIG.model_copy(update={"prm": RELATIVE}))],
+    [
+        ("sft", CONFIG),
+        ("prm", CONFIG),
+        ("prm", CONFIG.model_copy(update={"prm": RELATIVE})),
+        ("inverse-prm", CONFIG),
+    ],
 )
 def test_two_processes_fit_as_one_does(run: Run, kind: Kind, config: Config) -> None:
     (run.settings.run / "config.json").write_text(config.model_dump_json())
@@ -213,7 +235,7 @@ def test_two_processes_fit_as_one_does(run: Run, kind: Kind, config: Config) -> 
     require_same(run, one.out, two.out, curve)
 
 
-@pytest.mark.parametrize("kind", ["sft", "prm"])
+@pytest.mark.parametrize("kind", ["sft", "prm", "inverse-prm"])
 def test_sharded_weights_are_fitted_alike(run: Run, kind: Kind) -> None:
     one, two = run.job(kind, "one"), run.job(kind, "two")
     run.fit_here(one, CONFIG)

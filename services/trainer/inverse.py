@@ -1,0 +1,284 @@
+"""The fit of InversePRM: Q from what tells expert from learner transitions (algorithm 2, stage 2).
+
+The reward that Q implies, r(s, a) = Q(s, a) − γ Q(s', a') with a' ~ π_{i-1}, is the logit of "this
+transition is the expert's". The gradient flows through both Q: it is the reward that is fitted, and
+Q(s', a') is no target as in temporal differences.
+
+Q adds up logits over the rest of an episode. What the model computes, and what is served, is a mean
+of them: z = Q / H for the effective horizon H = 1 + γ + ... + γ^{T-1}, as σ(z) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import TrainingArguments
+
+from agentprm.config import Algorithm, PRMSettings
+from agentprm.prompts import Prompt
+from agentprm.protocol import Episode, PRMFacts
+from services.trainer.batches import AlternatingBatches, under_budget
+from services.trainer.calibration import Scored, calibration
+from services.trainer.canaries import prm_canary
+from services.trainer.fitting import (
+    Log,
+    Metrics,
+    Progress,
+    TokenBatchTrainer,
+    common_arguments,
+    ignore,
+    load_tokenizer,
+    report,
+    save_fit,
+    steps_of,
+    throughput,
+)
+from services.trainer.forks import Fork, episode_forks
+from services.trainer.prm import games_of, load_prm, training_data
+from services.trainer.targets import split_by_game
+from services.trainer.transitions import NextActions
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Transitions of one episode. `weight` is that of each, `expert` whose they are."""
+
+    fork: Fork
+    expert: bool
+    weight: float = 1.0
+
+
+def fit_inverse_prm(
+    base: Path,
+    expert: Sequence[Episode],
+    learner: Sequence[Episode],
+    next_actions: NextActions,
+    out: Path,
+    settings: PRMSettings,
+    prompt: Prompt,
+    max_steps: int,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Fit Q on the transitions of D+ (`expert`) and D− (`learner`), and write it to `out`.
+
+    An optimizer step takes `settings.accumulation` batches of either set, and both sets have the
+    same weight in the fit. `settings.epochs` are passes over the set with fewer batches.
+
+    The games of the validation side take no part in the fit. Measured on them: `val_bce`, the loss
+    (nats), `val_auc` and `val_ece` of telling the transitions apart, and the mean of what is served
+    for the expert's and for the learner's actions.
+
+    Raises:
+        ValueError: a set has no transition to train on, or the model's attention is not full.
+    """
+    tokenizer = load_tokenizer(base)
+    episodes = [*expert, *learner]
+    sides = split_by_game(episodes, settings.validation_fraction, settings.seed)
+
+    def samples(side: Sequence[int], *, of_expert: bool) -> Iterator[Sample]:
+        for i in side:
+            if (i < len(expert)) == of_expert:
+                chosen = next_actions.get(episodes[i].id, {})
+                for fork in episode_forks(
+                    tokenizer, prompt, episodes[i], chosen, settings.max_tokens
+                ):
+                    yield Sample(fork, of_expert)
+
+    positive, negative = (list(samples(sides[0], of_expert=whose)) for whose in (True, False))
+    validation = [s for whose in (True, False) for s in samples(sides[1], of_expert=whose)]
+    if not (positive and negative):
+        raise ValueError(
+            f"{len(positive)} rows of the expert and {len(negative)} of the learner have "
+            f"transitions of at most {settings.max_tokens} tokens; both are needed"
+        )
+    batches = AlternatingBatches(
+        [len(sample.fork) for sample in positive],
+        [len(sample.fork) for sample in negative],
+        settings.batch_tokens,
+        settings.epochs,
+        settings.seed,
+    )
+    training = _evened_out([*positive, *negative], batches)
+    in_pairs = settings.model_copy(update={"accumulation": 2 * settings.accumulation})
+    model = load_prm(base, tokenizer.pad_token_id, settings.seed)
+    _require_full_attention(model.config)
+    horizon = effective_horizon(settings.gamma, max_steps)
+    with common_arguments(in_pairs, steps_of(batches, in_pairs)) as arguments:
+        trainer = InversePRMTrainer(
+            model=model,
+            args=TrainingArguments(**arguments),
+            train_dataset=training,
+            data_collator=Collator(tokenizer.pad_token_id),
+        )
+        trainer.gamma, trainer.horizon = settings.gamma, horizon
+        trainer.batches, trainer.accumulation = batches, in_pairs.accumulation
+        report(trainer, log, progress)
+        result = trainer.train()
+        tokens = sum(len(training[i].fork) for batch in batches for i in batch)
+        metrics = {
+            "loss": result.training_loss,
+            "steps": float(result.global_step),
+            "expert_transitions": float(sum(len(sample.fork.ends) for sample in positive)),
+            "learner_transitions": float(sum(len(sample.fork.ends) for sample in negative)),
+            **throughput(tokens, result.metrics["train_runtime"]),
+        }
+        if validation:
+            metrics |= trainer.measure(validation, settings.batch_tokens)
+        known = PRMFacts(
+            template_hash=prompt.hash,
+            algorithm=Algorithm.INVERSE_PRM,
+            gamma=settings.gamma,
+            data=training_data(episodes, sides),
+        )
+        facts = {
+            "kind": "prm",
+            **known.model_dump(mode="json"),
+            "effective_horizon": horizon,
+            "settings": settings.model_dump(),
+            "training_games": games_of(episodes, sides[0]),
+            "validation_games": games_of(episodes, sides[1]),
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
+    return metrics
+
+
+def effective_horizon(gamma: float, max_steps: int) -> float:
+    """H = Σ_{k<T} γ^k: what Q is where every turn of T has a reward of 1."""
+    return sum(gamma**k for k in range(max_steps))
+
+
+class InversePRMTrainer(TokenBatchTrainer):
+    """Trainer that tells the transitions of two sets apart."""
+
+    gamma: float
+    horizon: float
+
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """The weight of all transitions."""
+        return batch["weights"].sum()
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        *,
+        num_items_in_batch: Tensor,
+    ) -> Any:
+        """−log σ(r) of the expert's transitions, −log σ(−r) of the learner's."""
+        rewards, values = self.rewards(model, inputs)
+        total = F.binary_cross_entropy_with_logits(
+            rewards, inputs["expert"], weight=inputs["weights"], reduction="sum"
+        )
+        loss = self.scaled(total, num_items_in_batch)
+        return (loss, values) if return_outputs else loss
+
+    def rewards(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """r = Q(s, a) − γ Q(s', a'), and z of (s, a), both of shape [rows, transitions]."""
+        logits = model(
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            inputs["positions"],
+            position_ids=inputs["position_ids"],
+        ).float()
+        values, after = logits.chunk(2, dim=1)
+        following = torch.where(inputs["ends"], 0.0, after)
+        return self.horizon * (values - self.gamma * following), values
+
+    @torch.no_grad()
+    def measure(self, samples: Sequence[Sample], batch_tokens: int) -> Metrics:
+        """How well transitions that took no part are told apart. All processes do it, in step."""
+        self.model.eval()
+        lengths = [len(sample.fork) for sample in samples]
+        order = sorted(range(len(samples)), key=lambda i: lengths[i])
+        probabilities: list[float] = []
+        labels: list[float] = []
+        served: list[float] = []
+        for batch in under_budget(lengths, order, batch_tokens):
+            inputs = self._prepare_inputs(self.data_collator([samples[i] for i in batch]))
+            rewards, values = self.rewards(self.model_wrapped, inputs)
+            real = inputs["weights"] > 0
+            probabilities += torch.sigmoid(rewards[real]).tolist()
+            served += torch.sigmoid(values[real]).tolist()
+            labels += inputs["expert"][real].tolist()
+        measures = calibration(Scored(probabilities, labels, labels))
+        metrics = {
+            f"val_{name}": measures[name] for name in ("bce", "ece", "auc") if name in measures
+        }
+        for name, label in (("expert", 1.0), ("learner", 0.0)):
+            if own := [q for q, whose in zip(served, labels, strict=True) if whose == label]:
+                metrics[f"val_q_{name}"] = sum(own) / len(own)
+        return metrics
+
+
+class Collator:
+    """Pads rows on the right, and their transitions likewise, with a weight of 0.
+
+    `positions` are those of Q(s, a), then those of Q(s', a'). Of no rows it makes one of padding.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """A batch."""
+        samples = samples or [Sample(Fork([self.pad_token_id], [], [0], [None]), False, 0.0)]
+        width = max(len(sample.fork) for sample in samples)
+        most = max(len(sample.fork.ends) for sample in samples)
+        count = len(samples)
+        ids = torch.full((count, width), self.pad_token_id)
+        position_ids = torch.zeros(count, width, dtype=torch.long)
+        mask = torch.stack([sample.fork.mask(width) for sample in samples])
+        positions = torch.zeros(count, 2, most, dtype=torch.long)
+        ends = torch.ones(count, most, dtype=torch.bool)
+        expert, weights = torch.zeros(count, most), torch.zeros(count, most)
+        for i, sample in enumerate(samples):
+            fork = sample.fork
+            n, k = len(fork), len(fork.ends)
+            ids[i, :n] = torch.as_tensor(fork.ids)
+            position_ids[i, :n] = torch.as_tensor(fork.position_ids)
+            positions[i, 0, :k] = torch.as_tensor(fork.ends)
+            positions[i, 1, :k] = torch.as_tensor([end or 0 for end in fork.next_ends])
+            ends[i, :k] = torch.as_tensor([end is None for end in fork.next_ends])
+            expert[i, :k] = float(sample.expert)
+            weights[i, :k] = sample.weight
+        return {
+            "input_ids": ids,
+            "attention_mask": mask[:, None],
+            "position_ids": position_ids,
+            "positions": positions.flatten(1),
+            "ends": ends,
+            "expert": expert,
+            "weights": weights,
+        }
+
+
+def _evened_out(samples: Sequence[Sample], batches: AlternatingBatches) -> list[Sample]:
+    """The samples with weights by which the batches hold as much of the expert as of the learner.
+
+    Else a constant, the log of the sets' ratio, would be part of every reward.
+    """
+    counts = {True: 0, False: 0}
+    for batch in batches:
+        for i in batch:
+            counts[samples[i].expert] += len(samples[i].fork.ends)
+    both = sum(counts.values())
+    return [
+        Sample(sample.fork, sample.expert, both / (2 * counts[sample.expert])) for sample in samples
+    ]
+
+
+def _require_full_attention(config: Any) -> None:
+    """The mask of a row that forks is all there is: a window would not be kept to."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"inverse-prm needs full attention; this model has {', '.join(kinds)}")
