@@ -72,6 +72,7 @@ from agentprm.protocol._prm import (
 )
 from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
+    ChoiceRule,
     Episode,
     Job,
     JobResult,
@@ -102,6 +103,7 @@ __all__ = [
     "ChatMessage",
     "Checkpoint",
     "Choice",
+    "ChoiceRule",
     "ClosedSessions",
     "Command",
     "Continuations",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -13,8 +14,22 @@ from agentprm.protocol._prm import Transcript
 from agentprm.protocol._states import Action, State, Step
 
 
+class ChoiceRule(StrEnum):
+    """Which of the `best_of` samples of a state is played."""
+
+    PRM = "prm"
+    """The one of highest Q: Best-of-N."""
+    MAJORITY = "majority"
+    """The command that most of them end in: self-consistency."""
+    RANDOM = "random"
+    """Any of the distinct actions: Best-of-N by a PRM that knows nothing."""
+
+
 class Turn(Record):
-    """One turn of a recorded episode."""
+    """One turn of a recorded episode.
+
+    `expert` is what the expert would have done, where the job asked for it.
+    """
 
     observation: str
     admissible: tuple[str, ...] = ()
@@ -24,6 +39,7 @@ class Turn(Record):
     q: float | None = None
     policy_version: str
     prm_version: str | None = None
+    expert: Action | None = None
 
 
 class Provenance(Record):
@@ -35,6 +51,7 @@ class Provenance(Record):
     template_hash: str
     sampling: Sampling | None = None
     best_of: int = 1
+    choice: ChoiceRule = ChoiceRule.PRM
 
 
 class Episode(Record):
@@ -91,8 +108,9 @@ class RolloutJob(Record):
     """Play each game once. Games may repeat; game k of the job is sampled with `seed + k`.
 
     The actor is the policy (which must serve `policy_version`, and the PRM `prm_version` where
-    `best_of` > 1), or the environment's expert. With `starts`, game k begins at `starts[k]`;
-    `max_steps` counts from the game's beginning all the same.
+    it chooses among `best_of` > 1 samples), the environment's expert, or the chat model that
+    `policy_version` names. With `starts`, game k begins at `starts[k]`; `max_steps` counts from the
+    game's beginning all the same. With `labelled`, each turn also tells what the expert would do.
     """
 
     kind: Literal["rollout"] = "rollout"
@@ -100,11 +118,13 @@ class RolloutJob(Record):
     games: list[str]
     starts: list[Start] | None = None
     seed: int
-    actor: Literal["policy", "expert"] = "policy"
+    actor: Literal["policy", "expert", "chat"] = "policy"
     policy_version: str | None = None
     prm_version: str | None = None
     sampling: Sampling = Sampling()
     best_of: int = 1
+    choice: ChoiceRule = ChoiceRule.PRM
+    labelled: bool = False
     max_steps: int = 30
 
     @model_validator(mode="after")
@@ -112,6 +132,11 @@ class RolloutJob(Record):
         if self.starts is not None and len(self.starts) != len(self.games):
             raise ValueError("give one start for each of `games`")
         return self
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the PRM chooses."""
+        return self.best_of > 1 and self.choice is ChoiceRule.PRM
 
 
 class PreferenceJob(Record):

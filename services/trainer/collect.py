@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
-from agentprm.protocol import Game, RolloutJob, Sampling, Split
+from agentprm.protocol import ChoiceRule, Game, RolloutJob, Sampling, Split
 from agentprm.queue import Offer, Queue
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
@@ -68,11 +68,13 @@ class Collector:
         stage: str,
         games: Sequence[Game],
         *,
-        actor: Literal["policy", "expert"] = "policy",
+        actor: Literal["policy", "expert", "chat"] = "policy",
         policy: str | None = None,
         prm: str | None = None,
         sampling: Sampling | None = None,
         best_of: int = 1,
+        choice: ChoiceRule = ChoiceRule.PRM,
+        labelled: bool = False,
         seed: int | None = None,
     ) -> list[RolloutJob]:
         """The jobs of a stage; the same arguments give the same jobs, ids and seeds included."""
@@ -87,6 +89,8 @@ class Collector:
                 prm_version=prm,
                 sampling=sampling or Sampling(),
                 best_of=best_of,
+                choice=choice,
+                labelled=labelled,
                 max_steps=self.max_steps,
             )
             for k, start in enumerate(range(0, len(games), self.batch))
@@ -103,7 +107,8 @@ class Collector:
         if not missing:
             self.progress.skip(stage)
             return
-        self.serve(policy=missing[0].policy_version, prm=missing[0].prm_version)
+        if missing[0].actor == "policy":
+            self.serve(policy=missing[0].policy_version, prm=missing[0].prm_version)
         self.progress.start(stage, what)
         total = sum(len(job.games) for job in jobs)
         before = total - sum(len(job.games) for job in missing)
