@@ -1,7 +1,8 @@
 """Checkpoints: immutable numbered directories, safetensors only, marked STABLE when complete.
 
 `root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
-the fit of π_1 handed to the policy service. A directory is written under a temporary name, synced,
+the fit of π_1 handed to the policy service. `root/reference/0` is a reference policy μ that was
+brought along, and `root/value/0` its V^μ. A directory is written under a temporary name, synced,
 renamed, and only then gets its STABLE mark, which lists every file with its size and SHA-256.
 What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked versions.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import orjson
 
 STABLE = "STABLE"
-_VERSION = re.compile(r"(?P<kind>policy|prm|online)/[0-9]+(\.[0-9]+)?")
+_VERSION = re.compile(r"(?P<kind>policy|prm|online|reference|value)/[0-9]+(\.[0-9]+)?")
 _PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 

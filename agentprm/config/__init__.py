@@ -13,8 +13,11 @@ from agentprm.config._config import (
     read_config,
 )
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._shaping import EXPERT, FIRST, Shaping
 
 __all__ = [
+    "EXPERT",
+    "FIRST",
     "Config",
     "DPOSettings",
     "Demonstrations",
@@ -25,6 +28,7 @@ __all__ = [
     "Preferences",
     "Rollouts",
     "SFTSettings",
+    "Shaping",
     "Vine",
     "accelerate_file",
     "load_config",

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
+from agentprm.config._shaping import Shaping
 from agentprm.protocol import Sampling, Split
 
 _PRESETS = Path(__file__).parents[1] / "presets"
@@ -142,6 +143,7 @@ class Config(Settings):
     evaluation: Evaluation = Evaluation()
     sft: SFTSettings = SFTSettings()
     prm: PRMSettings = PRMSettings()
+    shaping: Shaping = Shaping()
     dpo: DPOSettings = DPOSettings()
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from agentprm.config import Config
 from agentprm.prompts import Prompt
-from agentprm.protocol import State
+from agentprm.protocol import Episode, State
 from agentprm.registry import STABLE, Registry, number
 from services.trainer.collect import Services
 from services.trainer.dpo import NoPreferencesError, fit_dpo
@@ -28,8 +28,10 @@ from services.trainer.online import PreferenceSource, sample_states
 from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.reference import ROLLOUTS, VALUE, predict_values, reference_values
 from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
+from services.trainer.shaping import advantages, shaped
 from services.trainer.targets import monte_carlo_targets
 
 log = structlog.get_logger()
@@ -44,7 +46,7 @@ Log = Callable[[str, int, Mapping[str, float]], None]
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "prm", "dpo"]
+    kind: Literal["sft", "prm", "value", "dpo"]
     iteration: int
     """i of the π_i or Q_i that is made."""
     base: Path
@@ -84,7 +86,13 @@ class Fits:
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
-        {"sft": self._sft, "prm": self._prm, "dpo": self._dpo}[job.kind](job)
+        fits = {
+            "sft": self._sft,
+            "prm": self._prm,
+            "value": self._value,
+            "dpo": self._dpo,
+        }
+        fits[job.kind](job)
 
     def _sft(self, job: FitJob) -> None:
         """π_0: supervised fine-tuning on the demonstrations that were won."""
@@ -101,11 +109,38 @@ class Fits:
         stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
         episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
         self.progress.start(f"q_{i}", f"fitting the PRM on {len(episodes)} episodes")
-        targets = monte_carlo_targets(episodes, self.config.gamma).values
+        targets = self._targets(episodes)
         updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
         settings = self.config.prm.model_copy(update=updates)
         reports = self._reports(f"q_{i}")
         summary = fit_prm(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
+        self.progress.end(summary)
+
+    def _targets(self, episodes: list[Episode]) -> list[list[float]]:
+        """Q̂ of eq. 1, with what a reference policy says mixed in where eq. 13 asks for it."""
+        gamma, alpha = self.config.gamma, self.config.shaping.alpha
+        q = monte_carlo_targets(episodes, gamma).values
+        if alpha == 0:
+            return q
+        model = self.registry.open(VALUE)
+        values = predict_values(model, episodes, self.config.prm, self.prompt)
+        return shaped(q, advantages(episodes, values, gamma), alpha)
+
+    def _value(self, job: FitJob) -> None:
+        """V^μ by soft BCE on the Monte-Carlo values of the reference policy's rollouts."""
+        episodes = self.records.episodes(ROLLOUTS)
+        self.progress.start("v_reference", f"fitting V^μ on {len(episodes)} episodes")
+        updates = {"seed": derive(self.config.seed, VALUE), "gamma": self.config.gamma}
+        summary = fit_prm(
+            job.base,
+            episodes,
+            reference_values(episodes, self.config.gamma),
+            job.out,
+            self.config.prm.model_copy(update=updates),
+            self.prompt,
+            of="state",
+            **self._reports("v_reference"),
+        )
         self.progress.end(summary)
 
     def _dpo(self, job: FitJob) -> None:

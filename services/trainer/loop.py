@@ -22,6 +22,7 @@ from services.trainer.fits import FitJob, Fits
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.reference import ROLLOUTS, VALUE, reference_jobs
 from services.trainer.seeds import derive
 from services.trainer.tiny import create_tiny
 from services.trainer.vine import sample_places, vine_jobs
@@ -64,6 +65,7 @@ class Loop:
         """Everything from demonstrations to the table, going on where an earlier run stopped."""
         self.demonstrate()
         self.imitate()
+        self.fit_reference()
         rows = [self._evaluate(0, None)]
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
@@ -93,6 +95,22 @@ class Loop:
         base = self._base_model()
         with self.registry.write("policy/0") as out:
             self._fit(FitJob(kind="sft", iteration=0, base=base, out=out))
+
+    def fit_reference(self) -> None:
+        """V^μ from rollouts of the reference policy, once in a run that shapes its targets."""
+        plan = self.config.shaping
+        if plan.alpha == 0:
+            return
+        sampling = self.config.rollouts.sampling
+        jobs = reference_jobs(self.collector, self.registry, plan, sampling)
+        self.collector.collect(
+            ROLLOUTS, jobs, f"the reference plays {plan.games} train games {plan.per_game} times"
+        )
+        if self._skip(VALUE, "v_reference"):
+            return
+        with self.registry.write(VALUE) as out:
+            base = self.registry.open("policy/0")
+            self._fit(FitJob(kind="value", iteration=0, base=base, out=out))
 
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
 
