@@ -22,7 +22,7 @@ from agentprm.cli.machine import (
     train_connected,
     train_run,
 )
-from agentprm.config import Config, Evaluation, PolicyEngine, load_config, read_config
+from agentprm.config import Algorithm, Config, Evaluation, PolicyEngine, load_config, read_config
 from agentprm.ensembles import write_ensemble
 from agentprm.protocol import ChoiceRule, Sampling, Split
 from agentprm.registry import Registry, write_atomic
@@ -52,9 +52,12 @@ def train(
     ] = None,
     games: Games = None,
     seed: Annotated[int, typer.Option(help="all randomness of the run derives from it")] = 0,
+    algorithm: Annotated[
+        Algorithm | None, typer.Option(help="or a baseline; default the preset's")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train an agent by AgentPRM: demonstrations, π_0, then K times roll out, fit Q, improve π.
+    """Train an agent: demonstrations, π_0, then K times roll out, fit Q, improve π.
 
     Starts Redis, the services, rollout workers and the trainer as processes of this machine, and
     stops them at the end; where AGENTPRM_{ENV,POLICY,PRM}_URL and REDIS_URL name services that run
@@ -65,8 +68,11 @@ def train(
         directory, config = resume, _config_of(resume)
     else:
         directory = run or Path("runs") / Path(preset).stem
-        config = _new_or_same(directory, preset, seed)
-    console.print(f"Run [bold]{directory}[/bold]: preset {config.preset}, seed {config.seed}")
+        config = _new_or_same(directory, preset, seed, algorithm)
+    console.print(
+        f"Run [bold]{directory}[/bold]: {config.algorithm}, preset {config.preset}, "
+        f"seed {config.seed}"
+    )
     with explained():
         if (endpoints := Endpoints.given()) is not None:
             train_connected(directory, endpoints, quiet=as_json)
@@ -214,10 +220,10 @@ def ensemble(
     console.print(f"{version}: {', '.join(members)}")
 
 
-def _new_or_same(run: Path, preset: str, seed: int) -> Config:
+def _new_or_same(run: Path, preset: str, seed: int, algorithm: Algorithm | None) -> Config:
     """The settings of a new run, written to its directory, or those of the run that is there."""
     try:
-        config = load_config(preset, seed)
+        config = load_config(preset, seed, algorithm)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
     if not (run / "config.json").exists():
@@ -227,7 +233,8 @@ def _new_or_same(run: Path, preset: str, seed: int) -> Config:
     there = _config_of(run)
     if there != config:
         fail(
-            f"{run} holds a run with other settings (preset {there.preset}, seed {there.seed}): "
+            f"{run} holds a run with other settings ({there.algorithm}, preset {there.preset}, "
+            f"seed {there.seed}): "
             f"go on with it by --resume {run}, or give another --run"
         )
     return there

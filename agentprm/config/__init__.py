@@ -1,5 +1,6 @@
 """Typed settings: what a training run is made of, and what each fit takes."""
 
+from agentprm.config._algorithm import Algorithm
 from agentprm.config._config import (
     Config,
     Demonstrations,
@@ -18,6 +19,7 @@ from agentprm.config._shaping import EXPERT, FIRST, Shaping
 __all__ = [
     "EXPERT",
     "FIRST",
+    "Algorithm",
     "Config",
     "DPOSettings",
     "Demonstrations",

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agentprm.config._algorithm import Algorithm
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.config._shaping import Shaping
 from agentprm.protocol import Sampling, Split
@@ -108,6 +109,8 @@ class Config(Settings):
 
     preset: str
     """Where these settings come from."""
+    algorithm: Algorithm = Algorithm.AGENT_PRM
+    """`agent-prm`, or a baseline in its place."""
     seed: int = 0
     """All sampling, shuffling and initialisation derives from it."""
     model: str = "tiny"
@@ -163,8 +166,8 @@ class Config(Settings):
         return self
 
 
-def load_config(preset: str, seed: int = 0) -> Config:
-    """The settings of a preset.
+def load_config(preset: str, seed: int = 0, algorithm: Algorithm | None = None) -> Config:
+    """The settings of a preset, with another algorithm where one is given.
 
     Raises:
         FileNotFoundError: there is neither such a preset nor such a file.
@@ -175,7 +178,8 @@ def load_config(preset: str, seed: int = 0) -> Config:
         known = ", ".join(sorted(p.stem for p in _PRESETS.glob("*.toml")))
         raise FileNotFoundError(f"no preset {preset!r}: give one of {known}, or a .toml file")
     values = tomllib.loads(path.read_text(encoding="utf-8"))
-    return Config.model_validate({**values, "preset": preset, "seed": seed})
+    given = {"preset": preset, "seed": seed} | ({"algorithm": algorithm} if algorithm else {})
+    return Config.model_validate({**values, **given})
 
 
 def accelerate_file(name: str) -> Path:

@@ -6,6 +6,7 @@ main process is the one with services, metrics and progress; the others only com
 
 from __future__ import annotations
 
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +22,11 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Episode, State
 from agentprm.registry import STABLE, Registry, number
 from services.trainer.collect import Services
+from services.trainer.dagger import fit_dagger
 from services.trainer.dpo import NoPreferencesError, fit_dpo
 from services.trainer.fitting import Save, ignore
 from services.trainer.inbox import Inbox
-from services.trainer.online import PreferenceSource, sample_states
+from services.trainer.online import PreferenceSource, sample_states, sample_turns
 from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -46,7 +48,7 @@ Log = Callable[[str, int, Mapping[str, float]], None]
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "prm", "value", "dpo"]
+    kind: Literal["sft", "dagger", "prm", "value", "dpo"]
     iteration: int
     """i of the π_i or Q_i that is made."""
     base: Path
@@ -88,6 +90,7 @@ class Fits:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
         fits = {
             "sft": self._sft,
+            "dagger": self._dagger,
             "prm": self._prm,
             "value": self._value,
             "dpo": self._dpo,
@@ -95,12 +98,46 @@ class Fits:
         fits[job.kind](job)
 
     def _sft(self, job: FitJob) -> None:
-        """π_0: supervised fine-tuning on the demonstrations that were won."""
+        """π_0: supervised fine-tuning on the demonstrations that were won.
+
+        A later π_i goes on with as many episodes as the PRM of an iteration would be fitted on,
+        rounded up to whole passes.
+        """
+        stage = f"pi_{job.iteration}"
         episodes = [e for e in self.records.episodes("demonstrations") if e.won]
-        self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
-        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, "pi_0")})
-        reports = self._reports("pi_0")
+        self.progress.start(stage, f"supervised fine-tuning on {len(episodes)} demonstrations")
+        updates = {"seed": derive(self.config.seed, stage)}
+        if job.iteration > 0 and episodes:
+            plan = self.config.rollouts
+            budget = self.config.prm.epochs * plan.games * plan.per_game
+            updates["epochs"] = math.ceil(budget / len(episodes))
+        settings = self.config.sft.model_copy(update=updates)
+        reports = self._reports(stage)
         summary = fit_sft(job.base, episodes, job.out, settings, self.prompt, **reports)
+        self.progress.end(summary)
+
+    def _dagger(self, job: FitJob) -> None:
+        """π_i of DAgger: the demonstrations, and labels from the rollouts of π_0 to π_{i-1}."""
+        i, plan = job.iteration, self.config.preferences
+        demonstrations = [e for e in self.records.episodes("demonstrations") if e.won]
+        labelled = []
+        for k in range(i):
+            stage = f"pi_{k}-rollouts"
+            seed = derive(self.config.seed, stage, "labels")
+            rollouts = self.records.episodes(stage)
+            labelled += sample_turns(rollouts, plan.pairs, plan.per_game, seed)
+        what = f"{len(demonstrations)} demonstrations and {len(labelled)} labelled states"
+        self.progress.start(f"pi_{i}", f"supervised fine-tuning on {what}")
+        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
+        summary = fit_dagger(
+            job.base,
+            demonstrations,
+            labelled,
+            job.out,
+            settings,
+            self.prompt,
+            **self._reports(f"pi_{i}"),
+        )
         self.progress.end(summary)
 
     def _prm(self, job: FitJob) -> None:

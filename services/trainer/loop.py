@@ -114,13 +114,15 @@ class Loop:
 
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
 
-    def roll_out(self, i: int) -> None:
-        """π_i plays train games, several times each."""
+    def roll_out(self, i: int, *, labelled: bool = False) -> None:
+        """π_i plays train games, several times each; with `labelled` the expert comments."""
         plan = self.config.rollouts
         stage = f"pi_{i}-rollouts"
         games = self.collector.games(Split.TRAIN, plan.games, "rollouts", skip=i * plan.games)
         games = [game for game in games for _ in range(plan.per_game)]
-        jobs = self.collector.jobs(stage, games, policy=f"policy/{i}", sampling=plan.sampling)
+        jobs = self.collector.jobs(
+            stage, games, policy=f"policy/{i}", sampling=plan.sampling, labelled=labelled
+        )
         self.collector.collect(
             stage, jobs, f"π_{i} plays {plan.games} train games {plan.per_game} times"
         )

@@ -48,14 +48,30 @@ def fit_sft(
 ) -> Metrics:
     """Train the causal model in `base` on what the agent does in `episodes`; write it to `out`.
 
-    The loss is the mean negative log-likelihood of the tokens, an agent's token with weight 1 and
-    any other with `settings.observation_weight`.
-
     Raises:
         ValueError: there is nothing to train on.
     """
+    rows = all_rows(load_tokenizer(base), prompt, episodes, settings.max_tokens)
+    found = [row for _, row in rows]
+    return fit_rows(base, found, out, settings, prompt, log=log, progress=progress)
+
+
+def fit_rows(
+    base: Path,
+    found: Sequence[Row],
+    out: Path,
+    settings: SFTSettings,
+    prompt: Prompt,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Train the causal model in `base` on the spans of the rows found; write it to `out`.
+
+    The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
+    any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
+    """
     tokenizer = load_tokenizer(base)
-    found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
     lengths = [len(row.ids) for row in found]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
     steps = steps_of(batches, settings)
@@ -173,7 +189,7 @@ class _Collator:
 
 
 def _weights(row: Row, settings: SFTSettings) -> list[float]:
-    weights = [settings.observation_weight] * len(row.ids)
+    weights = [0.0 if row.only_spans else settings.observation_weight] * len(row.ids)
     for start, end in row.spans:
         weights[start:end] = [1.0] * (end - start)
     return weights

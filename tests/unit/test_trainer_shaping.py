@@ -124,7 +124,7 @@ EPISODES = [
     )
 ]
 SETTINGS = PRMSettings(
-    epochs=20, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25, precision="fp32"
+    epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25, precision="fp32"
 )
 
 
