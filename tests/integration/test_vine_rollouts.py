@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.config import Config
 from agentprm.facts import METADATA
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, Episode, JobResult, RolloutJob, Start
+from agentprm.protocol import Action, Episode, RolloutJob, Start
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from services.rollout.player import Player
@@ -34,6 +33,7 @@ from services.trainer.vine import sample_places, vine_jobs
 from tests.env_server import KITCHEN, EnvServer, write_kitchen
 from tests.fake_services import EAST, Rooms, Walker, serving
 from tests.unit.trainer_episodes import create_small
+from tests.worker import working
 
 CONFIG = Config.model_validate(
     {
@@ -68,32 +68,6 @@ class Training:
             self.metrics,
             Progress(Console(quiet=True)),
         )
-
-
-@contextmanager
-def working(redis_url: str, player: Player) -> Iterator[list[RolloutJob]]:
-    """A worker; the jobs that it played."""
-    stopped = threading.Event()
-    played: list[RolloutJob] = []
-
-    def work() -> None:
-        with Queue(redis_url, "run", name="test", stopped=stopped) as queue:
-            while not stopped.is_set():
-                if (entry := queue.take(timeout=0.5)) is None:
-                    continue
-                assert isinstance(entry.record, RolloutJob)
-                job_id, episodes = entry.record.id, player.play(entry.record).episodes
-                played.append(entry.record)
-                result = JobResult(job_id=job_id, worker="test", seconds=0, episodes=episodes)
-                queue.finish(entry, result)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield played
-    finally:
-        stopped.set()
-        thread.join()
 
 
 @pytest.fixture
