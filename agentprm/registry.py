@@ -1,10 +1,10 @@
 """Checkpoints: immutable numbered directories, safetensors only, marked STABLE when complete.
 
 `root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
-the fit of π_1 handed to the policy service. `root/explorer/0` is a policy that reads privileged
-hints, and `root/expert/0` one that demonstrates. A directory is written under a temporary name,
-synced, renamed, and only then gets its STABLE mark, which lists every file with its size and
-SHA-256. What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked versions.
+the fit of π_1 handed to the policy service; `KINDS` names the others. A directory is written under
+a temporary name, synced, renamed, and only then gets its STABLE mark, which lists every file with
+its size and SHA-256. What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked
+versions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,17 @@ from pathlib import Path
 import orjson
 
 STABLE = "STABLE"
-_VERSION = re.compile(r"(?P<kind>policy|prm|online|explorer|expert)/[0-9]+(\.[0-9]+)?")
+KINDS = {
+    "policy": "π_i",
+    "online": "the weights of a policy that is being fitted",
+    "prm": "Q_i",
+    "expert": "a policy that demonstrates",
+    "explorer": "a policy that reads privileged hints",
+    "reference": "a reference policy μ that was brought along",
+    "value": "V^μ",
+}
+"""The kinds of checkpoints, and what they are."""
+_VERSION = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/[0-9]+(\.[0-9]+)?")
 _PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 

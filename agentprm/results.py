@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from agentprm.protocol import Episode
+from agentprm.protocol import ChoiceRule, Episode
 from agentprm.registry import write_atomic
 
 _WIDTH = 140
@@ -41,11 +41,13 @@ class Rate(BaseModel):
 
 
 class Row(Rate):
-    """One line of the table, with its conditions. `prm` is None where the policy acts alone."""
+    """One line of the table, with its conditions. `prm` is None where none took part."""
 
     policy: str
     prm: str | None
     best_of: int
+    choice: ChoiceRule = ChoiceRule.PRM
+    """How one of `best_of` > 1 samples was chosen."""
     split: str
     max_steps: int
     temperature: float
@@ -95,6 +97,7 @@ def summarise(
         policy=policy,
         prm=prm,
         best_of=provenance.best_of,
+        choice=provenance.choice,
         split=episodes[0].game.split,
         max_steps=max_steps,
         temperature=provenance.sampling.temperature if provenance.sampling else 0.0,
@@ -145,7 +148,14 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def _name(row: Row) -> str:
-    return row.policy if row.prm is None else f"Best-of-{row.best_of}({row.policy}, {row.prm})"
+    if row.best_of == 1:
+        return row.policy
+    names = {
+        ChoiceRule.PRM: f"Best-of-{row.best_of}({row.policy}, {row.prm})",
+        ChoiceRule.MAJORITY: f"Majority-of-{row.best_of}({row.policy})",
+        ChoiceRule.RANDOM: f"Random-of-{row.best_of}({row.policy})",
+    }
+    return names[row.choice]
 
 
 def _cell(rate: Rate | None) -> str:

@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from agentprm.canary import FILE
-from agentprm.registry import CheckpointError, Registry
+from agentprm.registry import KINDS, CheckpointError, Registry
 
 Root = Annotated[
     Path, typer.Option("--registry", help="directory of checkpoints, such as RUN/checkpoints")
@@ -26,11 +26,7 @@ def list_checkpoints(
 ) -> None:
     """The finished checkpoints, with their size, and whether they carry a canary."""
     found = Registry(registry)
-    paths = {
-        version: found.path(version)
-        for kind in ("policy", "online", "explorer", "expert", "prm")
-        for version in found.versions(kind)
-    }
+    paths = {version: found.path(version) for kind in KINDS for version in found.versions(kind)}
     rows = [
         (version, sum(file.stat().st_size for file in path.rglob("*")), (path / FILE).is_file())
         for version, path in paths.items()

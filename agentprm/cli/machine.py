@@ -13,6 +13,7 @@ from rich.console import Console
 
 from agentprm.cli.processes import Machine, ProcessFailed, free_port
 from agentprm.config import Config, Evaluation, PolicyEngine
+from agentprm.protocol import ChoiceRule
 from agentprm.queue import CurrentRun, Queue, QueueError
 from agentprm.redis_server import RedisServer, given_url
 from agentprm.registry import CheckpointError, Registry, write_atomic
@@ -43,6 +44,8 @@ class Options:
     sglang_urls: tuple[str, ...] = ()
     sglang_command: str = SGLANG_COMMAND
     """Starts a server where the engine is SGLang and there are no URLs."""
+    chat_url: str | None = None
+    """The endpoint of a chat model that plays."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,54 @@ def evaluate_run(
     games: Path | None,
     *,
     steered: bool,
+    choice: ChoiceRule = ChoiceRule.PRM,
     max_steps: int,
     seed: int,
     options: Options,
     quiet: bool,
 ) -> None:
-    """Evaluate `policy/0`, by `prm/0` where `steered`; the row goes to `run/results.json`."""
-    flags = ["--plan", plan.model_dump_json(), "--seed", str(seed), "--max-steps", str(max_steps)]
-    flags += ["--batch", str(options.batch)]
+    """Evaluate `policy/0`, by `prm/0` where `steered`, or as one of N samples by another `choice`.
+
+    The row goes to `run/results.json`.
+    """
+    flags = ["--choice", choice]
     if steered:
         flags += ["--steered", "true"]
+    _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
+
+
+def evaluate_chat_model(
+    run: Path,
+    plan: Evaluation,
+    games: Path | None,
+    *,
+    model: str,
+    max_steps: int,
+    seed: int,
+    options: Options,
+    quiet: bool,
+) -> None:
+    """The same for a model behind `options.chat_url`."""
+    flags = ["--chat-model", model]
+    _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
+
+
+def _evaluate(
+    run: Path,
+    plan: Evaluation,
+    games: Path | None,
+    flags: list[str],
+    max_steps: int,
+    seed: int,
+    options: Options,
+    *,
+    quiet: bool,
+) -> None:
+    common = ["--plan", plan.model_dump_json(), "--seed", str(seed), "--max-steps", str(max_steps)]
+    common += ["--batch", str(options.batch)]
     with Machine(run) as machine:
-        _work(machine, "services.trainer.evaluate", games, options, flags, quiet=quiet)
+        module = "services.trainer.evaluate"
+        _work(machine, module, games, options, [*common, *flags], quiet=quiet)
 
 
 def serve_run(
@@ -187,6 +226,8 @@ def _work(
     for k in range(1, options.workers + 1):
         name = f"rollout-{k}"
         worker = ["--run", queue, "--name", name]
+        if options.chat_url is not None:
+            worker += ["--chat-url", options.chat_url, "--prompt", options.prompt]
         machine.start(name, "services.rollout", *worker, *connections)
     _train(machine, module, queue, redis_url, endpoints, flags, quiet=quiet)
 

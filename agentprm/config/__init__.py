@@ -15,9 +15,12 @@ from agentprm.config._config import (
 )
 from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._shaping import EXPERT, FIRST, Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 
 __all__ = [
+    "EXPERT",
+    "FIRST",
     "Algorithm",
     "Config",
     "DPOSettings",
@@ -35,6 +38,7 @@ __all__ = [
     "Reset",
     "Rollouts",
     "SFTSettings",
+    "Shaping",
     "Steered",
     "Vine",
     "accelerate_file",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
+from agentprm.config._shaping import Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 from agentprm.protocol import Sampling, Split
 
@@ -119,7 +120,7 @@ class Config(Settings):
     preset: str
     """Where these settings come from."""
     algorithm: Algorithm = Algorithm.AGENT_PRM
-    """Where Q comes from: `agent-prm`, outcomes, or `inverse-prm`, demonstrations."""
+    """`agent-prm` (Q from outcomes), `inverse-prm` (from demonstrations), or a baseline."""
     seed: int = 0
     """All sampling, shuffling and initialisation derives from it."""
     model: str = "tiny"
@@ -155,6 +156,7 @@ class Config(Settings):
     evaluation: Evaluation = Evaluation()
     sft: SFTSettings = SFTSettings()
     prm: PRMSettings = PRMSettings()
+    shaping: Shaping = Shaping()
     dpo: DPOSettings = DPOSettings()
     update: PolicyUpdate = PolicyUpdate.ONLINE_DPO
     """How the policy is improved."""

@@ -73,6 +73,7 @@ from agentprm.protocol._prm import (
 )
 from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
+    ChoiceRule,
     Episode,
     Group,
     Job,
@@ -106,6 +107,7 @@ __all__ = [
     "ChatMessage",
     "Checkpoint",
     "Choice",
+    "ChoiceRule",
     "ClosedSessions",
     "Command",
     "Continuations",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -14,8 +15,22 @@ from agentprm.protocol._prm import Transcript
 from agentprm.protocol._states import Action, State, Step
 
 
+class ChoiceRule(StrEnum):
+    """Which of the `best_of` samples of a state is played."""
+
+    PRM = "prm"
+    """The one of highest Q: Best-of-N."""
+    MAJORITY = "majority"
+    """The command that most of them end in: self-consistency."""
+    RANDOM = "random"
+    """Any of the distinct actions: Best-of-N by a PRM that knows nothing."""
+
+
 class Turn(Record):
-    """One turn of a recorded episode."""
+    """One turn of a recorded episode.
+
+    `expert` is what the expert would have done, where the job asked for it.
+    """
 
     observation: str
     admissible: tuple[str, ...] = ()
@@ -25,6 +40,7 @@ class Turn(Record):
     q: float | None = None
     policy_version: str
     prm_version: str | None = None
+    expert: Action | None = None
 
 
 class Provenance(Record):
@@ -39,6 +55,7 @@ class Provenance(Record):
     hint: str = ""
     """What the policy read beside the states. It tells where an episode comes from; no prompt that
     is trained on may hold it."""
+    choice: ChoiceRule = ChoiceRule.PRM
 
 
 class Episode(Record):
@@ -102,10 +119,11 @@ class RolloutJob(Record):
     """Play each game once. Games may repeat; game k of the job is sampled with `seed + k`.
 
     The actor is the policy (which must serve `policy_version`, and the PRM `prm_version` where
-    `best_of` > 1), or the environment's expert. With `starts`, game k begins at `starts[k]`;
-    `max_steps` counts from the game's beginning all the same. `hints[k]` is what the policy reads
-    beside the states of game k; with `privileged` that is where the things of the task are, which
-    the environment must be willing to tell.
+    it chooses among `best_of` > 1 samples), the environment's expert, or the chat model that
+    `policy_version` names. With `starts`, game k begins at `starts[k]`; `max_steps` counts from the
+    game's beginning all the same. `hints[k]` is what the policy reads beside the states of game k;
+    with `privileged` that is where the things of the task are, which the environment must be
+    willing to tell. With `labelled`, each turn also tells what the expert would do.
     """
 
     kind: Literal["rollout"] = "rollout"
@@ -115,11 +133,13 @@ class RolloutJob(Record):
     hints: list[str] | None = None
     privileged: bool = False
     seed: int
-    actor: Literal["policy", "expert"] = "policy"
+    actor: Literal["policy", "expert", "chat"] = "policy"
     policy_version: str | None = None
     prm_version: str | None = None
     sampling: Sampling = Sampling()
     best_of: int = 1
+    choice: ChoiceRule = ChoiceRule.PRM
+    labelled: bool = False
     max_steps: int = 30
 
     @property
@@ -132,6 +152,11 @@ class RolloutJob(Record):
         if self.starts is not None and len(self.starts) != len(self.games):
             raise ValueError("give one start for each of `games`")
         return self
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the PRM chooses."""
+        return self.best_of > 1 and self.choice is ChoiceRule.PRM
 
     @model_validator(mode="after")
     def _one_hint_a_game(self) -> RolloutJob:

@@ -6,11 +6,13 @@ import random
 import sys
 from contextlib import closing
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import start_http_server
 from pydantic import Field
 
+from agentprm.prompts import load_prompt
 from agentprm.queue import CurrentRun, Queue, QueueError, QueueSettings
 from agentprm.redis_server import given_url
 from agentprm.service import configure_logging
@@ -18,6 +20,9 @@ from agentprm.settings import ProcessSettings
 from services.rollout.player import Player
 from services.rollout.shutdown import Shutdown
 from services.rollout.worker import Worker
+
+if TYPE_CHECKING:
+    from services.rollout.chat import ChatModel
 
 _UNANNOUNCED = 1.0
 """Seconds between two looks for a run, while there is none."""
@@ -38,6 +43,14 @@ class RolloutSettings(ProcessSettings):
         default=None,
         description="the PRM service; jobs that need it wait until it is healthy. Of several "
         "replicas a,b,... this worker asks one",
+    )
+    chat_url: str | None = Field(
+        default=None,
+        description="an OpenAI-compatible endpoint, as https://api.openai.com/v1, for the jobs "
+        "that a chat model plays; its key is in OPENAI_API_KEY",
+    )
+    prompt: str = Field(
+        default="chat", description="how it is prompted: chat, state, or a Jinja2 file"
     )
     name: str = Field(default="worker", description="name in logs and records")
     claim_after: float = Field(
@@ -71,6 +84,14 @@ def _queue(url: str, run: str, settings: RolloutSettings, shutdown: Shutdown) ->
     )
 
 
+def _chat_model(settings: RolloutSettings) -> ChatModel | None:
+    if settings.chat_url is None:
+        return None
+    from services.rollout.chat import ChatModel  # openai is an extra
+
+    return ChatModel(settings.chat_url, load_prompt(settings.prompt))
+
+
 def _wanted(run: str, settings: RolloutSettings, current: CurrentRun) -> bool:
     return settings.run is not None or current.read() == run
 
@@ -89,7 +110,7 @@ def main() -> int:
     # All turns of an episode go to one replica, which keeps their common beginning in its cache.
     policy = random.choice(settings.policy_url.split(","))
     prm = random.choice(settings.prm_url.split(",")) if settings.prm_url else None
-    player = Player(settings.env_url, policy, prm)
+    player = Player(settings.env_url, policy, prm, chat=_chat_model(settings))
     try:
         with closing(CurrentRun(redis_url, stopped=shutdown.requested)) as current:
             while not shutdown.requested.is_set():

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import httpx
 import structlog
@@ -17,6 +18,8 @@ from agentprm.protocol import (
     ActRequest,
     ActResponse,
     ActResult,
+    Candidate,
+    ChoiceRule,
     CreateSessions,
     Episode,
     Group,
@@ -33,8 +36,12 @@ from agentprm.protocol import (
     Turn,
     state_of,
 )
+from services.rollout.choice import by_chance, majority
 from services.rollout.privileged import whereabouts
 from services.rollout.reasons import SAMPLES, rationalised
+
+if TYPE_CHECKING:
+    from services.rollout.chat import ChatModel
 
 CLOSE_DEADLINE = 5.0
 """Seconds to give sessions back; those left are reaped by the environment."""
@@ -64,17 +71,25 @@ class Player:
 
     Args:
         prm_url: only to wait for the PRM; the policy service asks it for scores.
+        chat: plays the jobs whose actor is a chat model.
         patience: seconds to wait for a service that is loading or serves another version.
     """
 
     def __init__(
-        self, env_url: str, policy_url: str, prm_url: str | None = None, *, patience: float = 60.0
+        self,
+        env_url: str,
+        policy_url: str,
+        prm_url: str | None = None,
+        *,
+        chat: ChatModel | None = None,
+        patience: float = 60.0,
     ) -> None:
         self._env_url = self._connected = env_url
         self._env = EnvClient(env_url)
         self._closing = EnvClient(env_url, deadline=CLOSE_DEADLINE)
         self._policy = PolicyClient(policy_url)
         self._prm = PRMClient(prm_url) if prm_url else None
+        self._chat = chat
         self._patience = patience
 
     def play(self, job: RolloutJob | PreferenceJob) -> Played:
@@ -106,7 +121,7 @@ class Player:
         env = self._wait_for("env", self._env)
         if job.actor == "policy":
             self._wait_for("policy", self._policy, job.policy_version)
-            if job.best_of > 1 and self._prm:
+            if job.ranked and self._prm:
                 self._wait_for("prm", self._prm, job.prm_version)
         request = CreateSessions(
             games=job.games,
@@ -119,13 +134,16 @@ class Player:
         sessions = self._env.create(request)
         ids = [session.id for session in sessions]
         try:
-            if job.actor == "expert":
+            if _asks_expert(job):
                 sessions = self._env.experts(ids)
             hints = self._hints(job, sessions)
             starts = rationalised(
                 lambda states, t: self._ask(job, states, f"reason {t}", n=SAMPLES), sessions, starts
             )
-            games = [_Game(*each) for each in zip(sessions, starts, hints, strict=True)]
+            games = [
+                _Game(*each, labelled=job.labelled)
+                for each in zip(sessions, starts, hints, strict=True)
+            ]
             self._begin(job, games)
             template_hash = self._play_out(job, games)
         finally:
@@ -135,8 +153,9 @@ class Player:
             package_version=env.package_version,
             data_version=str(env.details["data_version"]),
             template_hash=template_hash,
-            sampling=job.sampling if job.actor == "policy" else None,
+            sampling=None if job.actor == "expert" else job.sampling,
             best_of=job.best_of,
+            choice=job.choice,
         )
         return [game.episode(job, k, provenance) for k, game in enumerate(games)]
 
@@ -163,10 +182,17 @@ class Player:
                 break
             if job.actor == "expert":
                 decisions = [game.expert() for game in live]
+            elif job.actor == "chat":
+                chat = self._chat_model()
+                template_hash = chat.template_hash
+                decisions = _ask(chat, job, [game.state() for game in live], turn)
             else:
                 answer = self._act(job, live, turn)
                 template_hash = answer.template_hash
-                decisions = [_decision(answer, result) for result in answer.results]
+                decisions = [
+                    _decision(answer, _chosen(result, job.choice, f"{job.seed}/{turn}/{k}"))
+                    for k, result in enumerate(answer.results)
+                ]
             self._step(job, live, decisions)
         return template_hash
 
@@ -176,10 +202,10 @@ class Player:
             [game.state() for game in games],
             turn,
             n=job.best_of,
-            prm=job.best_of > 1,
+            prm=job.ranked,
             hints=[game.hint for game in games],
         )
-        if job.best_of > 1:
+        if job.ranked:
             _require("prm", job.prm_version, answer.prm_version)
         return answer
 
@@ -206,12 +232,17 @@ class Player:
         _require("policy", job.policy_version, answer.policy_version)
         return answer
 
+    def _chat_model(self) -> ChatModel:
+        if self._chat is None:
+            raise PlayError("this worker was started without --chat-url")
+        return self._chat
+
     def _step(self, job: RolloutJob, live: list[_Game], decisions: list[_Decision]) -> None:
         steps = [
             StepSession(id=game.session.id, turn=game.session.turn, command=decision.action.command)
             for game, decision in zip(live, decisions, strict=True)
         ]
-        results = self._env.step(StepSessions(steps=steps, expert=job.actor == "expert"))
+        results = self._env.step(StepSessions(steps=steps, expert=_asks_expert(job)))
         for game, decision, result in zip(live, decisions, results, strict=True):
             if result.session is None:
                 problem = result.problem
@@ -290,9 +321,10 @@ class _Decision:
 class _Game:
     """A session and the turns played in it, those before its start included."""
 
-    def __init__(self, session: Session, start: Start, hint: str) -> None:
+    def __init__(self, session: Session, start: Start, hint: str, *, labelled: bool) -> None:
         self.session = session
         self.hint = hint
+        self._labelled = labelled
         self.first = start.action
         self._start = len(start.turns)
         self._turns = list(start.turns)
@@ -315,6 +347,7 @@ class _Game:
             q=decision.q,
             policy_version=decision.policy_version,
             prm_version=decision.prm_version,
+            expert=self.session.expert if self._labelled else None,
         )
         self._turns.append(turn)
         self.session = after
@@ -333,9 +366,31 @@ class _Game:
         )
 
 
-def _decision(answer: ActResponse, result: ActResult) -> _Decision:
-    best = result.best
-    return _Decision(best.action, answer.policy_version, answer.prm_version, best.log_prob, best.q)
+def _decision(answer: ActResponse, chosen: Candidate) -> _Decision:
+    versions = answer.policy_version, answer.prm_version
+    return _Decision(chosen.action, *versions, chosen.log_prob, chosen.q)
+
+
+def _chosen(result: ActResult, rule: ChoiceRule, seed: str) -> Candidate:
+    match rule:
+        case ChoiceRule.PRM:
+            return result.best
+        case ChoiceRule.MAJORITY:
+            return majority(result.candidates)
+        case ChoiceRule.RANDOM:
+            return by_chance(result.candidates, seed)
+
+
+def _ask(chat: ChatModel, job: RolloutJob, states: list[State], turn: int) -> list[_Decision]:
+    """What the chat model that the job names does; it is told as what its endpoint calls it."""
+    if job.policy_version is None:
+        raise PlayError("the job names no chat model")
+    answers = chat.act(job.policy_version, states, job.sampling, _seed(job.seed, turn))
+    return [_Decision(answer.action, policy_version=answer.model) for answer in answers]
+
+
+def _asks_expert(job: RolloutJob) -> bool:
+    return job.actor == "expert" or job.labelled
 
 
 def _best_against_worst(

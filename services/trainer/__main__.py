@@ -15,6 +15,7 @@ from agentprm.queue import QueueError
 from agentprm.results import print_table
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
+from services.trainer.baselines import LOOPS
 from services.trainer.demonstrations import DemonstrationsError
 from services.trainer.inbox import JobsFailed
 from services.trainer.launch import FitFailed, Launcher
@@ -41,7 +42,7 @@ def main() -> int:
             accelerate = settings.accelerate or config.accelerate
             launch = Launcher(settings, num_processes, accelerate).perform
         with connect(settings) as services, Metrics(settings.run) as metrics:
-            loop = Loop(
+            loop = LOOPS.get(config.algorithm, Loop)(
                 settings.run, config, services, records, prompt, metrics, Progress(), launch
             )
             rows = loop.train()

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
-from agentprm.protocol import Game, PreferenceJob, RolloutJob, Sampling, Split, Start
+from agentprm.protocol import (
+    ChoiceRule,
+    Game,
+    PreferenceJob,
+    RolloutJob,
+    Sampling,
+    Split,
+    Start,
+)
 from agentprm.queue import Offer, Queue
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
@@ -71,11 +79,13 @@ class Collector:
         starts: Sequence[Start] | None = None,
         hints: Sequence[str] | None = None,
         privileged: bool = False,
-        actor: Literal["policy", "expert"] = "policy",
+        actor: Literal["policy", "expert", "chat"] = "policy",
         policy: str | None = None,
         prm: str | None = None,
         sampling: Sampling | None = None,
         best_of: int = 1,
+        choice: ChoiceRule = ChoiceRule.PRM,
+        labelled: bool = False,
         seed: int | None = None,
     ) -> list[RolloutJob]:
         """The jobs of a stage; the same arguments give the same jobs, ids and seeds included."""
@@ -93,6 +103,8 @@ class Collector:
                 prm_version=prm,
                 sampling=sampling or Sampling(),
                 best_of=best_of,
+                choice=choice,
+                labelled=labelled,
                 max_steps=self.max_steps,
             )
             for k, start in enumerate(range(0, len(games), self.batch))
@@ -111,11 +123,13 @@ class Collector:
         if not missing:
             self.progress.skip(stage)
             return
-        self.serve(policy=missing[0].policy_version, prm=missing[0].prm_version)
+        first = missing[0]
+        if not isinstance(first, RolloutJob) or first.actor == "policy":
+            self.serve(policy=first.policy_version, prm=first.prm_version)
         self.progress.start(stage, what)
         total = sum(job.size for job in jobs)
         before = total - sum(job.size for job in missing)
-        rollouts = isinstance(missing[0], RolloutJob)
+        rollouts = isinstance(first, RolloutJob)
         played = won = 0
         waiting = {job.id: job.size for job in missing}
         unpublished = list(reversed(missing))

@@ -1,4 +1,4 @@
-"""`python -m services.trainer.evaluate --run RUN ...` plays π_0, alone or steered by Q_0."""
+"""`python -m services.trainer.evaluate --run RUN ...` plays π_0, alone or as one of N samples."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 from pydantic import Field
 
 from agentprm.config import Evaluation
+from agentprm.protocol import ChoiceRule
 from agentprm.results import print_table, write_results
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
 from services.trainer.collect import Collector
-from services.trainer.evaluation import evaluate
+from services.trainer.evaluation import evaluate, evaluate_chat
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 
@@ -21,6 +22,12 @@ class EvaluateSettings(TrainerSettings):
 
     plan: Evaluation = Field(default=Evaluation(), description="games and sampling, as JSON")
     steered: bool = Field(default=False, description="take the best of N by the PRM")
+    choice: ChoiceRule = Field(
+        default=ChoiceRule.PRM, description="majority or random: take one of N by that rule"
+    )
+    chat_model: str | None = Field(
+        default=None, description="play by this model of the workers' chat endpoint, not by π_0"
+    )
     seed: int = Field(default=0, description="orders the games and seeds the sampling")
     max_steps: int = Field(default=30, description="turns of an episode")
     batch: int = Field(default=8, description="episodes of a job")
@@ -39,8 +46,13 @@ def main() -> int:
             batch=settings.batch,
             max_steps=settings.max_steps,
         )
-        prm = "prm/0" if settings.steered else None
-        row = evaluate(collector, settings.plan, policy="policy/0", prm=prm)
+        if settings.chat_model is not None:
+            row = evaluate_chat(collector, settings.plan, settings.chat_model)
+        else:
+            prm = "prm/0" if settings.steered else None
+            row = evaluate(
+                collector, settings.plan, policy="policy/0", prm=prm, choice=settings.choice
+            )
     write_results(settings.run, [row])
     print_table([row])
     return 0

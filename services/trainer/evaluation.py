@@ -1,41 +1,72 @@
-"""How good a policy is: it plays the games of a split once, alone or steered by a PRM."""
+"""How good a policy is: it plays the games of a split once, alone or as one of N samples."""
 
 from __future__ import annotations
 
 from agentprm import results
 from agentprm.config import Evaluation
+from agentprm.protocol import ChoiceRule, Decoding
 from services.trainer.collect import Collector
 from services.trainer.seeds import derive
 
 
 def evaluate(
-    collector: Collector, plan: Evaluation, *, policy: str, prm: str | None
+    collector: Collector,
+    plan: Evaluation,
+    *,
+    policy: str,
+    prm: str | None,
+    choice: ChoiceRule = ChoiceRule.PRM,
 ) -> results.Row:
     """The row of the table for π (`policy/1`), or for the best of N of its actions by Q (`prm/0`).
 
-    Every policy plays the same games from the same seeds, so that rows can be compared in pairs.
+    With another `choice` one of the N is taken by that rule, and no PRM. Every policy plays the
+    same games from the same seeds, so that rows can be compared in pairs.
     """
     policy_name = policy.replace("policy/", "pi_")
     prm_name = None if prm is None else prm.replace("prm/", "q_")
-    stage = f"eval-{policy_name}" if prm_name is None else f"eval-{policy_name}-{prm_name}"
+    chooser = prm_name if choice is ChoiceRule.PRM else choice.value
+    stage = f"eval-{policy_name}" if chooser is None else f"eval-{policy_name}-{chooser}"
     games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
     jobs = collector.jobs(
         stage,
         games,
         policy=policy,
         prm=prm,
-        sampling=plan.sampling if prm is None else plan.best_of_sampling,
-        best_of=1 if prm is None else plan.best_of,
+        sampling=plan.sampling if chooser is None else plan.best_of_sampling,
+        best_of=1 if chooser is None else plan.best_of,
+        choice=choice,
         seed=derive(collector.seed, "evaluation"),
     )
-    steered = "" if prm is None else f", best of {plan.best_of} by {prm_name}"
-    collector.collect(
-        stage, jobs, f"{policy_name} plays {len(games)} games of {plan.split}{steered}"
-    )
+    how = "" if chooser is None else f", one of {plan.best_of} by {chooser}"
+    collector.collect(stage, jobs, f"{policy_name} plays {len(games)} games of {plan.split}{how}")
     return results.summarise(
         collector.records.episodes(stage),
         policy=policy_name,
         prm=prm_name,
+        max_steps=collector.max_steps,
+        seed=collector.seed,
+    )
+
+
+def evaluate_chat(collector: Collector, plan: Evaluation, model: str) -> results.Row:
+    """The same for a chat model behind an endpoint that the workers know: the ReAct baseline.
+
+    It writes commands freely, as an endpoint draws from no list.
+    """
+    games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
+    jobs = collector.jobs(
+        "eval-react",
+        games,
+        actor="chat",
+        policy=model,
+        sampling=plan.sampling.model_copy(update={"decoding": Decoding.FREE}),
+        seed=derive(collector.seed, "evaluation"),
+    )
+    collector.collect("eval-react", jobs, f"{model} plays {len(games)} games of {plan.split}")
+    return results.summarise(
+        collector.records.episodes("eval-react"),
+        policy=f"ReAct({model})",
+        prm=None,
         max_steps=collector.max_steps,
         seed=collector.seed,
     )

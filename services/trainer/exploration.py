@@ -85,6 +85,8 @@ def rollout_jobs(
     beginnings: Sequence[Beginning],
     policy: str,
     sampling: Sampling,
+    *,
+    labelled: bool = False,
 ) -> list[RolloutJob]:
     """The jobs of the stage: `policy` plays each beginning to its end."""
     starts = [beginning.start for beginning in beginnings]
@@ -96,6 +98,7 @@ def rollout_jobs(
         hints=hints if any(hints) else None,
         policy=policy,
         sampling=sampling,
+        labelled=labelled,
     )
 
 

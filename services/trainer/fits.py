@@ -6,6 +6,7 @@ main process is the one with services, metrics and progress; the others only com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,13 +18,17 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
 from services.trainer.collect import Services
+from services.trainer.dagger import fit_dagger
 from services.trainer.inverse import fit_inverse_prm
+from services.trainer.online import sample_turns
 from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.reference import ROLLOUTS, VALUE, predict_values, reference_values
 from services.trainer.relative import fit_relative_prm
 from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
+from services.trainer.shaping import advantages, shaped
 from services.trainer.targets import monte_carlo_targets
 from services.trainer.tiny.hindsight import hindsight_hints
 from services.trainer.transitions import draw_transitions, read_next_actions
@@ -34,7 +39,7 @@ from services.trainer.updates.base import Log
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "prm", "inverse-prm", "policy", "explorer"]
+    kind: Literal["sft", "dagger", "explorer", "prm", "inverse-prm", "value", "policy"]
     iteration: int
     """i of the π_i or Q_i that is made."""
     base: Path
@@ -62,44 +67,60 @@ class Fits:
         self.progress = progress
         self._log = log
         self._latest: Mapping[str, float] = {}
-        registry = Registry(run / "checkpoints")
-        at = Workplace(config, records, prompt, registry, services, progress, log, self._reports)
+        self.registry = Registry(run / "checkpoints")
+        at = Workplace(
+            config, records, prompt, self.registry, services, progress, log, self._reports
+        )
         self.update = UPDATES[config.update](at)
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
         fits = {
             "sft": self._sft,
+            "dagger": self._dagger,
+            "explorer": self._explorer,
             "prm": self._prm,
             "inverse-prm": self._inverse_prm,
+            "value": self._value,
             "policy": self._policy,
-            "explorer": self._explorer,
         }
         fits[job.kind](job)
+
+    # --- imitation ------------------------------------------------------------------------------
 
     def _sft(self, job: FitJob) -> None:
         """π_0: supervised fine-tuning on the demonstrations that were won.
 
-        InversePRM takes all of them: the expert is to be believed, and may not tell outcomes.
+        InversePRM takes all of them: the expert is to be believed, and may not tell outcomes. A
+        later π_i goes on with as many episodes as the PRM of an iteration would be fitted on,
+        rounded up to whole passes.
         """
+        stage = f"pi_{job.iteration}"
         believed = self.config.algorithm is Algorithm.INVERSE_PRM
         episodes = [e for e in self.records.episodes("demonstrations") if e.won or believed]
-        self.progress.start("pi_0", f"supervised fine-tuning on {len(episodes)} demonstrations")
+        self.progress.start(stage, f"supervised fine-tuning on {len(episodes)} demonstrations")
         steered = self.config.rollouts.exploration.steered
         seed = derive(self.config.seed, "hindsight")
         hints = hindsight_hints(episodes, steered.hindsight, seed) if steered else None
-        self._imitate("pi_0", job, episodes, hints)
+        epochs = self.config.sft.epochs
+        if job.iteration > 0 and episodes:
+            plan = self.config.rollouts
+            budget = self.config.prm.epochs * plan.games * plan.per_game
+            epochs = math.ceil(budget / len(episodes))
+        self._imitate(stage, job, episodes, hints, epochs)
 
     def _explorer(self, job: FitJob) -> None:
         """The explorer: fine-tuning on demonstrations in whose prompts stands where things are."""
         episodes = [e for e in self.records.episodes("explorer-demonstrations") if e.won]
         self.progress.start("explorer", f"fine-tuning on {len(episodes)} privileged demonstrations")
-        self._imitate("explorer", job, episodes, [e.provenance.hint for e in episodes])
+        hints = [e.provenance.hint for e in episodes]
+        self._imitate("explorer", job, episodes, hints, self.config.sft.epochs)
 
     def _imitate(
-        self, stage: str, job: FitJob, episodes: list[Episode], hints: list[str] | None
+        self, stage: str, job: FitJob, episodes: list[Episode], hints: list[str] | None, epochs: int
     ) -> None:
-        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, stage)})
+        updates = {"seed": derive(self.config.seed, stage), "epochs": epochs}
+        settings = self.config.sft.model_copy(update=updates)
         summary = fit_sft(
             job.base,
             episodes,
@@ -111,6 +132,32 @@ class Fits:
         )
         self.progress.end(summary)
 
+    def _dagger(self, job: FitJob) -> None:
+        """π_i of DAgger: the demonstrations, and labels from the rollouts of π_0 to π_{i-1}."""
+        i, plan = job.iteration, self.config.preferences
+        demonstrations = [e for e in self.records.episodes("demonstrations") if e.won]
+        labelled = []
+        for k in range(i):
+            stage = f"pi_{k}-rollouts"
+            seed = derive(self.config.seed, stage, "labels")
+            rollouts = self.records.episodes(stage)
+            labelled += sample_turns(rollouts, plan.pairs, plan.per_game, seed)
+        what = f"{len(demonstrations)} demonstrations and {len(labelled)} labelled states"
+        self.progress.start(f"pi_{i}", f"supervised fine-tuning on {what}")
+        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
+        summary = fit_dagger(
+            job.base,
+            demonstrations,
+            labelled,
+            job.out,
+            settings,
+            self.prompt,
+            **self._reports(f"pi_{i}"),
+        )
+        self.progress.end(summary)
+
+    # --- Q and V ------------------------------------------------------------------------------
+
     def _prm(self, job: FitJob) -> None:
         """Q_i on the Monte-Carlo targets of π_i's rollouts (eq. 1), by soft BCE (eq. 2) or by
         Bradley–Terry on pairs of them (section 2.3)."""
@@ -118,13 +165,23 @@ class Fits:
         stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
         episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
         self.progress.start(f"q_{i}", f"fitting the PRM on {len(episodes)} episodes")
-        targets = monte_carlo_targets(episodes, self.config.gamma).values
+        targets = self._targets(episodes)
         updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
         settings = self.config.prm.model_copy(update=updates)
         reports = self._reports(f"q_{i}")
         fit = fit_relative_prm if settings.objective == "relative" else fit_prm
         summary = fit(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
         self.progress.end(summary)
+
+    def _targets(self, episodes: list[Episode]) -> list[list[float]]:
+        """Q̂ of eq. 1, with what a reference policy says mixed in where eq. 13 asks for it."""
+        gamma, alpha = self.config.gamma, self.config.shaping.alpha
+        q = monte_carlo_targets(episodes, gamma).values
+        if alpha == 0:
+            return q
+        model = self.registry.open(VALUE)
+        values = predict_values(model, episodes, self.config.prm, self.prompt)
+        return shaped(q, advantages(episodes, values, gamma), alpha)
 
     def _inverse_prm(self, job: FitJob) -> None:
         """Q_i from what tells the demonstrations from π_0's to π_i's rollouts (algorithm 2)."""
@@ -145,6 +202,25 @@ class Fits:
             **self._reports(f"q_{i}"),
         )
         self.progress.end(summary)
+
+    def _value(self, job: FitJob) -> None:
+        """V^μ by soft BCE on the Monte-Carlo values of the reference policy's rollouts."""
+        episodes = self.records.episodes(ROLLOUTS)
+        self.progress.start("v_reference", f"fitting V^μ on {len(episodes)} episodes")
+        updates = {"seed": derive(self.config.seed, VALUE), "gamma": self.config.gamma}
+        summary = fit_prm(
+            job.base,
+            episodes,
+            reference_values(episodes, self.config.gamma),
+            job.out,
+            self.config.prm.model_copy(update=updates),
+            self.prompt,
+            of="state",
+            **self._reports("v_reference"),
+        )
+        self.progress.end(summary)
+
+    # --- π_i -----------------------------------------------------------------------------------
 
     def _policy(self, job: FitJob) -> None:
         """π_i from π_{i-1}, by the update that the settings name."""

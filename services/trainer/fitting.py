@@ -68,8 +68,7 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
             "seed": settings.seed,
             "use_cpu": not cuda,
             "ddp_find_unused_parameters": False,
-            "bf16": settings.precision == "bf16"
-            or (settings.precision == "auto" and _computes_bf16(cuda)),
+            "bf16": autocasts(settings),
             "learning_rate": settings.learning_rate,
             "weight_decay": settings.weight_decay,
             "max_grad_norm": settings.max_grad_norm,
@@ -109,6 +108,12 @@ def passes(settings: FitSettings) -> int:
     """Batches that one process computes for an optimizer step."""
     world: int = processes().num_processes
     return math.ceil(settings.accumulation / world)
+
+
+def autocasts(settings: FitSettings) -> bool:
+    """Whether matrices are computed in bf16."""
+    automatic = settings.precision == "auto" and _computes_bf16(torch.cuda.is_available())
+    return settings.precision == "bf16" or automatic
 
 
 def throughput(tokens: int, seconds: float) -> Metrics:

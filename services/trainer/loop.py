@@ -25,6 +25,7 @@ from services.trainer.fits import FitJob, Fits
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.reference import ROLLOUTS, VALUE, reference_jobs
 from services.trainer.seeds import derive
 from services.trainer.tiny import create_tiny
 from services.trainer.transitions import draw_transitions, sample_next_actions
@@ -70,6 +71,7 @@ class Loop:
         self.demonstrate()
         self.imitate()
         self.explain()
+        self.fit_reference()
         rows = [self._evaluate(0, None)]
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
@@ -112,16 +114,37 @@ class Loop:
         with self.registry.write(EXPLORER) as out:
             self._fit(FitJob(kind="explorer", iteration=0, base=base, out=out))
 
+    def fit_reference(self) -> None:
+        """V^μ from rollouts of the reference policy, once in a run that shapes its targets."""
+        plan = self.config.shaping
+        if plan.alpha == 0:
+            return
+        sampling = self.config.rollouts.sampling
+        jobs = reference_jobs(self.collector, self.registry, plan, sampling)
+        self.collector.collect(
+            ROLLOUTS, jobs, f"the reference plays {plan.games} train games {plan.per_game} times"
+        )
+        if self._skip(VALUE, "v_reference"):
+            return
+        with self.registry.write(VALUE) as out:
+            base = self.registry.open("policy/0")
+            self._fit(FitJob(kind="value", iteration=0, base=base, out=out))
+
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
 
-    def roll_out(self, i: int) -> None:
-        """π_i plays train games, several times each; see `exploration` for how it begins."""
+    def roll_out(self, i: int, *, labelled: bool = False) -> None:
+        """π_i plays train games, several times each; with `labelled` the expert comments.
+
+        See `exploration` for how the rollouts begin.
+        """
         plan = self.config.rollouts
         stage = f"pi_{i}-rollouts"
         games = self.collector.games(Split.TRAIN, plan.games, "rollouts", skip=i * plan.games)
         games = [game for game in games for _ in range(plan.per_game)]
         beginnings = begin(self.collector, plan.exploration, i, games, plan.sampling)
-        jobs = rollout_jobs(self.collector, stage, beginnings, f"policy/{i}", plan.sampling)
+        jobs = rollout_jobs(
+            self.collector, stage, beginnings, f"policy/{i}", plan.sampling, labelled=labelled
+        )
         self.collector.collect(
             stage, jobs, f"π_{i} plays {plan.games} train games {plan.per_game} times"
         )

@@ -24,7 +24,14 @@ S = TypeVar("S", Preference, Group)
 
 
 def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: int) -> list[State]:
-    """At most `count` states of D in random order, at most `per_game` of one game.
+    """At most `count` states of D in random order, at most `per_game` of one game."""
+    return [episode.state(t) for episode, t in sample_turns(episodes, count, per_game, seed)]
+
+
+def sample_turns(
+    episodes: Sequence[Episode], count: int, per_game: int, seed: int
+) -> list[tuple[Episode, int]]:
+    """The turns of `sample_states`.
 
     States with one admissible command leave nothing to prefer and are left out, and so are those
     before an episode's start.
@@ -41,7 +48,7 @@ def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: 
         for place in rng.sample(places, min(per_game, len(places)))
     ]
     rng.shuffle(picked)
-    return [episode.state(t) for episode, t in picked[:count]]
+    return picked[:count]
 
 
 def candidate_jobs(

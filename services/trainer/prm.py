@@ -1,4 +1,7 @@
-"""The fit of the process reward model: Q(s, a) on Monte Carlo targets by soft BCE (eq. 2)."""
+"""The fit of the process reward model: Q(s, a) on Monte Carlo targets by soft BCE (eq. 2).
+
+A value model V(s) is the same model, read where the state ends and the action has not begun.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,16 @@ from services.trainer.fitting import (
 )
 from services.trainer.losses import soft_bce
 from services.trainer.rows import Row, all_rows
-from services.trainer.targets import split_by_game
+from services.trainer.targets import By, split_by_game
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
+    """An episode, or what one row holds of it, and what is to be read from it."""
+
     row: Row
+    positions: list[int]
+    """Of the tokens at which the model is read."""
     targets: list[float]
     outcome: float
 
@@ -53,12 +60,14 @@ def fit_prm(
     settings: PRMSettings,
     prompt: Prompt,
     *,
+    of: By = "action",
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
     """Fit Q on `targets[i][t]`, the Q̂ of turn t of episode i, and write it to `out`.
 
-    Turns before an episode's start have no target that is read.
+    Turns before an episode's start have no target that is read. With `of="state"` it is V that is
+    fitted, on the value of the state of each turn.
 
     `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
     The games of the validation side take no part in the fit; what is measured on them has the
@@ -71,7 +80,7 @@ def fit_prm(
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, settings.seed)
     training, validation = (
-        _samples(tokenizer, prompt, episodes, targets, side, settings) for side in sides
+        _samples(tokenizer, prompt, episodes, targets, side, settings, of) for side in sides
     )
     lengths = [len(sample.row.ids) for sample in training]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
@@ -81,7 +90,7 @@ def fit_prm(
             model=load_prm(base, tokenizer.pad_token_id, settings.seed),
             args=TrainingArguments(**arguments),
             train_dataset=training,
-            data_collator=_Collator(tokenizer.pad_token_id),
+            data_collator=Collator(tokenizer.pad_token_id),
         )
         trainer.batches, trainer.accumulation = batches, settings.accumulation
         report(trainer, log, progress)
@@ -112,7 +121,7 @@ def fit_prm(
             )
             known = known.model_copy(update={"calibration": held_out})
         facts = {
-            "kind": "prm",
+            "kind": "prm" if of == "action" else "value",
             **known.model_dump(mode="json"),
             "settings": settings.model_dump(),
             "training_games": games_of(episodes, sides[0]),
@@ -121,6 +130,15 @@ def fit_prm(
         }
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
+
+
+def read_at(row: Row, of: By) -> list[int]:
+    """The positions in a row at which each of its turns is read.
+
+    Q(s, a) at the action's last token; V(s) at the last one before the action begins, the end of
+    the chat template's header for an answer.
+    """
+    return [end - 1 if of == "action" else start - 1 for start, end in row.spans]
 
 
 def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -183,7 +201,7 @@ class _PRMTrainer(TokenBatchTrainer):
         return (loss, logits) if return_outputs else loss
 
     @torch.no_grad()
-    def score(self, samples: Sequence[_Sample], batch_tokens: int) -> Scored:
+    def score(self, samples: Sequence[Sample], batch_tokens: int) -> Scored:
         """Q of every turn of the samples. All processes compute all of it, in step."""
         self.model.eval()
         lengths = [len(sample.row.ids) for sample in samples]
@@ -203,7 +221,7 @@ class _PRMTrainer(TokenBatchTrainer):
         return scored
 
 
-class _Collator:
+class Collator:
     """Pads rows on the right, and their turns likewise; `turns` marks the real ones.
 
     Of no rows it makes one of padding.
@@ -212,8 +230,9 @@ class _Collator:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, samples: Sequence[_Sample]) -> dict[str, Tensor]:
-        samples = samples or [_Sample(Row([self.pad_token_id], [], []), [], 0.0)]
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The tensors of a batch, those of turns of shape (batch, most turns)."""
+        samples = samples or [Sample(Row([self.pad_token_id], [], []), [], [], 0.0)]
         width = max(len(sample.row.ids) for sample in samples)
         most = max(len(sample.targets) for sample in samples)
         count = len(samples)
@@ -226,7 +245,7 @@ class _Collator:
             n, k = len(sample.row.ids), len(sample.targets)
             ids[i, :n] = torch.as_tensor(sample.row.ids)
             mask[i, :n] = 1
-            positions[i, :k] = torch.as_tensor([end - 1 for _, end in sample.row.spans])
+            positions[i, :k] = torch.as_tensor(sample.positions)
             targets[i, :k] = torch.as_tensor(sample.targets)
             turns[i, :k] = True
         return {
@@ -245,13 +264,15 @@ def _samples(
     targets: Sequence[Sequence[float]],
     side: Sequence[int],
     settings: PRMSettings,
-) -> list[_Sample]:
+    of: By,
+) -> list[Sample]:
     if not side:
         return []
     rows = all_rows(tokenizer, prompt, [episodes[i] for i in side], settings.max_tokens)
     return [
-        _Sample(
+        Sample(
             row=row,
+            positions=read_at(row, of),
             targets=[targets[side[k]][t] for t in row.turns],
             outcome=episodes[side[k]].outcome,
         )

@@ -12,11 +12,15 @@ from agentprm.protocol import Action, Episode, Message, State
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids in which action `turns[k]` of the episode is the half-open range `spans[k]`."""
+    """Token ids in which action `turns[k]` of the episode is the half-open range `spans[k]`.
+
+    With `only_spans` nothing else of the row is to be trained on.
+    """
 
     ids: list[int]
     spans: list[tuple[int, int]]
     turns: list[int]
+    only_spans: bool = False
 
 
 def episode_rows(

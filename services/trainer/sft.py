@@ -72,7 +72,7 @@ def fit_rows(
     """Train the causal model in `base` on the spans of the rows found; write it to `out`.
 
     The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
-    any other with `settings.observation_weight`.
+    any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
     """
     tokenizer = load_tokenizer(base)
     lengths = [len(row.ids) for row in found]
@@ -171,7 +171,7 @@ class _Collator:
 
 
 def _weights(row: Row, settings: SFTSettings) -> list[float]:
-    weights = [settings.observation_weight] * len(row.ids)
+    weights = [0.0 if row.only_spans else settings.observation_weight] * len(row.ids)
     for start, end in row.spans:
         weights[start:end] = [1.0] * (end - start)
     return weights

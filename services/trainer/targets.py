@@ -8,8 +8,12 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from agentprm.protocol import Episode
+
+By = Literal["action", "state"]
+"""What is visited: an action in a state, or a state."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,37 @@ def monte_carlo_targets(episodes: Sequence[Episode], gamma: float) -> Targets:
     The turns before an episode's start are no visits. Where several episodes begin with one (s, a),
     as vine rollouts do, its mean is over them and over whatever other episodes came by.
     """
-    returns: dict[bytes, list[float]] = defaultdict(list)
-    played = [[pair for _, pair in keys(episode)][episode.start :] for episode in episodes]
-    for episode, pairs in zip(episodes, played, strict=True):
-        values = discounted_returns([turn.reward for turn in episode.turns], gamma)
-        for pair, value in zip(pairs, values[episode.start :], strict=True):
-            returns[pair].append(value)
-    means = {pair: sum(values) / len(values) for pair, values in returns.items()}
+    rewards = ([turn.reward for turn in episode.turns] for episode in episodes)
+    return averaged(episodes, [discounted_returns(each, gamma) for each in rewards])
+
+
+def averaged(
+    episodes: Sequence[Episode], values: Sequence[Sequence[float]], *, by: By = "action"
+) -> Targets:
+    """The mean of `values[i][t]` over all visits of (s_t, a_t), or of s_t alone.
+
+    With `by="state"` the `pairs` that are counted are states.
+    """
+    found: dict[bytes, list[float]] = defaultdict(list)
+    visited = [
+        [state if by == "state" else pair for state, pair in keys(episode)][episode.start :]
+        for episode in episodes
+    ]
+    for episode, names, numbers in zip(episodes, visited, values, strict=True):
+        for name, value in zip(names, numbers[episode.start :], strict=True):
+            found[name].append(value)
+    means = {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
     return Targets(
         values=[
-            [math.nan] * episode.start + [means[pair] for pair in pairs]
-            for episode, pairs in zip(episodes, played, strict=True)
+            [math.nan] * episode.start + [means[name] for name in names]
+            for episode, names in zip(episodes, visited, strict=True)
         ],
         visits=[
-            [0] * episode.start + [len(returns[pair]) for pair in pairs]
-            for episode, pairs in zip(episodes, played, strict=True)
+            [0] * episode.start + [len(found[name]) for name in names]
+            for episode, names in zip(episodes, visited, strict=True)
         ],
-        pairs=len(returns),
-        repeated=sum(len(values) > 1 for values in returns.values()),
+        pairs=len(found),
+        repeated=sum(len(numbers) > 1 for numbers in found.values()),
     )
 
 

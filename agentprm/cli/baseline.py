@@ -1,0 +1,62 @@
+"""`agentprm baseline`: what is measured beside our own policies, by the same rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentprm.cli.common import Games, Json, console, explained, fail, print_json
+from agentprm.cli.games import games_directory
+from agentprm.cli.machine import Options, evaluate_chat_model
+from agentprm.config import Evaluation
+from agentprm.protocol import Sampling, Split
+
+app = typer.Typer(no_args_is_help=True, help="Baselines; `train --algorithm` has those that train.")
+
+
+@app.callback()
+def _baseline() -> None:
+    """Makes `react` a command of a group, also while it is the only one."""
+
+
+@app.command()
+def react(
+    url: Annotated[
+        str, typer.Option(help="an OpenAI-compatible endpoint, such as https://api.openai.com/v1")
+    ],
+    model: Annotated[str, typer.Option(help="the model's name there")],
+    games: Games = None,
+    split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
+    count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
+    max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
+    temperature: Annotated[float, typer.Option(help="of the sampling", min=0)] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="of an answer", min=1, max=4096)] = 256,
+    prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
+    seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Success rate of any chat model with our own prompt: REASON and ACTION in each turn (ReAct).
+
+    The key is read from OPENAI_API_KEY. The games are those of `agentprm eval`, in its order.
+    """
+    if importlib.util.find_spec("openai") is None:
+        fail("this needs OpenAI's client: pip install 'agentprm[react]'")
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+    with tempfile.TemporaryDirectory(prefix="agentprm-react-") as directory, explained():
+        run = Path(directory)
+        evaluate_chat_model(
+            run,
+            Evaluation(split=split, games=count, sampling=sampling),
+            games_directory(games, console),
+            model=model,
+            max_steps=max_steps,
+            seed=seed,
+            options=Options(prompt=prompt, chat_url=url),
+            quiet=as_json,
+        )
+        if as_json:
+            print_json(run)

@@ -1,0 +1,69 @@
+"""The model behind an OpenAI-compatible endpoint, prompted for actions as a policy is (ReAct)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from openai import OpenAI, OpenAIError
+
+from agentprm.client import ServiceError
+from agentprm.prompts import Prompt, parse_action
+from agentprm.protocol import Action, Sampling, State
+
+KEY = "OPENAI_API_KEY"
+_RETRIES = 6
+"""Tries after the first, further and further apart, where the endpoint is busy or not reached."""
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """An action, and the model that chose it by the name that its endpoint gives."""
+
+    action: Action
+    model: str
+
+
+class ChatModel:
+    """Chooses actions by `POST {url}/chat/completions`, with the key of `OPENAI_API_KEY` if any."""
+
+    def __init__(self, url: str, prompt: Prompt) -> None:
+        key = os.environ.get(KEY) or "none"
+        self._client = OpenAI(base_url=url, api_key=key, max_retries=_RETRIES)
+        self._prompt = prompt
+
+    @property
+    def template_hash(self) -> str:
+        """Of the prompt."""
+        return self._prompt.hash
+
+    def act(
+        self, model: str, states: Sequence[State], sampling: Sampling, seed: int
+    ) -> list[ChatAnswer]:
+        """One action in each state, asked for side by side; state k with `seed + k`.
+
+        What `agentprm.prompts.parse_action` cannot read becomes an action without a command.
+
+        Raises:
+            ServiceError: the endpoint refuses, or gives no answer after several tries.
+        """
+
+        def ask(k: int) -> ChatAnswer:
+            messages = [message.model_dump() for message in self._prompt.messages(states[k])]
+            answer = self._client.chat.completions.create(
+                model=model,
+                messages=messages,  # type: ignore[arg-type]  # roles are checked by `Message`
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                seed=(seed + k) % 2**31,
+            )
+            action, _ = parse_action(answer.choices[0].message.content or "")
+            return ChatAnswer(action, answer.model or model)
+
+        try:
+            with ThreadPoolExecutor(len(states)) as threads:
+                return list(threads.map(ask, range(len(states))))
+        except OpenAIError as error:
+            raise ServiceError(getattr(error, "status_code", None), str(error)) from error
