@@ -22,7 +22,7 @@ from pathlib import Path
 import orjson
 
 STABLE = "STABLE"
-_VERSION = re.compile(r"(?P<kind>policy|prm|online)/[0-9]+(\.[0-9]+)?")
+_VERSION = re.compile(r"(?P<kind>policy|prm|online|world)/[0-9]+(\.[0-9]+)?")
 _PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 

@@ -54,6 +54,12 @@ class Row(Rate):
     """Half the width of the 95 % interval of `actions`."""
     by_task: dict[str, Rate]
 
+    @property
+    def name(self) -> str:
+        """As the table names it."""
+        steered = f"Best-of-{self.best_of}({self.policy}, {self.prm})"
+        return self.policy if self.prm is None else steered
+
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion (Wilson 1927), sound also near 0 and 1."""
@@ -140,12 +146,8 @@ def table(rows: Sequence[Row]) -> Table:
         cells = [_cell(row.by_task.get(task)) for task in tasks]
         success = f"{row.success:.1%} [{row.low:.0%}, {row.high:.0%}]".replace("%", "")
         actions = f"{row.actions:.1f} ± {row.actions_error:.1f}"
-        result.add_row(_name(row), success, actions, *cells)
+        result.add_row(row.name, success, actions, *cells)
     return result
-
-
-def _name(row: Row) -> str:
-    return row.policy if row.prm is None else f"Best-of-{row.best_of}({row.policy}, {row.prm})"
 
 
 def _cell(rate: Rate | None) -> str:

@@ -33,7 +33,13 @@ from agentprm.protocol._cards import (
     ReliabilityBin,
     TrainingData,
 )
-from agentprm.protocol._chat import ChatMessage, Conversation, TextPart
+from agentprm.protocol._chat import (
+    ChatMessage,
+    Completion,
+    CompletionRequest,
+    Conversation,
+    TextPart,
+)
 from agentprm.protocol._checkpoints import Health, LoadCheckpoint, Loaded
 from agentprm.protocol._env import (
     ClosedSessions,
@@ -51,6 +57,7 @@ from agentprm.protocol._env import (
     StepSession,
     StepSessions,
 )
+from agentprm.protocol._planning import Lookahead, Search
 from agentprm.protocol._policy import (
     ActRequest,
     ActResponse,
@@ -104,6 +111,8 @@ __all__ = [
     "Choice",
     "ClosedSessions",
     "Command",
+    "Completion",
+    "CompletionRequest",
     "Continuations",
     "Conversation",
     "CreateSessions",
@@ -121,6 +130,7 @@ __all__ = [
     "JobResult",
     "LoadCheckpoint",
     "Loaded",
+    "Lookahead",
     "Message",
     "ModelCard",
     "PRMFacts",
@@ -140,6 +150,7 @@ __all__ = [
     "ScoreRequest",
     "ScoreResponse",
     "Scores",
+    "Search",
     "Seed",
     "Session",
     "SessionIds",

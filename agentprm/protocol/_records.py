@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from agentprm.protocol._base import MAX_STEPS, Record
 from agentprm.protocol._env import Game
+from agentprm.protocol._planning import Lookahead, Search
 from agentprm.protocol._policy import Sampling
 from agentprm.protocol._prm import Transcript
 from agentprm.protocol._states import Action, State, Step
@@ -24,6 +25,8 @@ class Turn(Record):
     q: float | None = None
     policy_version: str
     prm_version: str | None = None
+    search: Search | None = None
+    """Where look-ahead chose the action."""
 
 
 class Provenance(Record):
@@ -35,6 +38,7 @@ class Provenance(Record):
     template_hash: str
     sampling: Sampling | None = None
     best_of: int = 1
+    lookahead: Lookahead | None = None
 
 
 class Episode(Record):
@@ -91,8 +95,8 @@ class RolloutJob(Record):
     """Play each game once. Games may repeat; game k of the job is sampled with `seed + k`.
 
     The actor is the policy (which must serve `policy_version`, and the PRM `prm_version` where
-    `best_of` > 1), or the environment's expert. With `starts`, game k begins at `starts[k]`;
-    `max_steps` counts from the game's beginning all the same.
+    `best_of` > 1 or with `lookahead`), or the environment's expert. With `starts`, game k begins at
+    `starts[k]`; `max_steps` counts from the game's beginning all the same.
     """
 
     kind: Literal["rollout"] = "rollout"
@@ -105,6 +109,8 @@ class RolloutJob(Record):
     prm_version: str | None = None
     sampling: Sampling = Sampling()
     best_of: int = 1
+    lookahead: Lookahead | None = None
+    """In place of `best_of`."""
     max_steps: int = 30
 
     @model_validator(mode="after")

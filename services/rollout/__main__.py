@@ -39,6 +39,9 @@ class RolloutSettings(ProcessSettings):
         description="the PRM service; jobs that need it wait until it is healthy. Of several "
         "replicas a,b,... this worker asks one",
     )
+    world_url: str | None = Field(
+        default=None, description="a world model, for jobs that look ahead in a learned one"
+    )
     name: str = Field(default="worker", description="name in logs and records")
     claim_after: float = Field(
         default=QueueSettings().claim_after,
@@ -89,7 +92,7 @@ def main() -> int:
     # All turns of an episode go to one replica, which keeps their common beginning in its cache.
     policy = random.choice(settings.policy_url.split(","))
     prm = random.choice(settings.prm_url.split(",")) if settings.prm_url else None
-    player = Player(settings.env_url, policy, prm)
+    player = Player(settings.env_url, policy, prm, settings.world_url)
     try:
         with closing(CurrentRun(redis_url, stopped=shutdown.requested)) as current:
             while not shutdown.requested.is_set():

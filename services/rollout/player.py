@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import structlog
@@ -20,18 +21,21 @@ from agentprm.protocol import (
     CreateSessions,
     Episode,
     Health,
+    Lookahead,
     Preference,
     PreferenceJob,
     Provenance,
     RolloutJob,
+    Search,
     Session,
     Start,
     State,
-    Step,
     StepSession,
     StepSessions,
     Turn,
 )
+from agentprm.world import WorldModel
+from services.rollout.planning import LearnedModel, Model, TrueModel, look_ahead, state_of
 
 CLOSE_DEADLINE = 5.0
 """Seconds to give sessions back; those left are reaped by the environment."""
@@ -60,17 +64,25 @@ class Player:
 
     Args:
         prm_url: only to wait for the PRM; the policy service asks it for scores.
+        world_url: a world model, for look-ahead in a learned model.
         patience: seconds to wait for a service that is loading or serves another version.
     """
 
     def __init__(
-        self, env_url: str, policy_url: str, prm_url: str | None = None, *, patience: float = 60.0
+        self,
+        env_url: str,
+        policy_url: str,
+        prm_url: str | None = None,
+        world_url: str | None = None,
+        *,
+        patience: float = 60.0,
     ) -> None:
         self._env_url = self._connected = env_url
         self._env = EnvClient(env_url)
         self._closing = EnvClient(env_url, deadline=CLOSE_DEADLINE)
         self._policy = PolicyClient(policy_url)
         self._prm = PRMClient(prm_url) if prm_url else None
+        self._world = PolicyClient(world_url) if world_url else None
         self._patience = patience
 
     def play(self, job: RolloutJob | PreferenceJob) -> Played:
@@ -102,7 +114,7 @@ class Player:
         env = self._wait_for("env", self._env)
         if job.actor == "policy":
             self._wait_for("policy", self._policy, job.policy_version)
-            if job.best_of > 1 and self._prm:
+            if (job.best_of > 1 or job.lookahead) and self._prm:
                 self._wait_for("prm", self._prm, job.prm_version)
         request = CreateSessions(
             games=job.games,
@@ -129,6 +141,7 @@ class Player:
             template_hash=template_hash,
             sampling=job.sampling if job.actor == "policy" else None,
             best_of=job.best_of,
+            lookahead=job.lookahead,
         )
         return [game.episode(job, k, provenance) for k, game in enumerate(games)]
 
@@ -149,27 +162,56 @@ class Player:
                 break
             if job.actor == "expert":
                 decisions = [game.expert() for game in live]
+            elif job.lookahead is not None:
+                decisions, template_hash = self._look_ahead(job, job.lookahead, live, turn)
             else:
-                answer = self._act(job, [game.state() for game in live], turn)
+                states, seed = [game.state() for game in live], _turn_seed(job.seed, turn)
+                answer = self._act(job, states, job.best_of, seed, prm=job.best_of > 1)
                 template_hash = answer.template_hash
                 decisions = [_decision(answer, result) for result in answer.results]
             self._step(job, live, decisions)
         return template_hash
 
-    def _act(self, job: RolloutJob, states: list[State], turn: int) -> ActResponse:
-        answer = self._policy.act(
-            ActRequest(
-                states=states,
-                n=job.best_of,
-                prm=job.best_of > 1,
-                sampling=job.sampling,
-                seed=_turn_seed(job.seed, turn),
-            )
-        )
+    def _act(
+        self, job: RolloutJob, states: list[State], n: int, seed: int, *, prm: bool
+    ) -> ActResponse:
+        request = ActRequest(states=states, n=n, prm=prm, sampling=job.sampling, seed=seed)
+        answer = self._policy.act(request)
         _require("policy", job.policy_version, answer.policy_version)
-        if job.best_of > 1:
+        if prm:
             _require("prm", job.prm_version, answer.prm_version)
         return answer
+
+    def _look_ahead(
+        self, job: RolloutJob, plan: Lookahead, live: list[_Game], turn: int
+    ) -> tuple[list[_Decision], str]:
+        """The best actions by a search, and the prompt template's hash."""
+
+        def act(states: list[State], n: int, seed: int) -> ActResponse:
+            return self._act(job, states, n, seed, prm=True)
+
+        games = [(game.session, game.turns) for game in live]
+        model = self._model(plan)
+        choices, answer = look_ahead(games, plan, model, act, _turn_seed(job.seed, turn))
+        decisions = [
+            _Decision(
+                choice.candidate.action,
+                answer.policy_version,
+                answer.prm_version,
+                choice.candidate.log_prob,
+                choice.candidate.q,
+                choice.search,
+            )
+            for choice in choices
+        ]
+        return decisions, answer.template_hash
+
+    def _model(self, plan: Lookahead) -> Model[Any]:
+        if plan.world_version is None:
+            return TrueModel(self._env)
+        if self._world is None:
+            raise PlayError("a learned model takes a worker with --world-url")
+        return LearnedModel(WorldModel(self._world, plan.world_version))
 
     def _step(self, job: RolloutJob, live: list[_Game], decisions: list[_Decision]) -> None:
         steps = [
@@ -241,6 +283,7 @@ class _Decision:
     prm_version: str | None = None
     log_prob: float | None = None
     q: float | None = None
+    search: Search | None = None
 
 
 class _Game:
@@ -250,16 +293,10 @@ class _Game:
         self.session = session
         self.first = start.action
         self._start = len(start.turns)
-        self._turns = list(start.turns)
+        self.turns = list(start.turns)
 
     def state(self) -> State:
-        history = tuple(Step(observation=t.observation, action=t.action) for t in self._turns)
-        return State(
-            task=self.session.game.task,
-            history=history,
-            observation=self.session.observation,
-            admissible=tuple(self.session.admissible),
-        )
+        return state_of(self.session, self.turns)
 
     def expert(self) -> _Decision:
         if self.session.expert is None:
@@ -276,8 +313,9 @@ class _Game:
             q=decision.q,
             policy_version=decision.policy_version,
             prm_version=decision.prm_version,
+            search=decision.search,
         )
-        self._turns.append(turn)
+        self.turns.append(turn)
         self.session = after
 
     def episode(self, job: RolloutJob, k: int, provenance: Provenance) -> Episode:
@@ -287,7 +325,7 @@ class _Game:
             game=self.session.game,
             seed=job.seed + k,
             start=self._start,
-            turns=tuple(self._turns),
+            turns=tuple(self.turns),
             final_observation=self.session.observation,
             won=self.session.won,
             provenance=provenance,

@@ -37,7 +37,7 @@ def episode_rows(
         for t in played:
             ids, span = action_row(tokenizer, prompt, episode.state(t), episode.turns[t].action)
             rows.append(Row(ids, [span], [t]))
-    return [short for row in rows if (short := _shortened(row, max_tokens)).spans]
+    return [short for row in rows if (short := shortened(row, max_tokens)).spans]
 
 
 def action_row(
@@ -68,7 +68,8 @@ def all_rows(
     return rows
 
 
-def _shortened(row: Row, max_tokens: int) -> Row:
+def shortened(row: Row, max_tokens: int) -> Row:
+    """The row without the turns that end beyond `max_tokens`."""
     kept = sum(end <= max_tokens for _, end in row.spans)
     if kept == 0:
         return Row([], [], [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from agentprm.config import SFTSettings
@@ -55,8 +55,28 @@ def fit_sft(
         ValueError: there is nothing to train on.
     """
     tokenizer = load_tokenizer(base)
-    found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
-    lengths = [len(row.ids) for row in found]
+    rows = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
+    facts = {"kind": "sft"}
+    return fit_rows(base, tokenizer, rows, out, settings, prompt, facts, log=log, progress=progress)
+
+
+def fit_rows(
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    out: Path,
+    settings: SFTSettings,
+    prompt: Prompt,
+    facts: Mapping[str, Any],
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Train the causal model in `base` on `rows`: what is in a span has weight 1.
+
+    What `facts` says of the fit goes into `agentprm.json`, and `prompt` makes the canary.
+    """
+    lengths = [len(row.ids) for row in rows]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
     steps = steps_of(batches, settings)
     with common_arguments(settings, steps) as arguments:
@@ -69,7 +89,7 @@ def fit_sft(
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
             train_dataset=Dataset.from_list(
-                [{"input_ids": r.ids, "weights": _weights(r, settings)} for r in found]
+                [{"input_ids": r.ids, "weights": _weights(r, settings)} for r in rows]
             ),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
@@ -81,16 +101,16 @@ def fit_sft(
         metrics = {
             "loss": result.training_loss,
             "steps": float(result.global_step),
-            "rows": float(len(found)),
+            "rows": float(len(rows)),
             **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
         }
-        facts = {
-            "kind": "sft",
+        known = {
+            **facts,
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
             "metrics": metrics,
         }
-        save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
+        save_fit(trainer, tokenizer, out, known, policy_canary(prompt))
     return metrics
 
 
