@@ -28,7 +28,7 @@ def list_checkpoints(
     found = Registry(registry)
     paths = {
         version: found.path(version)
-        for kind in ("policy", "online", "prm")
+        for kind in ("policy", "online", "prm", "world")
         for version in found.versions(kind)
     }
     rows = [
