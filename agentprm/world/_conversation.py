@@ -91,8 +91,8 @@ def read_outcome(text: str, before: Iterable[str]) -> Outcome:
     """
     text = text.strip()
     won = text.endswith(_WON.strip())
-    text, _, removed = text.removesuffix(_WON.strip()).rstrip().partition(_REMOVED)
-    text, _, added = text.partition(_ADDED)
+    text, _, removed = text.removesuffix(_WON.strip()).rstrip().partition(_REMOVED.rstrip())
+    text, _, added = text.partition(_ADDED.rstrip())
     possible = (set(before) | _commands(added)) - _commands(removed)
     return Outcome(text.strip()[:MAX_TEXT], won, () if won else tuple(sorted(possible)))
 

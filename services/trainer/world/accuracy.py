@@ -14,8 +14,8 @@ NOTHING = "Nothing happens."
 """What ALFWorld answers to a command that cannot be carried out."""
 _NAME = re.compile(r"[a-z]+ [0-9]+")
 _PLACE = re.compile(
-    r"\b(?:arrive at|open the|close the|from the|to the|in/on the|using the|with the|[Oo]n the|The)"
-    r" ([a-z]+ [0-9]+)"
+    r"\b(?:arrive at|facing the|open the|close the|from the|to the|in/on the|using the|with the"
+    r"|On the|The) ([a-z]+ [0-9]+)"
 )
 
 
