@@ -89,12 +89,11 @@ def read_outcome(text: str, before: Iterable[str]) -> Outcome:
 
     Commands that are no longer possible but were not before, and the like, are passed over.
     """
-    text = text.strip()
-    won = text.endswith(_WON.strip())
-    text, _, removed = text.removesuffix(_WON.strip()).rstrip().partition(_REMOVED.rstrip())
+    text, won, _ = text.partition(_WON)
+    text, _, removed = text.partition(_REMOVED.rstrip())
     text, _, added = text.partition(_ADDED.rstrip())
-    possible = (set(before) | _commands(added)) - _commands(removed)
-    return Outcome(text.strip()[:MAX_TEXT], won, () if won else tuple(sorted(possible)))
+    possible = () if won else (set(before) | _commands(added)) - _commands(removed)
+    return Outcome(text[:MAX_TEXT], bool(won), tuple(sorted(possible)))
 
 
 def _commands(line: str) -> set[str]:

@@ -116,7 +116,8 @@ def env(alfworld_data: Path) -> Iterator[EnvServer]:
 
 @pytest.fixture(scope="module")
 def games(env: EnvServer) -> list[str]:
-    return [game.id for game in env.client.games(Split.TRAIN).games[:3]]
+    """Three, of different rooms: the oracle knows a game by its first observation."""
+    return [game.id for game in env.client.games(Split.TRAIN).games[::1000][:3]]
 
 
 def job(games: list[str], plan: Lookahead | None, best_of: int = 1) -> RolloutJob:

@@ -13,7 +13,7 @@ from agentprm.encoding import encode
 from agentprm.protocol import Action, Episode, Turn
 from agentprm.world import Outcome, asked, conversation, outcome_text, read_outcome
 from services.trainer.fitting import Metrics, load_tokenizer
-from services.trainer.world.accuracy import accuracy, slots
+from services.trainer.world.accuracy import Slots, accuracy, slots
 from services.trainer.world.fit import fit_world
 from services.trainer.world.transitions import transitions, world_rows
 from tests.unit.trainer_episodes import FIRST, create_small, episode
@@ -46,6 +46,8 @@ def test_an_outcome_tells_what_changed_and_is_read_back() -> None:
     same = Outcome("Nothing happens.", False, tuple(before))
     assert outcome_text(same, before) == "Nothing happens."
     assert read_outcome("Nothing happens.", before) == same
+    listing = Outcome("Available commands:\n  look: look around\n", False, tuple(before))
+    assert read_outcome(outcome_text(listing, before), before) == listing
     won = Outcome(MOVED, True)
     assert read_outcome(outcome_text(won, before), before) == won
 
@@ -55,7 +57,7 @@ def test_an_outcome_tells_what_changed_and_is_read_back() -> None:
     [
         ("Odd.\nNow possible: look; \nNo longer possible: dance", (GO_TABLE, "look")),
         ("Odd.\nNo longer possible: go to sidetable 1", ()),
-        ("Odd.\n\nNow possible: ", (GO_TABLE,)),
+        ("Odd.\nNow possible:", (GO_TABLE,)),
     ],
 )
 def test_odd_answers_are_read_as_far_as_they_go(text: str, admissible: tuple[str, ...]) -> None:
@@ -166,7 +168,7 @@ def test_the_slots_of_an_observation(
     observation: str, success: bool, place: str | None, objects: set[str]
 ) -> None:
     found = slots(observation)
-    assert (found.success, found.place, found.objects) == (success, place, objects)
+    assert found == Slots(success, place, frozenset(objects))
 
 
 def test_accuracy_on_strings_made_by_hand() -> None:

@@ -76,7 +76,7 @@ def accuracy(
 ) -> Accuracy:
     """Outcomes against predictions; `before[i]` were the commands possible before the i-th."""
     pairs = list(zip(true, predicted, strict=True))
-    seen = [(slots(t.observation), p and slots(p.observation)) for t, p in pairs]
+    seen = [(slots(t.observation), None if p is None else slots(p.observation)) for t, p in pairs]
     going_on = [(set(b), t, p) for b, (t, p) in zip(before, pairs, strict=True) if not t.won]
     added = [(set(t.admissible) - b, set(p.admissible) - b if p else set()) for b, t, p in going_on]
     common = sum(len(t & p) for t, p in added)
