@@ -1,7 +1,8 @@
 """Checkpoints: immutable numbered directories, safetensors only, marked STABLE when complete.
 
-`root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
-the fit of π_1 handed to the policy service. A directory is written under a temporary name, synced,
+`root/policy/1` is π_1, `root/prm/0` is Q_0, `root/world/0` a world model that began as π_0, and
+`root/online/1.3` is the third set of weights that the fit of π_1 handed to the policy service. A
+directory is written under a temporary name, synced,
 renamed, and only then gets its STABLE mark, which lists every file with its size and SHA-256.
 What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked versions.
 """
@@ -44,7 +45,8 @@ class Registry:
         """Where `version` lies, or would lie. Never outside the root.
 
         Raises:
-            NoCheckpointError: `version` is not of the form `policy/1`, `prm/0` or `online/1.3`.
+            NoCheckpointError: `version` is not of the form `policy/1` or `online/1.3`, of one
+                of the four kinds.
         """
         if _VERSION.fullmatch(version) is None:
             raise NoCheckpointError(f"{version!r} is not a checkpoint version such as policy/1")
@@ -55,7 +57,7 @@ class Registry:
         return (self.path(version) / STABLE).is_file()
 
     def versions(self, kind: str) -> list[str]:
-        """The STABLE versions of `policy`, `prm` or `online`, oldest first."""
+        """The STABLE versions of `policy`, `prm`, `world` or `online`, oldest first."""
         found = (f"{kind}/{p.parent.name}" for p in (self.root / kind).glob(f"*/{STABLE}"))
         return sorted(filter(_VERSION.fullmatch, found), key=number)
 
