@@ -87,6 +87,11 @@ class _Policy(_Model):
         """Actions for states."""
         return post("/v1/act", request, p.ActResponse)
 
+    @endpoint
+    def complete(self, request: p.CompletionRequest) -> Call[p.Completion]:
+        """An answer to a conversation; any OpenAI-compatible server gives one."""
+        return post("/v1/chat/completions", request, p.Completion)
+
 
 Messages = Sequence[Mapping[str, Any] | BaseModel]
 """An OpenAI chat: dictionaries, or the message objects that OpenAI's client returns."""

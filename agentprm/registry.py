@@ -27,6 +27,7 @@ KINDS = {
     "policy": "π_i",
     "online": "the weights of a policy that is being fitted",
     "prm": "Q_i",
+    "world": "a world model that began as π_i",
     "expert": "a policy that demonstrates",
     "explorer": "a policy that reads privileged hints",
     "reference": "a reference policy μ that was brought along",
@@ -55,7 +56,8 @@ class Registry:
         """Where `version` lies, or would lie. Never outside the root.
 
         Raises:
-            NoCheckpointError: `version` is not of the form `policy/1`, `prm/0` or `online/1.3`.
+            NoCheckpointError: `version` is not of the form `policy/1` or `online/1.3`, of one
+                of the four kinds.
         """
         if _VERSION.fullmatch(version) is None:
             raise NoCheckpointError(f"{version!r} is not a checkpoint version such as policy/1")

@@ -56,6 +56,18 @@ class Row(Rate):
     """Half the width of the 95 % interval of `actions`."""
     by_task: dict[str, Rate]
 
+    @property
+    def name(self) -> str:
+        """As the table names it."""
+        if self.best_of == 1:
+            return self.policy
+        names = {
+            ChoiceRule.PRM: f"Best-of-{self.best_of}({self.policy}, {self.prm})",
+            ChoiceRule.MAJORITY: f"Majority-of-{self.best_of}({self.policy})",
+            ChoiceRule.RANDOM: f"Random-of-{self.best_of}({self.policy})",
+        }
+        return names[self.choice]
+
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion (Wilson 1927), sound also near 0 and 1."""
@@ -143,19 +155,8 @@ def table(rows: Sequence[Row]) -> Table:
         cells = [_cell(row.by_task.get(task)) for task in tasks]
         success = f"{row.success:.1%} [{row.low:.0%}, {row.high:.0%}]".replace("%", "")
         actions = f"{row.actions:.1f} ± {row.actions_error:.1f}"
-        result.add_row(_name(row), success, actions, *cells)
+        result.add_row(row.name, success, actions, *cells)
     return result
-
-
-def _name(row: Row) -> str:
-    if row.best_of == 1:
-        return row.policy
-    names = {
-        ChoiceRule.PRM: f"Best-of-{row.best_of}({row.policy}, {row.prm})",
-        ChoiceRule.MAJORITY: f"Majority-of-{row.best_of}({row.policy})",
-        ChoiceRule.RANDOM: f"Random-of-{row.best_of}({row.policy})",
-    }
-    return names[row.choice]
 
 
 def _cell(rate: Rate | None) -> str:

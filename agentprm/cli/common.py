@@ -1,4 +1,4 @@
-"""What the commands have in common: their console, some options, and how they end."""
+"""What the commands have in common: options, messages, and how they end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from agentprm.cli.games import GamesError
 from agentprm.cli.processes import ProcessFailed
+from agentprm.config import Config, read_config
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError
 from agentprm.results import read_results
@@ -33,6 +34,7 @@ Games = Annotated[
         show_envvar=False,
     ),
 ]
+Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 
 
@@ -54,6 +56,14 @@ def explained() -> Iterator[None]:
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def config_of(run: Path) -> Config:
+    """The settings of a run; without them the command ends."""
+    try:
+        return read_config(run)
+    except (FileNotFoundError, ValueError) as error:
+        fail(str(error))
 
 
 def print_json(run: Path) -> None:

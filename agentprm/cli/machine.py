@@ -18,7 +18,7 @@ from agentprm.queue import CurrentRun, Queue, QueueError
 from agentprm.redis_server import RedisServer, given_url
 from agentprm.registry import CheckpointError, Registry, write_atomic
 
-_ENV, _POLICY, _PRM, _SGLANG = "env", "policy", "prm", "sglang"
+_ENV, _POLICY, _PRM, _WORLD, _SGLANG = "env", "policy", "prm", "world", "sglang"
 
 SGLANG_COMMAND = (
     "python -m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port}"
@@ -46,6 +46,8 @@ class Options:
     """Starts a server where the engine is SGLang and there are no URLs."""
     chat_url: str | None = None
     """The endpoint of a chat model that plays."""
+    world_registry: Path | None = None
+    """Where there is a world model to serve beside the policy, in a registry of its own."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,15 @@ def _evaluate(
         _work(machine, module, games, options, [*common, *flags], quiet=quiet)
 
 
+def plan_run(
+    run: Path, games: Path | None, options: Options, flags: list[str], *, quiet: bool
+) -> None:
+    """Play with look-ahead, as `flags` say; the row goes to `run/results.json`."""
+    flags = [*flags, "--batch", str(options.batch)]
+    with Machine(run) as machine:
+        _work(machine, "services.trainer.plan", games, options, flags, quiet=quiet)
+
+
 def serve_run(
     run: Path,
     games: Path | None,
@@ -223,12 +234,15 @@ def _work(
     queue = _queue_name(machine.run)
     endpoints = _start_services(machine, games, options)
     connections = ["--redis-url", redis_url, *endpoints.flags()]
+    world = []
+    if options.world_registry is not None:
+        world = ["--world-url", start_world(machine, options.world_registry, options)]
     for k in range(1, options.workers + 1):
         name = f"rollout-{k}"
         worker = ["--run", queue, "--name", name]
         if options.chat_url is not None:
             worker += ["--chat-url", options.chat_url, "--prompt", options.prompt]
-        machine.start(name, "services.rollout", *worker, *connections)
+        machine.start(name, "services.rollout", *worker, *connections, *world)
     _train(machine, module, queue, redis_url, endpoints, flags, quiet=quiet)
 
 
@@ -310,6 +324,19 @@ def _start_model(
         common += ["--engine", options.policy_engine]
         common += ["--engine-url", ",".join(options.sglang_urls)] if options.sglang_urls else []
     return machine.start(name, f"services.{name}", *registry, *common, *flags, port=port)
+
+
+def start_world(machine: Machine, registry: Path, options: Options) -> str:
+    """A policy service on the one checkpoint in `registry`, up and running; its URL.
+
+    The registry is not the policy's: a service notes in its registry what it serves.
+    """
+    (version,) = Registry(registry).versions("world")
+    flags = ["--registry", str(registry), "--checkpoint", version]
+    flags += ["--prompt", options.prompt, "--device", options.device]
+    url = machine.start(_WORLD, "services.policy", *flags, port=free_port())
+    machine.wait_reachable([_WORLD])
+    return url
 
 
 def _start_sglang(machine: Machine, model: Path, command: str) -> str:

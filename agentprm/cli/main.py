@@ -10,7 +10,16 @@ import typer
 
 from agentprm.cli.baseline import app as baseline_app
 from agentprm.cli.checkpoints import app as checkpoints_app
-from agentprm.cli.common import Games, Json, console, explained, fail, print_json
+from agentprm.cli.common import (
+    Device,
+    Games,
+    Json,
+    config_of,
+    console,
+    explained,
+    fail,
+    print_json,
+)
 from agentprm.cli.games import app as games_app
 from agentprm.cli.games import games_directory
 from agentprm.cli.machine import (
@@ -22,7 +31,9 @@ from agentprm.cli.machine import (
     train_connected,
     train_run,
 )
-from agentprm.config import Algorithm, Config, Evaluation, PolicyEngine, load_config, read_config
+from agentprm.cli.plan import plan
+from agentprm.cli.world import app as world_app
+from agentprm.config import Algorithm, Config, Evaluation, PolicyEngine, load_config
 from agentprm.ensembles import write_ensemble
 from agentprm.protocol import ChoiceRule, Sampling, Split
 from agentprm.registry import Registry, write_atomic
@@ -36,7 +47,8 @@ app = typer.Typer(
 app.add_typer(games_app, name="games")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(baseline_app, name="baseline")
-Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
+app.add_typer(world_app, name="world")
+app.command("plan")(plan)
 
 
 @app.command()
@@ -69,7 +81,7 @@ def train(
     where it stopped.
     """
     if resume is not None:
-        directory, config = resume, _config_of(resume)
+        directory, config = resume, config_of(resume)
     else:
         directory = run or Path("runs") / Path(preset).stem
         config = _new_or_same(directory, preset, seed, algorithm)
@@ -234,7 +246,7 @@ def _new_or_same(run: Path, preset: str, seed: int, algorithm: Algorithm | None)
         run.mkdir(parents=True, exist_ok=True)
         write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
         return config
-    there = _config_of(run)
+    there = config_of(run)
     if there != config:
         fail(
             f"{run} holds a run with other settings ({there.algorithm}, preset {there.preset}, "
@@ -244,13 +256,6 @@ def _new_or_same(run: Path, preset: str, seed: int, algorithm: Algorithm | None)
     return there
 
 
-def _config_of(run: Path) -> Config:
-    try:
-        return read_config(run)
-    except (FileNotFoundError, ValueError) as error:
-        fail(str(error))
-
-
 def _prompt_of(run: Path) -> str:
     """The prompt that the checkpoints of a run were trained with; checkpoints alone do not tell."""
-    return _config_of(run).prompt if (run / "config.json").exists() else "chat"
+    return config_of(run).prompt if (run / "config.json").exists() else "chat"

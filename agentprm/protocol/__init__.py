@@ -34,7 +34,13 @@ from agentprm.protocol._cards import (
     ReliabilityBin,
     TrainingData,
 )
-from agentprm.protocol._chat import ChatMessage, Conversation, TextPart
+from agentprm.protocol._chat import (
+    ChatMessage,
+    Completion,
+    CompletionRequest,
+    Conversation,
+    TextPart,
+)
 from agentprm.protocol._checkpoints import Health, LoadCheckpoint, Loaded
 from agentprm.protocol._env import (
     ClosedSessions,
@@ -52,6 +58,7 @@ from agentprm.protocol._env import (
     StepSession,
     StepSessions,
 )
+from agentprm.protocol._planning import Lookahead, Search
 from agentprm.protocol._policy import (
     ActRequest,
     ActResponse,
@@ -110,6 +117,8 @@ __all__ = [
     "ChoiceRule",
     "ClosedSessions",
     "Command",
+    "Completion",
+    "CompletionRequest",
     "Continuations",
     "Conversation",
     "CreateSessions",
@@ -128,6 +137,7 @@ __all__ = [
     "JobResult",
     "LoadCheckpoint",
     "Loaded",
+    "Lookahead",
     "Message",
     "ModelCard",
     "NextAction",
@@ -149,6 +159,7 @@ __all__ = [
     "ScoreRequest",
     "ScoreResponse",
     "Scores",
+    "Search",
     "Seed",
     "Session",
     "SessionIds",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentprm.protocol._base import MAX_MESSAGE, MAX_MESSAGES, Request
+from agentprm.protocol._base import MAX_MESSAGE, MAX_MESSAGES, Record, Request
 from agentprm.protocol._states import Message
 
 MessageText = Annotated[str, Field(max_length=MAX_MESSAGE)]
@@ -61,3 +61,34 @@ class Conversation(Request):
     def plain(self) -> list[Message]:
         """The messages as chat templates take them."""
         return [message.plain() for message in self.messages]
+
+
+class CompletionRequest(Request):
+    """What is asked of `/v1/chat/completions`, here or at any other server."""
+
+    model: str
+    messages: list[Message]
+    temperature: float = 0.0
+    max_tokens: int = 512
+
+
+class _Answer(Record):
+    content: str
+
+
+class _Choice(Record):
+    message: _Answer
+    finish_reason: str
+
+
+class Completion(Record):
+    """What it answers."""
+
+    model: str
+    choices: list[_Choice] = Field(min_length=1)
+
+    @property
+    def text(self) -> str | None:
+        """The first answer, or None where it was cut off."""
+        first = self.choices[0]
+        return first.message.content if first.finish_reason == "stop" else None

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from agentprm.protocol._base import MAX_STEPS, Record
 from agentprm.protocol._env import Game, Session
+from agentprm.protocol._planning import Lookahead, Search
 from agentprm.protocol._policy import Candidate, Sampling
 from agentprm.protocol._prm import Transcript
 from agentprm.protocol._states import Action, State, Step
@@ -41,6 +42,8 @@ class Turn(Record):
     policy_version: str
     prm_version: str | None = None
     expert: Action | None = None
+    search: Search | None = None
+    """Where look-ahead chose the action."""
 
 
 class Provenance(Record):
@@ -56,6 +59,7 @@ class Provenance(Record):
     """What the policy read beside the states. It tells where an episode comes from; no prompt that
     is trained on may hold it."""
     choice: ChoiceRule = ChoiceRule.PRM
+    lookahead: Lookahead | None = None
 
 
 class Episode(Record):
@@ -119,11 +123,12 @@ class RolloutJob(Record):
     """Play each game once. Games may repeat; game k of the job is sampled with `seed + k`.
 
     The actor is the policy (which must serve `policy_version`, and the PRM `prm_version` where
-    it chooses among `best_of` > 1 samples), the environment's expert, or the chat model that
-    `policy_version` names. With `starts`, game k begins at `starts[k]`; `max_steps` counts from the
-    game's beginning all the same. `hints[k]` is what the policy reads beside the states of game k;
-    with `privileged` that is where the things of the task are, which the environment must be
-    willing to tell. With `labelled`, each turn also tells what the expert would do.
+    it chooses among `best_of` > 1 samples, or looks ahead), the environment's expert, or the chat
+    model that `policy_version` names. With `starts`, game k begins at `starts[k]`; `max_steps`
+    counts from the game's beginning all the same. `hints[k]` is what the policy reads beside the
+    states of game k; with `privileged` that is where the things of the task are, which the
+    environment must be willing to tell. With `labelled`, each turn also tells what the expert would
+    do.
     """
 
     kind: Literal["rollout"] = "rollout"
@@ -140,6 +145,8 @@ class RolloutJob(Record):
     best_of: int = 1
     choice: ChoiceRule = ChoiceRule.PRM
     labelled: bool = False
+    lookahead: Lookahead | None = None
+    """In place of `best_of`."""
     max_steps: int = 30
 
     @property

@@ -52,6 +52,9 @@ class RolloutSettings(ProcessSettings):
     prompt: str = Field(
         default="chat", description="how it is prompted: chat, state, or a Jinja2 file"
     )
+    world_url: str | None = Field(
+        default=None, description="a world model, for jobs that look ahead in a learned one"
+    )
     name: str = Field(default="worker", description="name in logs and records")
     claim_after: float = Field(
         default=QueueSettings().claim_after,
@@ -110,7 +113,7 @@ def main() -> int:
     # All turns of an episode go to one replica, which keeps their common beginning in its cache.
     policy = random.choice(settings.policy_url.split(","))
     prm = random.choice(settings.prm_url.split(",")) if settings.prm_url else None
-    player = Player(settings.env_url, policy, prm, chat=_chat_model(settings))
+    player = Player(settings.env_url, policy, prm, settings.world_url, chat=_chat_model(settings))
     try:
         with closing(CurrentRun(redis_url, stopped=shutdown.requested)) as current:
             while not shutdown.requested.is_set():

@@ -6,7 +6,8 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import structlog
@@ -24,10 +25,12 @@ from agentprm.protocol import (
     Episode,
     Group,
     Health,
+    Lookahead,
     Preference,
     PreferenceJob,
     Provenance,
     RolloutJob,
+    Search,
     Session,
     Start,
     State,
@@ -36,7 +39,9 @@ from agentprm.protocol import (
     Turn,
     state_of,
 )
+from agentprm.world import WorldModel
 from services.rollout.choice import by_chance, majority
+from services.rollout.planning import LearnedModel, Model, TrueModel, look_ahead
 from services.rollout.privileged import whereabouts
 from services.rollout.reasons import SAMPLES, rationalised
 
@@ -71,6 +76,7 @@ class Player:
 
     Args:
         prm_url: only to wait for the PRM; the policy service asks it for scores.
+        world_url: a world model, for look-ahead in a learned model.
         chat: plays the jobs whose actor is a chat model.
         patience: seconds to wait for a service that is loading or serves another version.
     """
@@ -80,6 +86,7 @@ class Player:
         env_url: str,
         policy_url: str,
         prm_url: str | None = None,
+        world_url: str | None = None,
         *,
         chat: ChatModel | None = None,
         patience: float = 60.0,
@@ -90,6 +97,7 @@ class Player:
         self._policy = PolicyClient(policy_url)
         self._prm = PRMClient(prm_url) if prm_url else None
         self._chat = chat
+        self._world = PolicyClient(world_url) if world_url else None
         self._patience = patience
 
     def play(self, job: RolloutJob | PreferenceJob) -> Played:
@@ -121,7 +129,7 @@ class Player:
         env = self._wait_for("env", self._env)
         if job.actor == "policy":
             self._wait_for("policy", self._policy, job.policy_version)
-            if job.ranked and self._prm:
+            if (job.ranked or job.lookahead) and self._prm:
                 self._wait_for("prm", self._prm, job.prm_version)
         request = CreateSessions(
             games=job.games,
@@ -137,9 +145,7 @@ class Player:
             if _asks_expert(job):
                 sessions = self._env.experts(ids)
             hints = self._hints(job, sessions)
-            starts = rationalised(
-                lambda states, t: self._ask(job, states, f"reason {t}", n=SAMPLES), sessions, starts
-            )
+            starts = rationalised(partial(self._reasons, job), sessions, starts)
             games = [
                 _Game(*each, labelled=job.labelled)
                 for each in zip(sessions, starts, hints, strict=True)
@@ -156,6 +162,7 @@ class Player:
             sampling=None if job.actor == "expert" else job.sampling,
             best_of=job.best_of,
             choice=job.choice,
+            lookahead=job.lookahead,
         )
         return [game.episode(job, k, provenance) for k, game in enumerate(games)]
 
@@ -186,6 +193,8 @@ class Player:
                 chat = self._chat_model()
                 template_hash = chat.template_hash
                 decisions = _ask(chat, job, [game.state() for game in live], turn)
+            elif job.lookahead is not None:
+                decisions, template_hash = self._look_ahead(job, job.lookahead, live, turn)
             else:
                 answer = self._act(job, live, turn)
                 template_hash = answer.template_hash
@@ -197,45 +206,73 @@ class Player:
         return template_hash
 
     def _act(self, job: RolloutJob, games: Sequence[_Game], turn: int) -> ActResponse:
-        answer = self._ask(
+        return self._ask(
             job,
             [game.state() for game in games],
-            turn,
+            _seed(job.seed, turn),
             n=job.best_of,
             prm=job.ranked,
             hints=[game.hint for game in games],
         )
-        if job.ranked:
-            _require("prm", job.prm_version, answer.prm_version)
-        return answer
 
     def _ask(
         self,
         job: RolloutJob,
         states: list[State],
-        purpose: int | str,
+        seed: int,
         *,
         n: int,
         prm: bool = False,
         hints: list[str] | None = None,
     ) -> ActResponse:
-        """Answers of the job's policy, their randomness of their own for each `purpose`."""
+        """Answers of the job's policy, with `prm` scored by its PRM."""
         request = ActRequest(
-            states=states,
-            hints=hints,
-            n=n,
-            prm=prm,
-            sampling=job.sampling,
-            seed=_seed(job.seed, purpose),
+            states=states, hints=hints, n=n, prm=prm, sampling=job.sampling, seed=seed
         )
         answer = self._policy.act(request)
         _require("policy", job.policy_version, answer.policy_version)
+        if prm:
+            _require("prm", job.prm_version, answer.prm_version)
         return answer
+
+    def _reasons(self, job: RolloutJob, states: list[State], t: int) -> ActResponse:
+        return self._ask(job, states, _seed(job.seed, f"reason {t}"), n=SAMPLES)
 
     def _chat_model(self) -> ChatModel:
         if self._chat is None:
             raise PlayError("this worker was started without --chat-url")
         return self._chat
+
+    def _look_ahead(
+        self, job: RolloutJob, plan: Lookahead, live: list[_Game], turn: int
+    ) -> tuple[list[_Decision], str]:
+        """The best actions by a search, and the prompt template's hash."""
+
+        def act(states: list[State], n: int, seed: int) -> ActResponse:
+            return self._ask(job, states, seed, n=n, prm=True)
+
+        games = [(game.session, game.turns) for game in live]
+        model = self._model(plan)
+        choices, answer = look_ahead(games, plan, model, act, _seed(job.seed, turn))
+        decisions = [
+            _Decision(
+                choice.candidate.action,
+                answer.policy_version,
+                answer.prm_version,
+                choice.candidate.log_prob,
+                choice.candidate.q,
+                choice.search,
+            )
+            for choice in choices
+        ]
+        return decisions, answer.template_hash
+
+    def _model(self, plan: Lookahead) -> Model[Any]:
+        if plan.world_version is None:
+            return TrueModel(self._env)
+        if self._world is None:
+            raise PlayError("a learned model takes a worker with --world-url")
+        return LearnedModel(WorldModel(self._world, plan.world_version))
 
     def _step(self, job: RolloutJob, live: list[_Game], decisions: list[_Decision]) -> None:
         steps = [
@@ -316,6 +353,7 @@ class _Decision:
     prm_version: str | None = None
     log_prob: float | None = None
     q: float | None = None
+    search: Search | None = None
 
 
 class _Game:
@@ -327,10 +365,10 @@ class _Game:
         self._labelled = labelled
         self.first = start.action
         self._start = len(start.turns)
-        self._turns = list(start.turns)
+        self.turns = list(start.turns)
 
     def state(self) -> State:
-        return state_of(self.session.game.task, self._turns, self.session)
+        return state_of(self.session.game.task, self.turns, self.session)
 
     def expert(self) -> _Decision:
         if self.session.expert is None:
@@ -348,8 +386,9 @@ class _Game:
             policy_version=decision.policy_version,
             prm_version=decision.prm_version,
             expert=self.session.expert if self._labelled else None,
+            search=decision.search,
         )
-        self._turns.append(turn)
+        self.turns.append(turn)
         self.session = after
 
     def episode(self, job: RolloutJob, k: int, provenance: Provenance) -> Episode:
@@ -359,7 +398,7 @@ class _Game:
             game=self.session.game,
             seed=job.seed + k,
             start=self._start,
-            turns=tuple(self._turns),
+            turns=tuple(self.turns),
             final_observation=self.session.observation,
             won=self.session.won,
             provenance=provenance.model_copy(update={"hint": self.hint}),

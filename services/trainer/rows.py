@@ -43,7 +43,7 @@ def episode_rows(
             state, action = episode.state(t), episode.turns[t].action
             ids, span = action_row(tokenizer, prompt, state, action, hint)
             rows.append(Row(ids, [span], [t]))
-    return [short for row in rows if (short := _shortened(row, max_tokens)).spans]
+    return [short for row in rows if (short := shortened(row, max_tokens)).spans]
 
 
 def action_row(
@@ -80,7 +80,8 @@ def all_rows(
     return rows
 
 
-def _shortened(row: Row, max_tokens: int) -> Row:
+def shortened(row: Row, max_tokens: int) -> Row:
+    """The row without the turns that end beyond `max_tokens`."""
     kept = sum(end <= max_tokens for _, end in row.spans)
     if kept == 0:
         return Row([], [], [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +61,23 @@ def fit_sft(
 
 def fit_rows(
     base: Path,
-    found: Sequence[Row],
+    rows: Sequence[Row],
     out: Path,
     settings: SFTSettings,
     prompt: Prompt,
+    facts: Mapping[str, Any] | None = None,
     *,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
-    """Train the causal model in `base` on the spans of the rows found; write it to `out`.
+    """Train the causal model in `base` on the spans of `rows`; write it to `out`.
 
     The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
     any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
+    What `facts` say of the fit goes into `agentprm.json`, and `prompt` makes the canary.
     """
     tokenizer = load_tokenizer(base)
-    lengths = [len(row.ids) for row in found]
+    lengths = [len(row.ids) for row in rows]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
     steps = steps_of(batches, settings)
     with common_arguments(settings, steps) as arguments:
@@ -88,7 +90,7 @@ def fit_rows(
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
             train_dataset=Dataset.from_list(
-                [{"input_ids": r.ids, "weights": _weights(r, settings)} for r in found]
+                [{"input_ids": r.ids, "weights": _weights(r, settings)} for r in rows]
             ),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
@@ -100,16 +102,16 @@ def fit_rows(
         metrics = {
             "loss": result.training_loss,
             "steps": float(result.global_step),
-            "rows": float(len(found)),
+            "rows": float(len(rows)),
             **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
         }
-        facts = {
-            "kind": "sft",
+        known = {
+            **(facts or {"kind": "sft"}),
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
             "metrics": metrics,
         }
-        save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
+        save_fit(trainer, tokenizer, out, known, policy_canary(prompt))
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""The words of ALFWorld's text engine, of our prompts, and of the expert's reasons.
+"""The words of ALFWorld's text engine, of our prompts, of the expert's reasons, of world models.
 
 A word is a class name (`cabinet`), a number with the space before it (` 3`), or a phrase that the
 engine prints as a whole, with the spaces around it. Concatenating the words gives the text back.
@@ -151,5 +151,7 @@ STATE_PROMPT = (
     "ACTION: the one command to carry out now",
 )
 
-PHRASES = (*COMMANDS, *OBSERVATIONS, *HELP, *TASKS, *ANSWERS, *STATE_PROMPT)
+WORLD = ("\nNow possible: ", "\nNo longer possible: ", "\nThe task is done.")
+
+PHRASES = (*COMMANDS, *OBSERVATIONS, *HELP, *TASKS, *ANSWERS, *STATE_PROMPT, *WORLD)
 WORDS = (*SPECIAL, *NAMES, *NUMBERS, *PHRASES)

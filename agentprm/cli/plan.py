@@ -1,0 +1,97 @@
+"""`agentprm plan`: play with look-ahead."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from agentprm.cli.common import Device, Games, Json, config_of, console, explained, fail
+from agentprm.cli.games import games_directory
+from agentprm.cli.machine import Options, plan_run
+from agentprm.cli.world import link_checkpoints, newest_world
+from agentprm.config import Evaluation
+from agentprm.protocol import Lookahead, Sampling, Split
+from agentprm.registry import CheckpointError, Registry
+
+
+def plan(
+    run: Annotated[Path, typer.Option(help="the run whose checkpoints play")],
+    depth: Annotated[int, typer.Option(help="actions of a path; 1 is Best-of-N", min=1)] = 2,
+    width: Annotated[int, typer.Option(help="samples of the policy in a state", min=1)] = 4,
+    model: Annotated[
+        Literal["learned", "true"],
+        typer.Option(help="what tells outcomes: the world model, or copies of the game itself"),
+    ] = "learned",
+    shape: Annotated[
+        Literal["tree", "plans"],
+        typer.Option(help="plans: one action a state after the first, and so a plan for each"),
+    ] = "tree",
+    policy: Annotated[str | None, typer.Option(help="such as policy/1; default the newest")] = None,
+    prm: Annotated[str | None, typer.Option(help="such as prm/0; default the newest")] = None,
+    world: Annotated[str | None, typer.Option(help="such as world/0; default the newest")] = None,
+    games: Games = None,
+    split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
+    count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
+    max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
+    temperature: Annotated[float, typer.Option(help="of the policy's samples", min=0)] = 1.0,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Success rate and mean number of actions where each action is the first of the best plan.
+
+    Every turn plans anew. Interrupted, the same command goes on where it stopped.
+    """
+    config = config_of(run)
+    with explained():
+        policy = policy or _newest(run, "policy")
+        prm = prm or _newest(run, "prm")
+        version = (world or newest_world(run)) if model == "learned" else None
+        try:
+            search = Lookahead(
+                depth=depth,
+                width=width,
+                shape=shape,
+                model=model,
+                world_version=version,
+                gamma=config.gamma,
+            )
+        except ValueError as error:
+            fail(str(error))
+        played = [policy, prm, version or "true"]
+        name = "-".join([*played, shape, f"{depth}x{width}", split]).replace("/", "-")
+        home = run / "plans" / f"{name}-{count}-{max_steps}-{temperature:g}-{seed}"
+        link_checkpoints(run, home, policy, prm)
+        worlds = home / "world"
+        if version is not None:
+            link_checkpoints(run, worlds, version)
+        sampling = Sampling(temperature=temperature)
+        plan_run(
+            home,
+            games_directory(games, console),
+            Options(
+                prompt=config.prompt,
+                device=device,
+                engine=config.engine,
+                world_registry=worlds / "checkpoints" if version else None,
+            ),
+            [
+                *("--policy", policy, "--prm", prm, "--seed", str(seed)),
+                *("--lookahead", search.model_dump_json(), "--max-steps", str(max_steps)),
+                "--games",
+                Evaluation(split=split, games=count, best_of_sampling=sampling).model_dump_json(),
+            ],
+            quiet=as_json,
+        )
+        if as_json:
+            sys.stdout.write((home / "results.json").read_text() + "\n")
+
+
+def _newest(run: Path, kind: str) -> str:
+    versions = Registry(run / "checkpoints").versions(kind)
+    if not versions:
+        raise CheckpointError(f"{run} has no finished {kind} checkpoint")
+    return versions[-1]

@@ -1,0 +1,144 @@
+"""`agentprm world`: fit a world model on a run's episodes, and measure it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agentprm.cli.common import Device, Json, config_of, explained
+from agentprm.cli.machine import Options, start_world
+from agentprm.cli.processes import Machine, ProcessFailed
+from agentprm.config import Config, accelerate_file
+from agentprm.registry import CheckpointError, Registry
+
+Run = Annotated[Path, typer.Option(help="the run whose episodes are read; not while it trains")]
+
+app = typer.Typer(
+    no_args_is_help=True, help="World models: what follows a command, learned from a run."
+)
+
+
+@app.command("fit")
+def fit(
+    run: Run,
+    iteration: Annotated[
+        int | None,
+        typer.Option(help="i: begin as π_i, read the rollouts of π_0..π_i; default the newest"),
+    ] = None,
+) -> None:
+    """Fit `world/I` on the demonstrations and rollouts of a run, with its settings of SFT."""
+    config = config_of(run)
+    with explained():
+        i = _newest(run) if iteration is None else iteration
+        flags = ["--run", str(run), "--iteration", str(i)]
+        with Machine(run) as machine:
+            machine.start("world-fit", *_fit_module(config), *flags, in_terminal=True)
+            _finish(machine, "world-fit")
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    world: Annotated[
+        str | None, typer.Option(help="the world model, such as world/0; default the newest")
+    ] = None,
+    count: Annotated[int, typer.Option(help="transitions of a split, at most", min=1)] = 1000,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="draws the transitions")] = 0,
+    as_json: Json = False,
+) -> None:
+    """How often it tells the outcome of a command in games that were held out of its fit."""
+    config = config_of(run)
+    with explained():
+        version = world or newest_world(run)
+        home = run / "worlds" / version.replace("/", "-")
+        link_checkpoints(run, home, version)
+        out = home / f"accuracy-{seed}-{count}.json"
+        flags = ["--run", str(run), "--world", version, "--out", str(out)]
+        flags += ["--count", str(count), "--seed", str(seed)]
+        with Machine(home) as machine:
+            options = Options(prompt=config.prompt, device=device)
+            flags += ["--world-url", start_world(machine, home / "checkpoints", options)]
+            module = "services.trainer.world.evaluate"
+            machine.start("world-eval", module, *flags, in_terminal=True)
+            _finish(machine, "world-eval")
+        if as_json:
+            sys.stdout.write(out.read_text() + "\n")
+        else:
+            Console().print(_table(orjson.loads(out.read_bytes())))
+
+
+def newest_world(run: Path) -> str:
+    """The newest world model of a run.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    versions = Registry(run / "checkpoints").versions("world")
+    if not versions:
+        raise CheckpointError(f"{run} has no world model: agentprm world fit --run {run}")
+    return versions[-1]
+
+
+def link_checkpoints(run: Path, home: Path, *versions: str) -> None:
+    """A registry below `home` with some checkpoints of a run, for services of its own.
+
+    What they note of what they serve does not disturb those of the run.
+
+    Raises:
+        CheckpointError: the run has not one of them.
+    """
+    theirs, own = Registry(run / "checkpoints"), Registry(home / "checkpoints")
+    for version in versions:
+        source, link = theirs.open(version), own.path(version)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(source.resolve(), target_is_directory=True)
+
+
+def _newest(run: Path) -> int:
+    """The last i whose rollouts are recorded."""
+    stages = (run / "records").glob("pi_*-rollouts.jsonl")
+    found = [int(path.stem.removeprefix("pi_").partition("-")[0]) for path in stages]
+    if not found:
+        raise CheckpointError(f"{run} has no rollouts yet to fit a world model on")
+    return max(found)
+
+
+def _fit_module(config: Config) -> list[str]:
+    """The module that fits, in as many processes as the run's fits have."""
+    module = "services.trainer.world.fit"
+    if config.num_processes == 1:
+        return [module]
+    accelerate = ["--config_file", str(accelerate_file(config.accelerate))]
+    accelerate += ["--num_processes", str(config.num_processes)]
+    return ["accelerate.commands.launch", *accelerate, "--module", module]
+
+
+def _finish(machine: Machine, name: str) -> None:
+    code = machine.watch(name)
+    if code != 0:
+        raise ProcessFailed(f"{name} ended with code {code}; its messages say why")
+
+
+def _table(rows: list[dict[str, float | str | None]]) -> Table:
+    table = Table(title="Accuracy on held-out games, after what really happened")
+    table.add_column("")
+    for row in rows:
+        table.add_column(f"{row['world']}, {row['split']}", justify="right")
+    for name in rows[0] if rows else ():
+        if name not in ("world", "split", "seed"):
+            table.add_row(name.replace("_", " "), *(_cell(row[name]) for row in rows))
+    return table
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)

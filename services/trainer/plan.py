@@ -1,0 +1,81 @@
+"""`python -m services.trainer.plan --run DIR ...` plays a split with look-ahead every turn."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import Field
+
+from agentprm.config import Evaluation
+from agentprm.planned import PlannedRow, summarise_planned
+from agentprm.protocol import Lookahead
+from agentprm.results import print_table, write_results
+from agentprm.service import configure_logging
+from services.trainer.app import TrainerSettings, connect
+from services.trainer.collect import Collector
+from services.trainer.progress import Progress
+from services.trainer.records import Records
+from services.trainer.seeds import derive
+
+
+class PlanSettings(TrainerSettings):
+    """What is played, and how its actions are chosen."""
+
+    policy: str = Field(description="the policy, such as policy/1")
+    prm: str = Field(description="the PRM, such as prm/0")
+    games: Evaluation = Field(description="games and sampling, as JSON")
+    lookahead: Lookahead = Field(description="the search, as JSON")
+    seed: int = Field(default=0, description="orders the games and seeds the sampling")
+    max_steps: int = Field(default=30, description="turns of an episode")
+    batch: int = Field(default=8, description="episodes of a job")
+
+
+def plan(collector: Collector, settings: PlanSettings) -> PlannedRow:
+    """The row of the table. Games and seeds are those of `evaluate`, so that rows make pairs."""
+    games = collector.games(settings.games.split, settings.games.games, "evaluation", repeat=False)
+    jobs = collector.jobs(
+        "plan",
+        games,
+        policy=settings.policy,
+        prm=settings.prm,
+        sampling=settings.games.best_of_sampling,
+        seed=derive(collector.seed, "evaluation"),
+    )
+    jobs = [job.model_copy(update={"lookahead": settings.lookahead}) for job in jobs]
+    search = settings.lookahead
+    collector.collect(
+        "plan",
+        jobs,
+        f"{settings.policy} plays {len(games)} games of {settings.games.split}, {search.shape} "
+        f"{search.depth}x{search.width} by {settings.prm} in the {search.model} model",
+    )
+    return summarise_planned(
+        collector.records.episodes("plan"),
+        policy=settings.policy.replace("policy/", "pi_"),
+        prm=settings.prm.replace("prm/", "q_"),
+        max_steps=collector.max_steps,
+        seed=collector.seed,
+    )
+
+
+def main() -> int:
+    """Play, and write the row to `RUN/results.json`."""
+    settings = PlanSettings.from_command_line()
+    configure_logging("plan")
+    with connect(settings) as services:
+        collector = Collector(
+            services,
+            Records(settings.run / "records"),
+            Progress(),
+            seed=settings.seed,
+            batch=settings.batch,
+            max_steps=settings.max_steps,
+        )
+        row = plan(collector, settings)
+    write_results(settings.run, [row])
+    print_table([row])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

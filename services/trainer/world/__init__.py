@@ -1,0 +1,1 @@
+"""World models: fitted on a run's episodes, and measured on games that were held out."""

@@ -1,0 +1,107 @@
+"""`python -m services.trainer.world.fit --run RUN --iteration I` fits `world/I`.
+
+It takes no services. Under `accelerate launch` its processes share the fit.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import transformers
+from pydantic import Field
+from rich.console import Console
+
+from agentprm.config import Config, read_config
+from agentprm.lineage import die_with_parent
+from agentprm.prompts import load_prompt
+from agentprm.protocol import Episode
+from agentprm.registry import Registry
+from agentprm.service import configure_logging
+from agentprm.settings import ProcessSettings
+from services.trainer.fitting import Log, Metrics, Progress, ignore, load_tokenizer, processes
+from services.trainer.metrics import Metrics as Curves
+from services.trainer.progress import Progress as Lines
+from services.trainer.records import Records
+from services.trainer.seeds import derive
+from services.trainer.sft import fit_rows
+from services.trainer.targets import split_by_game
+from services.trainer.world.transitions import world_rows
+
+
+class FitSettings(ProcessSettings):
+    """What is fitted."""
+
+    run: Path = Field(description="run directory, with its config.json")
+    iteration: int = Field(ge=0, description="i of the π_i that the model begins as")
+
+
+def fit_world(
+    base: Path,
+    episodes: list[Episode],
+    out: Path,
+    config: Config,
+    iteration: int,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Train the causal model in `base` to tell what follows a command; write it to `out`.
+
+    The loss is the mean negative log-likelihood of the outcomes' tokens alone. Its settings are
+    those of supervised fine-tuning. The games held out are named in `agentprm.json`.
+
+    Raises:
+        ValueError: there is nothing to train on.
+    """
+    seed = derive(config.seed, f"world_{iteration}")
+    settings = config.sft.model_copy(update={"seed": seed, "observation_weight": 0.0})
+    sides = split_by_game(episodes, config.prm.validation_fraction, derive(config.seed, "world"))
+    tokenizer = load_tokenizer(base)
+    rows = world_rows(tokenizer, [episodes[i] for i in sides[0]], settings.max_tokens)
+    games = [sorted({episodes[i].game.id for i in side}) for side in sides]
+    facts = {"kind": "world", "training_games": games[0], "validation_games": games[1]}
+    prompt = load_prompt(config.prompt)
+    return fit_rows(base, rows, out, settings, prompt, facts, log=log, progress=progress)
+
+
+def _log(curves: Curves, stage: str, line: Metrics) -> None:
+    values = {name: value for name, value in line.items() if name != "step"}
+    curves.log(stage, int(line["step"]), values)
+
+
+def main() -> int:
+    """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
+    die_with_parent()
+    settings = FitSettings.from_command_line()
+    configure_logging("world")
+    transformers.logging.set_verbosity_error()
+    run, i, config = settings.run, settings.iteration, read_config(settings.run)
+    registry, records = Registry(run / "checkpoints"), Records(run / "records")
+    version, stage = f"world/{i}", f"world_{i}"
+    state = processes()
+    main_process = state.is_main_process
+    lines = Lines(None if main_process else Console(quiet=True))
+    if registry.exists(version):
+        lines.skip(stage)
+        return 0
+    base = registry.open(f"policy/{i}")
+    stages = ["demonstrations", *(f"pi_{k}-rollouts" for k in range(i + 1))]
+    episodes = [episode for name in stages for episode in records.episodes(name)]
+    lines.start(stage, f"fitting the world model on {len(episodes)} episodes")
+    with ExitStack() as stack:
+        log: Log = ignore
+        out = Path()
+        if main_process:
+            log = partial(_log, stack.enter_context(Curves(run)), stage)
+            out = stack.enter_context(registry.write(version))
+        metrics = fit_world(base, episodes, out, config, i, log=log, progress=lines.update)
+    lines.end(metrics)
+    state.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentprm.cli.world import link_checkpoints, newest_world
+from agentprm.registry import CheckpointError, Registry
+
+
+def test_checkpoints_of_a_run_are_served_from_a_registry_beside_it(tmp_path: Path) -> None:
+    run, home = tmp_path / "run", tmp_path / "run" / "plans" / "one"
+    theirs, own = Registry(run / "checkpoints"), Registry(home / "checkpoints")
+    with pytest.raises(CheckpointError, match="world fit"):
+        newest_world(run)
+    for version in ("world/0", "world/1"):
+        with theirs.write(version) as out:
+            (out / "config.json").write_text(version)
+    assert newest_world(run) == "world/1"
+    for _ in range(2):  # a repeated command finds its links
+        link_checkpoints(run, home, "world/1")
+    assert own.versions("world") == ["world/1"]
+    assert (own.open("world/1") / "config.json").read_text() == "world/1"
+    own.set_serving("policy", "world/1")
+    assert theirs.serving("policy") is None
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        link_checkpoints(run, home, "prm/0")
