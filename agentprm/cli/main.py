@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import orjson
-import structlog
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from agentprm.cli.checkpoints import app as checkpoints_app
-from agentprm.cli.games import GamesError, games_directory
+from agentprm.cli.common import Device, Games, Json, config_of, console, explained, fail
 from agentprm.cli.games import app as games_app
+from agentprm.cli.games import games_directory
 from agentprm.cli.machine import (
     SGLANG_COMMAND,
     Endpoints,
@@ -29,12 +23,17 @@ from agentprm.cli.machine import (
     train_connected,
     train_run,
 )
-from agentprm.cli.processes import ProcessFailed
-from agentprm.config import Config, Evaluation, PolicyEngine, load_config, read_config
+from agentprm.cli.studies import report, study
+from agentprm.config import (
+    Config,
+    Evaluation,
+    PolicyEngine,
+    load_config,
+    parse_overrides,
+)
 from agentprm.ensembles import write_ensemble
 from agentprm.protocol import Sampling, Split
-from agentprm.redis_server import RedisServerError
-from agentprm.registry import CheckpointError, Registry, write_atomic
+from agentprm.registry import Registry, write_atomic
 from agentprm.results import read_results
 
 app = typer.Typer(
@@ -45,19 +44,6 @@ app = typer.Typer(
 )
 app.add_typer(games_app, name="games")
 app.add_typer(checkpoints_app, name="checkpoints")
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Games = Annotated[
-    Path | None,
-    typer.Option(
-        help="directory of ALFWorld games, as alfworld-download makes it; by default "
-        "$ALFWORLD_DATA, and generated games where that is not set",
-        envvar="ALFWORLD_DATA",
-        show_envvar=False,
-    ),
-]
-Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 
 
 @app.command()
@@ -73,6 +59,10 @@ def train(
     ] = None,
     games: Games = None,
     seed: Annotated[int, typer.Option(help="all randomness of the run derives from it")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="another value than the preset's, as dpo.beta=0.1; repeatable"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train an agent by AgentPRM: demonstrations, π_0, then K times roll out, fit Q, improve π.
@@ -83,12 +73,14 @@ def train(
     where it stopped.
     """
     if resume is not None:
-        directory, config = resume, _config_of(resume)
+        if overrides:
+            fail("--set is for a new run: one that is resumed has its settings")
+        directory, config = resume, config_of(resume)
     else:
         directory = run or Path("runs") / Path(preset).stem
-        config = _new_or_same(directory, preset, seed)
+        config = _new_or_same(directory, preset, seed, overrides or [])
     console.print(f"Run [bold]{directory}[/bold]: preset {config.preset}, seed {config.seed}")
-    with _explained():
+    with explained():
         if (endpoints := Endpoints.given()) is not None:
             train_connected(directory, endpoints, quiet=as_json)
         else:
@@ -126,7 +118,7 @@ def evaluate(
         sampling=Sampling(temperature=0.5 if temperature is None else temperature),
         best_of_sampling=Sampling(temperature=1.0 if temperature is None else temperature),
     )
-    with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, _explained():
+    with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained():
         run = Path(directory)
         registry = Registry(run / "checkpoints")
         registry.adopt(policy, "policy/0")
@@ -195,10 +187,10 @@ def up(
     Without games there is no environment; without a PRM no Best-of-N.
     """
     if (run is None) == (policy is None and prm is None):
-        _fail("give either --run, or --policy and --prm")
+        fail("give either --run, or --policy and --prm")
     if engine_url and engine is not PolicyEngine.SGLANG:
-        _fail("--engine-url is for --engine sglang")
-    with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, _explained():
+        fail("--engine-url is for --engine sglang")
+    with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, explained():
         home = run or Path(directory)
         registry = Registry(home / "checkpoints")
         if policy is not None:
@@ -222,67 +214,39 @@ def ensemble(
     run: Annotated[Path, typer.Option(help="the run that the checkpoints are of")],
 ) -> None:
     """Name several PRMs as one: it answers with their mean and their standard deviation."""
-    with _explained():
+    with explained():
         write_ensemble(Registry(run / "checkpoints"), version, members)
     console.print(f"{version}: {', '.join(members)}")
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what a user can mend into a message, and SIGTERM into an orderly end."""
-    warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
-    structlog.configure(
-        wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-    )
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except (ProcessFailed, CheckpointError, RedisServerError, GamesError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where this one stopped")
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+app.command()(study)
+app.command()(report)
 
 
-def _new_or_same(run: Path, preset: str, seed: int) -> Config:
+def _new_or_same(run: Path, preset: str, seed: int, overrides: list[str]) -> Config:
     """The settings of a new run, written to its directory, or those of the run that is there."""
     try:
-        config = load_config(preset, seed)
+        config = load_config(preset, seed, parse_overrides(overrides))
     except (FileNotFoundError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     if not (run / "config.json").exists():
         run.mkdir(parents=True, exist_ok=True)
         write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
         return config
-    there = _config_of(run)
+    there = config_of(run)
     if there != config:
-        _fail(
+        fail(
             f"{run} holds a run with other settings (preset {there.preset}, seed {there.seed}): "
             f"go on with it by --resume {run}, or give another --run"
         )
     return there
 
 
-def _config_of(run: Path) -> Config:
-    try:
-        return read_config(run)
-    except (FileNotFoundError, ValueError) as error:
-        _fail(str(error))
-
-
 def _prompt_of(run: Path) -> str:
     """The prompt that the checkpoints of a run were trained with; checkpoints alone do not tell."""
-    return _config_of(run).prompt if (run / "config.json").exists() else "chat"
+    return config_of(run).prompt if (run / "config.json").exists() else "chat"
 
 
 def _print_json(run: Path) -> None:
     rows = [row.model_dump() for row in read_results(run)]
     sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
-
-
-def _fail(message: str) -> NoReturn:
-    console.print(f"[red]error:[/red] {escape(message)}")
-    raise typer.Exit(2)

@@ -9,10 +9,12 @@ from agentprm.config._config import (
     Rollouts,
     Vine,
     accelerate_file,
+    changed,
     load_config,
     read_config,
 )
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._overrides import parse_overrides
 
 __all__ = [
     "Config",
@@ -27,6 +29,8 @@ __all__ = [
     "SFTSettings",
     "Vine",
     "accelerate_file",
+    "changed",
     "load_config",
+    "parse_overrides",
     "read_config",
 ]

@@ -72,6 +72,7 @@ from agentprm.protocol._prm import (
 )
 from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
+    Considered,
     Episode,
     Job,
     JobResult,
@@ -104,6 +105,7 @@ __all__ = [
     "Choice",
     "ClosedSessions",
     "Command",
+    "Considered",
     "Continuations",
     "Conversation",
     "CreateSessions",

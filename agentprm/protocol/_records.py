@@ -13,8 +13,20 @@ from agentprm.protocol._prm import Transcript
 from agentprm.protocol._states import Action, State, Step
 
 
+class Considered(Record):
+    """A distinct action among the N of a Best-of-N choice, drawn `count` times."""
+
+    action: Action
+    q: float | None = None
+    count: int = 1
+
+
 class Turn(Record):
-    """One turn of a recorded episode."""
+    """One turn of a recorded episode.
+
+    `considered` are the candidates that the action was chosen from, the chosen one among them;
+    none where there was but one sample.
+    """
 
     observation: str
     admissible: tuple[str, ...] = ()
@@ -22,6 +34,7 @@ class Turn(Record):
     reward: float = 0.0
     log_prob: float | None = None
     q: float | None = None
+    considered: tuple[Considered, ...] = ()
     policy_version: str
     prm_version: str | None = None
 

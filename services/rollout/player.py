@@ -17,6 +17,7 @@ from agentprm.protocol import (
     ActRequest,
     ActResponse,
     ActResult,
+    Considered,
     CreateSessions,
     Episode,
     Health,
@@ -152,7 +153,7 @@ class Player:
             else:
                 answer = self._act(job, [game.state() for game in live], turn)
                 template_hash = answer.template_hash
-                decisions = [_decision(answer, result) for result in answer.results]
+                decisions = [_decision(job, answer, result) for result in answer.results]
             self._step(job, live, decisions)
         return template_hash
 
@@ -241,6 +242,7 @@ class _Decision:
     prm_version: str | None = None
     log_prob: float | None = None
     q: float | None = None
+    considered: tuple[Considered, ...] = ()
 
 
 class _Game:
@@ -274,6 +276,7 @@ class _Game:
             reward=after.reward,
             log_prob=decision.log_prob,
             q=decision.q,
+            considered=decision.considered,
             policy_version=decision.policy_version,
             prm_version=decision.prm_version,
         )
@@ -294,9 +297,16 @@ class _Game:
         )
 
 
-def _decision(answer: ActResponse, result: ActResult) -> _Decision:
-    best = result.best
-    return _Decision(best.action, answer.policy_version, answer.prm_version, best.log_prob, best.q)
+def _decision(job: RolloutJob, answer: ActResponse, result: ActResult) -> _Decision:
+    best, candidates = result.best, result.candidates if job.best_of > 1 else ()
+    return _Decision(
+        best.action,
+        answer.policy_version,
+        answer.prm_version,
+        best.log_prob,
+        best.q,
+        tuple(Considered(action=c.action, q=c.q, count=c.count) for c in candidates),
+    )
 
 
 def _best_against_worst(

@@ -40,9 +40,8 @@ def main() -> int:
             accelerate = settings.accelerate or config.accelerate
             launch = Launcher(settings, num_processes, accelerate).perform
         with connect(settings) as services, Metrics(settings.run) as metrics:
-            loop = Loop(
-                settings.run, config, services, records, prompt, metrics, Progress(), launch
-            )
+            progress = Progress(log=metrics.log)
+            loop = Loop(settings.run, config, services, records, prompt, metrics, progress, launch)
             rows = loop.train()
     except (FitFailed, JobsFailed, QueueError, ServiceError) as error:
         structlog.get_logger().error(

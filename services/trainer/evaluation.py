@@ -9,15 +9,22 @@ from services.trainer.seeds import derive
 
 
 def evaluate(
-    collector: Collector, plan: Evaluation, *, policy: str, prm: str | None
+    collector: Collector,
+    plan: Evaluation,
+    *,
+    policy: str,
+    prm: str | None,
+    stage: str | None = None,
 ) -> results.Row:
     """The row of the table for π (`policy/1`), or for the best of N of its actions by Q (`prm/0`).
 
     Every policy plays the same games from the same seeds, so that rows can be compared in pairs.
+    `stage` names the records, where they are not those of the run's own table.
     """
     policy_name = policy.replace("policy/", "pi_")
     prm_name = None if prm is None else prm.replace("prm/", "q_")
-    stage = f"eval-{policy_name}" if prm_name is None else f"eval-{policy_name}-{prm_name}"
+    if stage is None:
+        stage = f"eval-{policy_name}" if prm_name is None else f"eval-{policy_name}-{prm_name}"
     games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
     jobs = collector.jobs(
         stage,

@@ -35,7 +35,7 @@ from services.trainer.targets import monte_carlo_targets
 log = structlog.get_logger()
 
 _KEPT_ONLINE = 2
-"""Sets of online weights kept: the one that serves, and the one before."""
+"""Sets of online weights kept while they pass: the one that serves, and the one before."""
 
 Log = Callable[[str, int, Mapping[str, float]], None]
 """Takes the stage, its step, and what was measured."""
@@ -47,6 +47,8 @@ class FitJob(BaseModel):
     kind: Literal["sft", "prm", "dpo"]
     iteration: int
     """i of the π_i or Q_i that is made."""
+    member: int = 0
+    """Of an ensemble of PRMs, which, from 1; 0 where there is but one."""
     base: Path
     """The checkpoint that is trained; that of the reference policy as well."""
     out: Path
@@ -100,11 +102,12 @@ class Fits:
         i = job.iteration
         stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
         episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
-        self.progress.start(f"q_{i}", f"fitting the PRM on {len(episodes)} episodes")
+        name = f"q_{i}.{job.member}" if job.member else f"q_{i}"
+        self.progress.start(name, f"fitting the PRM on {len(episodes)} episodes")
         targets = monte_carlo_targets(episodes, self.config.gamma).values
-        updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
+        updates = {"seed": derive(self.config.seed, name), "gamma": self.config.gamma}
         settings = self.config.prm.model_copy(update=updates)
-        reports = self._reports(f"q_{i}")
+        reports = self._reports(name)
         summary = fit_prm(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
         self.progress.end(summary)
 
@@ -155,7 +158,8 @@ class Fits:
             prm_version=f"prm/{i - 1}",
             seed=derive(self.config.seed, stage, "sampling"),
         )
-        return _Online(services, self.registry, i, states, source)
+        keep_every = self.config.dpo.keep_every
+        return _Online(services, self.registry, i, states, source, keep_every)
 
     def _reports(self, stage: str) -> Reports:
         """Where a fit reports to."""
@@ -180,22 +184,27 @@ class _Online:
     i: int
     states: Sequence[State]
     source: PreferenceSource
+    keep_every: int
 
-    def publish(self, save: Save, _step: int) -> None:
+    def __post_init__(self) -> None:
+        for version in self._versions():  # of an attempt at this fit that was killed
+            self.registry.remove(version)
+
+    def publish(self, save: Save, step: int) -> None:
         """Write weights of the fit and put them into the policy service."""
-        versions = self.registry.versions("online")
-        last = max((number(v)[1] for v in versions if number(v)[0] == self.i), default=0)
-        version = f"online/{self.i}.{last + 1}"
+        version = f"online/{self.i}.{step}"
         with self.registry.write(version) as out:
             save(out)
         self.services.policy.load(version)
-        for old in [v for v in versions if v != version][: -_KEPT_ONLINE + 1]:
+        for old in self._passing()[:-_KEPT_ONLINE]:
             self.registry.remove(old)
         self.source.updated(version)
 
     def finish(self) -> dict[str, float]:
-        """Remove the weights that were handed out; what became of the preferences."""
-        for version in self.registry.versions("online"):
+        """Remove the weights that were handed out and are not to stay; what became of the
+        preferences.
+        """
+        for version in self._passing():
             self.registry.remove(version)
         return {
             "preferences": self.source.used,
@@ -203,3 +212,11 @@ class _Online:
             "indifferent": self.source.indifferent,
             "waited_seconds": self.source.wait_seconds,
         }
+
+    def _versions(self) -> list[str]:
+        return [v for v in self.registry.versions("online") if number(v)[0] == self.i]
+
+    def _passing(self) -> list[str]:
+        """Those of `_versions` that are not to stay."""
+        every = self.keep_every
+        return [v for v in self._versions() if not every or number(v)[1] % every]

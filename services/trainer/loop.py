@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from agentprm.config import Config
+from agentprm.ensembles import write_ensemble
 from agentprm.prompts import Prompt
 from agentprm.protocol import Split
 from agentprm.registry import Registry
@@ -122,9 +123,17 @@ class Loop:
         """Q_i from π_i's rollouts."""
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
-        with self.registry.write(f"prm/{i}") as out:
-            base = self.registry.open(f"policy/{i}")
-            self._fit(FitJob(kind="prm", iteration=i, base=base, out=out))
+        base = self.registry.open(f"policy/{i}")
+        if self.config.prm.members == 1:
+            with self.registry.write(f"prm/{i}") as out:
+                self._fit(FitJob(kind="prm", iteration=i, base=base, out=out))
+            return
+        members = [f"prm/{i}.{k}" for k in range(1, self.config.prm.members + 1)]
+        for k, version in enumerate(members, 1):
+            if not self._skip(version, f"q_{i}.{k}"):
+                with self.registry.write(version) as out:
+                    self._fit(FitJob(kind="prm", iteration=i, member=k, base=base, out=out))
+        write_ensemble(self.registry, f"prm/{i}", members)
 
     # --- stage 3: π_i ---------------------------------------------------------------------------
 

@@ -1,0 +1,71 @@
+"""What the commands have in common: options, messages, and how they end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from agentprm.cli.games import GamesError
+from agentprm.cli.processes import ProcessFailed
+from agentprm.config import Config, read_config
+from agentprm.redis_server import RedisServerError
+from agentprm.registry import CheckpointError
+from agentprm.studies import StudyError
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Games = Annotated[
+    Path | None,
+    typer.Option(
+        help="directory of ALFWorld games, as alfworld-download makes it; by default "
+        "$ALFWORLD_DATA, and generated games where that is not set",
+        envvar="ALFWORLD_DATA",
+        show_envvar=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a user can mend into a message, and SIGTERM into an orderly end."""
+    warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(
+        wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except (ProcessFailed, CheckpointError, RedisServerError, GamesError, StudyError) as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where this one stopped")
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def config_of(run: Path) -> Config:
+    """The settings of a run; without them the command ends."""
+    try:
+        return read_config(run)
+    except (FileNotFoundError, ValueError) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """End the command: it was not asked for as it can be done."""
+    console.print(f"[red]error:[/red] {escape(message)}")
+    raise typer.Exit(2)
