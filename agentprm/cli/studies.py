@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +17,9 @@ from agentprm.measurements import Measurement
 from agentprm.registry import write_atomic
 from agentprm.studies import STUDIES, Work, run_study
 
-StudyName = StrEnum("StudyName", {name: name for name in STUDIES})
-
 
 def study(
-    name: Annotated[StudyName, typer.Argument(help="which")],
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(STUDIES)}")],
     run: Annotated[Path, typer.Option(help="the run it is about, trained to its end")],
     games: Games = None,
     overrides: Annotated[
@@ -37,6 +34,8 @@ def study(
     command goes on where it stopped.
     """
     config_of(run)
+    if name not in STUDIES:
+        fail(f"no study {name!r}: there are {', '.join(STUDIES)}")
     try:
         settings = parse_overrides(overrides or [])
     except ValueError as error:

@@ -6,7 +6,6 @@ from agentprm.config import Config
 from agentprm.studies._comparison import Comparison
 from agentprm.studies._study import Variant
 
-
 _STRATEGIES = (
     "Look into closed places first.",
     "Look at every surface before you open anything.",

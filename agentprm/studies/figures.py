@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -25,7 +25,10 @@ SERIES = ("#2f7fc1", "#c8741f", "#2a9270", "#8f63b8", "#cc4b5c", "#7b8794")
 """Colours of series, told from one another, and from black and white, also by the colour-blind."""
 MARKERS = "osD^vP"
 
-_STYLE = {
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+"""Equal rows make equal files."""
+
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "agentprm",
     "font.family": "sans-serif",
@@ -56,11 +59,10 @@ def plot(draw: Callable[[Figure], None]) -> Figure:
     return figure
 
 
-def percent(axes: Axes, label: str = "success") -> None:
-    """The y axis is a rate."""
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylabel(label)
+def percent(axes: Axes, axis: Literal["x", "y"] = "y") -> None:
+    """The axis shows success, a rate."""
+    axes.set(**{f"{axis}lim": (0, 1), f"{axis}label": "success"})
+    getattr(axes, f"{axis}axis").set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -93,13 +95,14 @@ def inline(figure: Figure, description: str) -> str:
     """The SVG element of a figure. `description` is what is read out to those who do not see it."""
     with io.StringIO() as file, mpl.rc_context({**_STYLE, "svg.hashsalt": description}):
         figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
-        svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<svg\b[^>]*?viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" role="img">', svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = svg.replace(INK, "currentColor")
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    return svg.replace('role="img">', f'role="img" aria-label="{escape(description)}">', 1)
+        return for_page(file.getvalue(), description)
 
 
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+def for_page(svg: str, description: str) -> str:
+    """What matplotlib wrote as an SVG file, as an element of a page."""
+    view = re.search(r'viewBox="[^"]*"', svg)
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body).replace(INK, "currentColor")
+    label = escape(description)
+    return f'<svg {view[0] if view else ""} role="img" aria-label="{label}">{body}'

@@ -112,7 +112,8 @@ class Hacking(Study):
                 if row["parted"]:
                     axes.axvline(row["step"], color=figures.SERIES[4], linestyle=":")
             axes.set_title(variant, fontsize=10, loc="left")
-            figures.percent(axes, "")
+            figures.percent(axes)
+            axes.set_ylabel("")
         panels[-1].set_xlabel("optimizer steps of stage 3")
         figures.legend_below(figure, panels[0])
 

@@ -44,9 +44,7 @@ class Tables(Study):
             color=figures.SERIES[0],
         )
         axes.set_yticks(range(len(chosen)), [row["policy"] for row in chosen])
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(figures.PercentFormatter(1, decimals=0))
-        axes.set_xlabel("success")
+        figures.percent(axes, "x")
 
     def findings(self, rows: Sequence[Cells]) -> str:
         """The table: success in % / mean number of actions."""
