@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from agentprm.facts import METADATA, read_facts
 from agentprm.protocol import Calibration, ReliabilityBin
-from agentprm.registry import Registry
+from agentprm.registry import Registry, number
 from agentprm.runs import read_stage_seconds
 from agentprm.studies import figures
 
@@ -44,8 +44,10 @@ def describe_prms(registry: Registry) -> list[dict[str, Any]]:
 
 
 def describe_fits(registry: Registry) -> list[dict[str, Any]]:
-    """A line for each checkpoint: what it is, and what its fit measured of itself."""
-    versions = [*registry.versions("policy"), *registry.versions("prm")]
+    """Each checkpoint in the order they are made: what it is, and what its fit measured."""
+    made = [(number(version)[0], version) for version in registry.versions("policy")]
+    made += [(number(version)[0] + 0.5, version) for version in registry.versions("prm")]
+    versions = [version for _, version in sorted(made, key=lambda pair: pair[0])]
     files = [(version, registry.path(version) / METADATA) for version in versions]
     facts = [(version, orjson.loads(f.read_bytes())) for version, f in files if f.exists()]
     return [
@@ -85,7 +87,7 @@ def _diagram(calibration: Calibration) -> Figure:
             width=0.08,
             color=figures.GRID,
             alpha=0.35,
-            label="share of turns",
+            label="turns",
         )
         for name, label, k in (("mean_target", "target Q̂", 0), ("won", "won", 1)):
             axes.plot(

@@ -64,7 +64,8 @@ def run_study(
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "data.csv", _csv(rows).encode())
     _draw(study, rows, directory)
-    conditions = _conditions(study, variants, runs, overrides, command)
+    games = max(row["games"] for row in rows)
+    conditions = _conditions(study, run, variants, runs, overrides, games, command)
     text = "\n\n".join(filter(None, (study.findings(rows), conditions)))
     write_atomic(directory / "conditions.md", f"{text}\n".encode())
     return directory
@@ -118,17 +119,17 @@ def _draw(study: Study, rows: Sequence[Cells], directory: Path) -> None:
 
 def _conditions(
     study: Study,
+    run: Path,
     variants: Sequence[Variant],
     runs: Mapping[str, Path],
     overrides: Mapping[str, Any],
+    games: int,
     command: str,
 ) -> str:
     """Under which conditions the numbers came about: without them they say nothing."""
     config = read_config(next(iter(runs.values())))
     plan = config.evaluation
-    episodes = read_episodes(next(iter(runs.values())), "eval-pi_0")
-    played = episodes[0].provenance
-    games = len({episode.game.id for episode in episodes})
+    played = read_episodes(run, "eval-pi_0")[0].provenance
     parts = [
         f"{study.title} ({study.paper} of arXiv 2502.10325).",
         f"Success on {games} games of {plan.split} within {config.max_steps} turns; the policy "

@@ -54,7 +54,7 @@ _STYLE: dict[Any, Any] = {
 def plot(draw: Callable[[Figure], None]) -> Figure:
     """A figure as `draw` fills it."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.3), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         draw(figure)
     return figure
 
@@ -81,7 +81,7 @@ def spread(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """What the series of `axes` are, under the figure: there it never covers one."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) > 1 else 1)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
 
 
 def write(figure: Figure, directory: Path, stem: str = "figure") -> None:

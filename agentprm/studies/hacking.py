@@ -85,7 +85,7 @@ class Hacking(Study):
         from agentprm.studies import figures
 
         variants = list(dict.fromkeys(row["variant"] for row in rows))
-        figure.set_size_inches(5.0, 1.9 * len(variants) + 0.8)
+        figure.set_size_inches(4.4, 1.8 * len(variants) + 0.8)
         panels = figure.subplots(len(variants), sharex=True, squeeze=False)[:, 0]
         for axes, variant in zip(panels, variants, strict=True):
             chosen = [row for row in rows if row["variant"] == variant]
