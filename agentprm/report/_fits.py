@@ -45,7 +45,9 @@ def describe_prms(registry: Registry) -> list[dict[str, Any]]:
 
 def describe_fits(registry: Registry) -> list[dict[str, Any]]:
     """Each checkpoint in the order they are made: what it is, and what its fit measured."""
-    made = [(number(version)[0], version) for version in registry.versions("policy")]
+    made: list[tuple[float, str]] = [
+        (number(version)[0], version) for version in registry.versions("policy")
+    ]
     made += [(number(version)[0] + 0.5, version) for version in registry.versions("prm")]
     versions = [version for _, version in sorted(made, key=lambda pair: pair[0])]
     files = [(version, registry.path(version) / METADATA) for version in versions]
