@@ -17,7 +17,7 @@ import orjson
 from websockets.sync.client import ClientConnection, connect
 
 BINARY = shutil.which("chromium")
-_DEADLINE = 60.0
+_DEADLINE = 300.0
 
 
 class Page:

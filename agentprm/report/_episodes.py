@@ -21,7 +21,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Story:
-    """Episodes of one game that are read side by side."""
+    """Episodes that are read side by side."""
 
     title: str
     told: list[Told]
@@ -44,14 +44,19 @@ def find_stories(run: Path, rows: Sequence[Row]) -> list[Story]:
         told = [first, Told(row_name(last), turned[0])]
         stories.append(Story("The same game before and after training", told))
     rest = [episode for episode in won if episode not in turned[:1]]
-    for title, episodes in (("A game that was won", rest), ("A game that was lost", lost)):
-        stories += [Story(title, [Told(row_name(last), e)]) for e in episodes[:1]]
-    return stories
+    others = [Told(row_name(last), episode) for episode in (*rest[:1], *lost[:1])]
+    return [*stories, *([Story("Won and lost", others)] if others else [])]
 
 
 def ranked(turn: Turn) -> list[Considered]:
     """The candidates of a turn, the best first."""
     return sorted(turn.considered, key=lambda c: -1.0 if c.q is None else c.q, reverse=True)
+
+
+def highest_q(episode: Episode) -> float:
+    """The highest Q of any candidate of an episode."""
+    given = [c.q for turn in episode.turns for c in turn.considered if c.q is not None]
+    return max(given, default=1.0) or 1.0
 
 
 def _by_game(run: Path, row: Row) -> dict[str, Episode]:

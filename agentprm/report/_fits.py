@@ -13,13 +13,15 @@ from matplotlib.figure import Figure
 from agentprm.facts import METADATA, read_facts
 from agentprm.protocol import Calibration, ReliabilityBin
 from agentprm.registry import Registry, number
-from agentprm.runs import read_stage_seconds
+from agentprm.runs import read_metrics, read_stage_seconds
 from agentprm.studies import figures
 
 _SHOWN = {
     "steps": "steps",
     "loss": "loss",
     "preferences": "preferences",
+    "indifferent": "indifferent",
+    "stale": "stale",
     "accuracy": "accuracy",
     "margin": "margin",
     "val_bce": "held-out BCE",
@@ -28,6 +30,7 @@ _SHOWN = {
     "val_explained_variance": "explained variance",
     "tokens_per_second": "tokens/s",
     "seconds": "seconds",
+    "waited_seconds": "of them waiting",
 }
 """Measurements of fits that are shown, and what they are called."""
 
@@ -43,27 +46,24 @@ def describe_prms(registry: Registry) -> list[dict[str, Any]]:
     return found
 
 
-def describe_fits(registry: Registry) -> list[dict[str, Any]]:
+def describe_fits(run: Path) -> list[dict[str, Any]]:
     """Each checkpoint in the order they are made: what it is, and what its fit measured."""
-    made: list[tuple[float, str]] = [
-        (number(version)[0], version) for version in registry.versions("policy")
-    ]
-    made += [(number(version)[0] + 0.5, version) for version in registry.versions("prm")]
-    versions = [version for _, version in sorted(made, key=lambda pair: pair[0])]
-    files = [(version, registry.path(version) / METADATA) for version in versions]
-    facts = [(version, orjson.loads(f.read_bytes())) for version, f in files if f.exists()]
-    return [
-        {
-            "version": version,
-            "kind": known["kind"],
-            "numbers": [
-                (label, f"{known['metrics'][name]:,.4g}")
-                for name, label in _SHOWN.items()
-                if name in known.get("metrics", {})
-            ],
-        }
-        for version, known in facts
-    ]
+    registry = Registry(run / "checkpoints")
+    policies, prms = registry.versions("policy"), registry.versions("prm")
+    versions = sorted([*policies, *prms], key=lambda version: (number(version)[0], version in prms))
+    counts = {line["stage"]: line for line in read_metrics(run) if "indifferent" in line}
+    fits = []
+    for version in versions:
+        file = registry.path(version) / METADATA
+        if file.exists():
+            known = orjson.loads(file.read_bytes())
+            stage = version.replace("policy/", "pi_")
+            measured = known.get("metrics", {}) | counts.get(stage, {})
+            numbers = [
+                (_SHOWN[name], f"{measured[name]:,.4g}") for name in _SHOWN if name in measured
+            ]
+            fits.append({"version": version, "kind": known["kind"], "numbers": numbers})
+    return fits
 
 
 def stage_times(run: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from agentprm.config import Config, read_config
 from agentprm.registry import Registry
-from agentprm.report._episodes import find_stories, ranked
+from agentprm.report._episodes import find_stories, highest_q, ranked
 from agentprm.report._fits import describe_fits, describe_prms, stage_times
 from agentprm.results import SHORT, Row, read_results, row_name
 from agentprm.runs import read_episodes
@@ -31,7 +31,6 @@ def render_report(run: Path) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["percent"] = lambda rate: f"{100 * rate:.0f}"
-    registry = Registry(run / "checkpoints")
     return environment.get_template("page.html.j2").render(
         name=run.resolve().name,
         date=datetime.date.today().isoformat(),
@@ -43,12 +42,13 @@ def render_report(run: Path) -> str:
         short=SHORT,
         row_name=row_name,
         curves=_curves(run, rows),
-        prms=describe_prms(registry),
-        fits=describe_fits(registry),
+        prms=describe_prms(Registry(run / "checkpoints")),
+        fits=describe_fits(run),
         times=stage_times(run),
         studies=_studies(run),
         stories=find_stories(run, rows),
         ranked=ranked,
+        highest_q=highest_q,
     )
 
 
