@@ -129,6 +129,7 @@ def _conditions(
     """Under which conditions the numbers came about: without them they say nothing."""
     config = read_config(next(iter(runs.values())))
     plan = config.evaluation
+    common = {**read_config(run).overrides, **overrides}
     played = read_episodes(run, "eval-pi_0")[0].provenance
     parts = [
         f"{study.title} ({study.paper} of arXiv 2502.10325).",
@@ -137,7 +138,7 @@ def _conditions(
         f"nothing else is said) at {plan.best_of_sampling.temperature:g}. Seed {config.seed}, one "
         "run of each variant: what differs between seeds is in no interval. Intervals of success "
         "are Wilson's, at 95 %; all policies play the same games from the same seeds.",
-        f"Preset {config.preset}{_settings(overrides)}."
+        f"Preset {config.preset}{_settings(common)}."
         + "".join(f" {v.name}: the run{_settings(v.overrides)}." for v in variants),
         f"Engine {played.engine}, data {played.data_version}, prompt {played.template_hash}; "
         + ", ".join(_versions())

@@ -43,6 +43,7 @@ class Tables(Study):
             marker="o",
             color=figures.SERIES[0],
         )
+        axes.margins(y=0.15)
         axes.set_yticks(range(len(chosen)), [row["policy"] for row in chosen])
         figures.percent(axes, "x")
 
@@ -62,8 +63,8 @@ class Tables(Study):
             "|---" * (len(tasks) + 1) + "|",
         ]
         for policy in policies:
-            found = (cells.get((policy, task), "–") for task in tasks)
-            lines.append(f"| {policy} | " + " | ".join(found) + " |")
+            own = (cells.get((policy, task), "–") for task in tasks)
+            lines.append(f"| {policy} | " + " | ".join(own) + " |")
         return "Success in % / mean number of actions.\n\n" + "\n".join(lines)
 
 
