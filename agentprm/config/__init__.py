@@ -15,6 +15,7 @@ from agentprm.config._config import (
 )
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
 from agentprm.config._overrides import parse_overrides
+from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 
 __all__ = [
     "Config",
@@ -22,9 +23,12 @@ __all__ = [
     "Demonstrations",
     "Evaluation",
     "FitSettings",
+    "GRPOSettings",
     "PRMSettings",
     "PolicyEngine",
+    "PolicyUpdate",
     "Preferences",
+    "RejectionSettings",
     "Rollouts",
     "SFTSettings",
     "Vine",

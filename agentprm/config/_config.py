@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.config._overrides import merged
+from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 from agentprm.protocol import Sampling, Split
 
 _PRESETS = Path(__file__).parents[1] / "presets"
@@ -69,7 +70,7 @@ class Rollouts(Settings):
 
 
 class Preferences(Settings):
-    """Stage 3 of an iteration: what is asked of the current policy and of the PRM."""
+    """Stage 3 of an iteration: what is asked of the policy and of the PRM, whatever the update."""
 
     pairs: int = Field(ge=1)
     """States asked about in all. Not every state gives a pair."""
@@ -147,6 +148,10 @@ class Config(Settings):
     sft: SFTSettings = SFTSettings()
     prm: PRMSettings = PRMSettings()
     dpo: DPOSettings = DPOSettings()
+    update: PolicyUpdate = PolicyUpdate.ONLINE_DPO
+    """How the policy is improved."""
+    grpo: GRPOSettings = GRPOSettings()
+    rejection: RejectionSettings = RejectionSettings()
 
     @model_validator(mode="after")
     def _sglang_has_servers(self) -> Config:

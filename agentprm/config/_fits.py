@@ -70,6 +70,11 @@ class PRMSettings(FitSettings):
     members: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     """PRMs fitted alike but for their seeds, `prm/<i>.1` and so on; more than one serve together
     as `prm/<i>`, by their mean."""
+    objective: Literal["absolute", "relative"] = "absolute"
+    """`absolute`: Q̂ itself (eq. 2). `relative`: which of two actions in one state has the higher
+    Q̂ (section 2.3)."""
+    pair_margin: float = Field(default=0.1, gt=0, le=1)
+    """With `relative`, least difference in Q̂ between the two actions of a pair."""
 
 
 class DPOSettings(FitSettings):
@@ -89,4 +94,4 @@ class DPOSettings(FitSettings):
     """Optimizer steps between two sets of weights handed to the policy service."""
     keep_every: int = Field(default=0, ge=0)
     """Optimizer steps between two sets of weights that stay, as `online/<i>.<step>`; 0 keeps none.
-    Those that are not handed to the policy service are not kept: take a multiple."""
+    Those that are not handed to the policy service are not kept: take a multiple. So with GRPO."""

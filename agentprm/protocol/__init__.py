@@ -30,6 +30,7 @@ from agentprm.protocol._cards import (
     GameSet,
     ModelCard,
     PRMFacts,
+    Ranking,
     ReliabilityBin,
     TrainingData,
 )
@@ -74,6 +75,7 @@ from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
     Considered,
     Episode,
+    Group,
     Job,
     JobResult,
     Preference,
@@ -116,6 +118,7 @@ __all__ = [
     "Game",
     "GameList",
     "GameSet",
+    "Group",
     "Health",
     "HiddenState",
     "Id",
@@ -133,6 +136,7 @@ __all__ = [
     "Probability",
     "Problem",
     "Provenance",
+    "Ranking",
     "Record",
     "ReliabilityBin",
     "Rendered",

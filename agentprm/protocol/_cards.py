@@ -34,6 +34,20 @@ class Calibration(Record):
     bins: list[ReliabilityBin]
 
 
+class Ranking(Record):
+    """How often a relative PRM prefers, of two actions in one state, the one of higher Q̂.
+
+    On games that took no part in the fit, over the pairs whose Q̂ differ by at least `margin`; a
+    tie counts half. The pairs of a state are not independent, nor are the states of a game.
+    """
+
+    accuracy: Probability
+    margin: float
+    pairs: int
+    states: int
+    games: int
+
+
 class GameSet(Record):
     """Some games. `hash` names them: equal sets of game ids have equal hashes."""
 
@@ -59,7 +73,14 @@ class PRMFacts(Record):
     gamma: float | None = None
     """The discount of its targets: a win k turns ahead is worth γ^k."""
     data: TrainingData | None = None
+    objective: str | None = None
+    """What was fitted: `absolute` (Q̂ itself) or `relative` (which of two actions in a state has
+    the higher Q̂). The numbers of a relative PRM order the actions of one state. They are no chance
+    of winning, and those of two states cannot be compared."""
     calibration: Calibration | None = None
+    """Of an absolute PRM with held-out games."""
+    ranking: Ranking | None = None
+    """Of a relative PRM with held-out games."""
 
 
 class Checkpoint(PRMFacts):

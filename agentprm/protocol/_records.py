@@ -1,4 +1,4 @@
-"""Episodes, preferences, and the jobs that make them."""
+"""Episodes, preferences, groups of candidates, and the jobs that make them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from agentprm.protocol._base import MAX_STEPS, Record
 from agentprm.protocol._env import Game
-from agentprm.protocol._policy import Sampling
+from agentprm.protocol._policy import Candidate, Sampling
 from agentprm.protocol._prm import Transcript
 from agentprm.protocol._states import Action, State, Step
 
@@ -120,6 +120,11 @@ class RolloutJob(Record):
     best_of: int = 1
     max_steps: int = 30
 
+    @property
+    def size(self) -> int:
+        """Episodes to play."""
+        return len(self.games)
+
     @model_validator(mode="after")
     def _one_start_a_game(self) -> RolloutJob:
         if self.starts is not None and len(self.starts) != len(self.games):
@@ -128,7 +133,10 @@ class RolloutJob(Record):
 
 
 class PreferenceJob(Record):
-    """Sample `n` candidates in each state from the policy that serves, and rank them by the PRM."""
+    """Sample `n` candidates in each state from the policy that serves, and score them by the PRM.
+
+    The answer is a preference for each state, or with `groups` all its candidates.
+    """
 
     kind: Literal["preference"] = "preference"
     id: str
@@ -138,7 +146,15 @@ class PreferenceJob(Record):
     seed: int
     n: int
     sampling: Sampling = Sampling()
+    policy_version: str | None = None
+    """What the policy has to serve; None for whatever it serves."""
     prm_version: str
+    groups: bool = False
+
+    @property
+    def size(self) -> int:
+        """States to sample in."""
+        return len(self.states)
 
 
 Job = Annotated[RolloutJob | PreferenceJob, Field(discriminator="kind")]
@@ -159,6 +175,47 @@ class Preference(Record):
     prm_version: str
     template_hash: str
 
+    @property
+    def gap(self) -> float:
+        """How far apart the two are, by the PRM."""
+        return self.chosen_q - self.rejected_q
+
+
+class Group(Record):
+    """All candidates of one state, each with its Q; `chosen` is the index of the best."""
+
+    id: str
+    job_id: str
+    attempt: str
+    state: State
+    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    chosen: int
+    policy_version: str
+    prm_version: str
+    template_hash: str
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate of highest Q."""
+        return self.candidates[self.chosen]
+
+    @property
+    def q(self) -> list[float]:
+        """Q of each candidate."""
+        return [candidate.q for candidate in self.candidates if candidate.q is not None]
+
+    @property
+    def advantages(self) -> list[float]:
+        """Q of each candidate less the mean over the samples; one drawn twice counts twice."""
+        counts = [candidate.count for candidate in self.candidates]
+        mean = sum(c * q for c, q in zip(counts, self.q, strict=True)) / sum(counts)
+        return [q - mean for q in self.q]
+
+    @property
+    def gap(self) -> float:
+        """How far apart best and worst are, by the PRM."""
+        return max(self.q) - min(self.q)
+
 
 class JobResult(Record):
     """What a job left behind; one entry of the `episodes` or the `preferences` stream."""
@@ -168,5 +225,6 @@ class JobResult(Record):
     seconds: float
     episodes: list[Episode] = Field(default_factory=list)
     preferences: list[Preference] = Field(default_factory=list)
+    groups: list[Group] = Field(default_factory=list)
     dropped: int = 0
     """Samples given up, such as states whose candidates were all alike or could not be scored."""

@@ -20,6 +20,7 @@ from agentprm.protocol import (
     Considered,
     CreateSessions,
     Episode,
+    Group,
     Health,
     Preference,
     PreferenceJob,
@@ -49,10 +50,11 @@ class PlayError(Exception):
 
 @dataclass(frozen=True)
 class Played:
-    """What came of a job; `dropped` counts states that gave no preference."""
+    """What came of a job; `dropped` counts states that gave no preference, or no group."""
 
     episodes: list[Episode] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     dropped: int = 0
 
 
@@ -194,17 +196,26 @@ class Player:
     # --- preferences ----------------------------------------------------------------------------
 
     def _prefer(self, job: PreferenceJob) -> Played:
-        self._wait_for("policy", self._policy)
+        self._wait_for("policy", self._policy, job.policy_version)
         if self._prm:
             self._wait_for("prm", self._prm, job.prm_version)
         request = ActRequest(
             states=job.states, n=job.n, prm=True, sampling=job.sampling, seed=job.seed
         )
         answer = self._policy.act(request)
+        _require("policy", job.policy_version, answer.policy_version)
         _require("prm", job.prm_version, answer.prm_version)
+        answered = list(enumerate(zip(job.states, answer.results, strict=True)))
+        if job.groups:
+            groups = [
+                group
+                for i, (state, result) in answered
+                if (group := _group(job, i, state, result, answer))
+            ]
+            return Played(groups=groups, dropped=len(job.states) - len(groups))
         preferences = [
             preference
-            for i, (state, result) in enumerate(zip(job.states, answer.results, strict=True))
+            for i, (state, result) in answered
             if (preference := _best_against_worst(job, i, state, result, answer))
         ]
         return Played(preferences=preferences, dropped=len(job.states) - len(preferences))
@@ -329,6 +340,25 @@ def _best_against_worst(
         rejected=worst[1],
         chosen_q=best[0],
         rejected_q=worst[0],
+        policy_version=answer.policy_version,
+        prm_version=job.prm_version,
+        template_hash=answer.template_hash,
+    )
+
+
+def _group(
+    job: PreferenceJob, i: int, state: State, result: ActResult, answer: ActResponse
+) -> Group | None:
+    """All candidates of state i, if all were scored."""
+    if any(candidate.q is None for candidate in result.candidates):
+        return None
+    return Group(
+        id=f"{job.id}/{i}",
+        job_id=job.id,
+        attempt=job.attempt,
+        state=state,
+        candidates=tuple(result.candidates),
+        chosen=result.chosen,
         policy_version=answer.policy_version,
         prm_version=job.prm_version,
         template_hash=answer.template_hash,

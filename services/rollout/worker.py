@@ -89,6 +89,7 @@ class Worker:
             episodes=len(played.episodes),
             won=sum(episode.won for episode in played.episodes),
             preferences=len(played.preferences),
+            groups=len(played.groups),
             dropped=played.dropped,
             counted=counted,
         )
@@ -105,5 +106,6 @@ class Worker:
             seconds=seconds,
             episodes=played.episodes,
             preferences=played.preferences,
+            groups=played.groups,
             dropped=played.dropped,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
-from agentprm.protocol import Game, RolloutJob, Sampling, Split
+from agentprm.protocol import Game, PreferenceJob, RolloutJob, Sampling, Split
 from agentprm.queue import Offer, Queue
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
@@ -92,7 +92,9 @@ class Collector:
             for k, start in enumerate(range(0, len(games), self.batch))
         ]
 
-    def collect(self, stage: str, jobs: Sequence[RolloutJob], what: str) -> None:
+    def collect(
+        self, stage: str, jobs: Sequence[RolloutJob] | Sequence[PreferenceJob], what: str
+    ) -> None:
         """Have every job played that is not in the records yet, all of one policy and PRM.
 
         Raises:
@@ -105,22 +107,22 @@ class Collector:
             return
         self.serve(policy=missing[0].policy_version, prm=missing[0].prm_version)
         self.progress.start(stage, what)
-        total = sum(len(job.games) for job in jobs)
-        before = total - sum(len(job.games) for job in missing)
+        total = sum(job.size for job in jobs)
+        before = total - sum(job.size for job in missing)
+        rollouts = isinstance(missing[0], RolloutJob)
         played = won = 0
-        waiting = {job.id for job in missing}
+        waiting = {job.id: job.size for job in missing}
         unpublished = list(reversed(missing))
         self.inbox.expect()
         while waiting:
             while unpublished and self.services.queue.offer(unpublished[-1]) != Offer.FULL:
                 unpublished.pop()
-            for result in self.inbox.receive("episodes", waiting):
-                if result.job_id in waiting:
-                    waiting.discard(result.job_id)
-                    played += len(result.episodes)
-                    won += sum(episode.won for episode in result.episodes)
-            self.progress.update(before + played, total, {"won": won / max(1, played)})
-        self.progress.end({"episodes": before + played, "won": won / max(1, played)})
+            for result in self.inbox.receive("episodes" if rollouts else "preferences", waiting):
+                played += waiting.pop(result.job_id, 0)
+                won += sum(episode.won for episode in result.episodes)
+            values = {"won": won / max(1, played)} if rollouts else {}
+            self.progress.update(before + played, total, values)
+        self.progress.end({"episodes" if rollouts else "states": before + played, **values})
 
     def serve(self, policy: str | None = None, prm: str | None = None) -> None:
         """Make the services serve these versions.

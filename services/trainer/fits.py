@@ -6,45 +6,31 @@ main process is the one with services, metrics and progress; the others only com
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
-import structlog
 from pydantic import BaseModel
 
 from agentprm.config import Config
 from agentprm.prompts import Prompt
-from agentprm.protocol import State
-from agentprm.registry import STABLE, Registry, number
+from agentprm.registry import Registry
 from services.trainer.collect import Services
-from services.trainer.dpo import NoPreferencesError, fit_dpo
-from services.trainer.fitting import Save, ignore
-from services.trainer.inbox import Inbox
-from services.trainer.online import PreferenceSource, sample_states
 from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.relative import fit_relative_prm
 from services.trainer.seeds import derive
 from services.trainer.sft import fit_sft
 from services.trainer.targets import monte_carlo_targets
-
-log = structlog.get_logger()
-
-_KEPT_ONLINE = 2
-"""Sets of online weights kept while they pass: the one that serves, and the one before."""
-
-Log = Callable[[str, int, Mapping[str, float]], None]
-"""Takes the stage, its step, and what was measured."""
+from services.trainer.updates import UPDATES, Reports, Workplace
+from services.trainer.updates.base import Log
 
 
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "prm", "dpo"]
+    kind: Literal["sft", "prm", "policy"]
     iteration: int
     """i of the π_i or Q_i that is made."""
     member: int = 0
@@ -53,13 +39,6 @@ class FitJob(BaseModel):
     """The checkpoint that is trained; that of the reference policy as well."""
     out: Path
     """The directory that is filled."""
-
-
-class Reports(TypedDict):
-    """The callbacks that every fit takes."""
-
-    log: Callable[[Mapping[str, float]], None]
-    progress: Callable[[int, int], None]
 
 
 class Fits:
@@ -78,15 +57,16 @@ class Fits:
         self.config = config
         self.records = records
         self.prompt = prompt
-        self.registry = Registry(run / "checkpoints")
         self.progress = progress
-        self.services = services
         self._log = log
         self._latest: Mapping[str, float] = {}
+        registry = Registry(run / "checkpoints")
+        at = Workplace(config, records, prompt, registry, services, progress, log, self._reports)
+        self.update = UPDATES[config.update](at)
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
-        {"sft": self._sft, "prm": self._prm, "dpo": self._dpo}[job.kind](job)
+        {"sft": self._sft, "prm": self._prm, "policy": self._policy}[job.kind](job)
 
     def _sft(self, job: FitJob) -> None:
         """π_0: supervised fine-tuning on the demonstrations that were won."""
@@ -98,7 +78,8 @@ class Fits:
         self.progress.end(summary)
 
     def _prm(self, job: FitJob) -> None:
-        """Q_i by soft BCE on the Monte-Carlo targets of π_i's rollouts (eq. 1 and 2)."""
+        """Q_i on the Monte-Carlo targets of π_i's rollouts (eq. 1), by soft BCE (eq. 2) or by
+        Bradley–Terry on pairs of them (section 2.3)."""
         i = job.iteration
         stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
         episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
@@ -108,58 +89,13 @@ class Fits:
         updates = {"seed": derive(self.config.seed, name), "gamma": self.config.gamma}
         settings = self.config.prm.model_copy(update=updates)
         reports = self._reports(name)
-        summary = fit_prm(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
+        fit = fit_relative_prm if settings.objective == "relative" else fit_prm
+        summary = fit(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
         self.progress.end(summary)
 
-    def _dpo(self, job: FitJob) -> None:
-        """π_i: online DPO against Q_{i-1}, staying close to π_{i-1} (eq. 3).
-
-        Where Q_{i-1} tells no candidates apart, π_i is π_{i-1}.
-        """
-        i = job.iteration
-        online = None if self.services is None else self._online(self.services, i)
-        settings = self.config.dpo.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
-        try:
-            summary = fit_dpo(
-                job.base,
-                job.base,
-                online.source if online else (),
-                job.out,
-                settings,
-                self.prompt,
-                online.publish if online else ignore,
-                **self._reports(f"pi_{i}"),
-            )
-        except NoPreferencesError as error:
-            log.warning("the policy stays as it is", policy=f"pi_{i}", reason=str(error))
-            summary = {}
-            if online:
-                ignored = shutil.ignore_patterns(STABLE)
-                shutil.copytree(job.base, job.out, dirs_exist_ok=True, ignore=ignored)
-        if online:
-            counts = online.finish()
-            self._log(f"pi_{i}", len(online.states), counts)
-            self.progress.end({**summary, **counts})
-
-    def _online(self, services: Services, i: int) -> _Online:
-        plan = self.config.preferences
-        stage = f"pi_{i}-preferences"
-        rollouts = self.records.episodes(f"pi_{i - 1}-rollouts")
-        states = sample_states(rollouts, plan.pairs, plan.per_game, derive(self.config.seed, stage))
-        self.progress.start(f"pi_{i}", f"online DPO against Q_{i - 1} at {len(states)} states")
-        source = PreferenceSource(
-            services.queue,
-            Inbox(services.queue, self.records),
-            plan,
-            states,
-            stage=stage,
-            attempt=uuid.uuid4().hex[:8],
-            policy_version=f"policy/{i - 1}",
-            prm_version=f"prm/{i - 1}",
-            seed=derive(self.config.seed, stage, "sampling"),
-        )
-        keep_every = self.config.dpo.keep_every
-        return _Online(services, self.registry, i, states, source, keep_every)
+    def _policy(self, job: FitJob) -> None:
+        """π_i from π_{i-1}, by the update that the settings name."""
+        self.update.fit(job.iteration, job.base, job.out)
 
     def _reports(self, stage: str) -> Reports:
         """Where a fit reports to."""
@@ -173,50 +109,3 @@ class Fits:
             self.progress.update(step, steps, self._latest)
 
         return {"log": log, "progress": progress}
-
-
-@dataclass(frozen=True)
-class _Online:
-    """What the main process does beside the fit of π_i: preferences in, weights out."""
-
-    services: Services
-    registry: Registry
-    i: int
-    states: Sequence[State]
-    source: PreferenceSource
-    keep_every: int
-
-    def __post_init__(self) -> None:
-        for version in self._versions():  # of an attempt at this fit that was killed
-            self.registry.remove(version)
-
-    def publish(self, save: Save, step: int) -> None:
-        """Write weights of the fit and put them into the policy service."""
-        version = f"online/{self.i}.{step}"
-        with self.registry.write(version) as out:
-            save(out)
-        self.services.policy.load(version)
-        for old in self._passing()[:-_KEPT_ONLINE]:
-            self.registry.remove(old)
-        self.source.updated(version)
-
-    def finish(self) -> dict[str, float]:
-        """Remove the weights that were handed out and are not to stay; what became of the
-        preferences.
-        """
-        for version in self._passing():
-            self.registry.remove(version)
-        return {
-            "preferences": self.source.used,
-            "stale": self.source.stale,
-            "indifferent": self.source.indifferent,
-            "waited_seconds": self.source.wait_seconds,
-        }
-
-    def _versions(self) -> list[str]:
-        return [v for v in self.registry.versions("online") if number(v)[0] == self.i]
-
-    def _passing(self) -> list[str]:
-        """Those of `_versions` that are not to stay."""
-        every = self.keep_every
-        return [v for v in self._versions() if not every or number(v)[1] % every]

@@ -52,6 +52,7 @@ class Loop:
         self.records = records
         fits = Fits(run, config, records, prompt, metrics.log, progress, services)
         self._fit = launch or fits.perform
+        self._update = fits.update
         self.collector = Collector(
             services,
             records,
@@ -138,13 +139,13 @@ class Loop:
     # --- stage 3: π_i ---------------------------------------------------------------------------
 
     def improve(self, i: int) -> None:
-        """π_i from π_{i-1}, by Q_{i-1}."""
+        """π_i from π_{i-1}, by Q_{i-1} (see `services.trainer.updates`)."""
         if self._skip(f"policy/{i}", f"pi_{i}"):
             return
-        self.collector.serve(policy=f"policy/{i - 1}", prm=f"prm/{i - 1}")
+        self._update.prepare(self.collector, i)
         base = self.registry.open(f"policy/{i - 1}")
         with self.registry.write(f"policy/{i}") as out:
-            self._fit(FitJob(kind="dpo", iteration=i, base=base, out=out))
+            self._fit(FitJob(kind="policy", iteration=i, base=base, out=out))
 
     # --- helpers --------------------------------------------------------------------------------
 

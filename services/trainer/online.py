@@ -1,21 +1,26 @@
-"""Preferences for online DPO, sampled from the policy as it is while it is being fitted.
+"""Candidates sampled from the policy as it is while it is being fitted, scored by the PRM.
 
 States of D go out as jobs, a few at a time; rollout workers sample candidates from the policy that
-serves, the PRM ranks them, and best against worst comes back through the `preferences` stream.
+serves, the PRM scores them, and through the `preferences` stream comes back the best against the
+worst, or all of them.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import ClassVar, Generic, TypeVar
 
 from agentprm.config import Preferences
-from agentprm.protocol import Episode, JobResult, Preference, PreferenceJob, State
+from agentprm.protocol import Episode, Group, JobResult, Preference, PreferenceJob, State
 from agentprm.queue import Queue
 from services.trainer.inbox import Inbox
 from services.trainer.seeds import derive
+
+S = TypeVar("S", Preference, Group)
 
 
 def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: int) -> list[State]:
@@ -37,8 +42,40 @@ def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: 
     return [episode.state(t) for episode, t in picked[:count]]
 
 
-class PreferenceSource:
-    """An iterator over preferences, lazily asked for; `updated` tells it of new weights."""
+def candidate_jobs(
+    plan: Preferences,
+    states: Sequence[State],
+    *,
+    stage: str,
+    prm_version: str,
+    seed: int,
+    policy_version: str | None = None,
+    attempt: str = "",
+    groups: bool = False,
+) -> list[PreferenceJob]:
+    """The jobs that ask about `states`; the same arguments give the same jobs."""
+    size = plan.states_per_job
+    return [
+        PreferenceJob(
+            id=f"{stage}-{k:04d}",
+            attempt=attempt,
+            states=list(states[start : start + size]),
+            seed=derive(seed, "preferences", k),
+            n=plan.candidates,
+            sampling=plan.sampling,
+            policy_version=policy_version,
+            prm_version=prm_version,
+            groups=groups,
+        )
+        for k, start in enumerate(range(0, len(states), size))
+    ]
+
+
+class OnlineSource(ABC, Generic[S]):
+    """An iterator over samples, lazily asked for; `updated` tells it of new weights."""
+
+    groups: ClassVar[bool]
+    """Whether its jobs ask for groups."""
 
     def __init__(
         self,
@@ -58,35 +95,35 @@ class PreferenceSource:
         self._plan = plan
         self._updates = {policy_version: 0}
         self._attempt = attempt
-        size = plan.states_per_job
-        self._waiting = [
-            PreferenceJob(
-                id=f"{stage}-{attempt}-{k:04d}",
-                attempt=attempt,
-                states=list(states[start : start + size]),
-                seed=derive(seed, "preferences", k),
-                n=plan.candidates,
-                sampling=plan.sampling,
-                prm_version=prm_version,
-            )
-            for k, start in enumerate(range(0, len(states), size))
-        ]
+        self._waiting = candidate_jobs(
+            plan,
+            states,
+            stage=f"{stage}-{attempt}",
+            prm_version=prm_version,
+            seed=seed,
+            attempt=attempt,
+            groups=self.groups,
+        )
         self._waiting.reverse()
         self._out: set[str] = set()
         self.stale = 0
-        """Preferences dropped because the policy had moved on too far."""
+        """Samples dropped because the policy had moved on too far."""
         self.indifferent = 0
-        """States that gave no preference: the candidates, or their Q, were too much alike."""
+        """States that gave no sample: the candidates, or their Q, were too much alike."""
         self.used = 0
         self.wait_seconds = 0.0
-        """Time spent waiting for preferences."""
+        """Time spent waiting for samples."""
 
     def updated(self, version: str) -> None:
         """From now on the policy service samples from `version`."""
         self._updates[version] = len(self._updates)
 
-    def __iter__(self) -> Iterator[Preference]:
-        """Preferences until every state was asked about.
+    @abstractmethod
+    def samples(self, result: JobResult) -> list[S]:
+        """Those of a job."""
+
+    def __iter__(self) -> Iterator[S]:
+        """Samples until every state was asked about.
 
         Raises:
             JobsFailed: a job failed again and again, or no worker answers.
@@ -104,18 +141,38 @@ class PreferenceSource:
             for result in results:
                 yield from self._fresh(result)
 
-    def _fresh(self, result: JobResult) -> Iterator[Preference]:
+    def _fresh(self, result: JobResult) -> Iterator[S]:
         if result.job_id not in self._out:
             return
         self._out.discard(result.job_id)
         self.indifferent += result.dropped
-        for preference in result.preferences:
-            update = self._updates.get(preference.policy_version)
+        for sample in self.samples(result):
+            update = self._updates.get(sample.policy_version)
             if update is None or len(self._updates) - 1 - update > self._plan.max_age:
                 self.stale += 1
                 continue
-            if preference.chosen_q - preference.rejected_q < self._plan.margin:
+            if sample.gap == 0 or sample.gap < self._plan.margin:
                 self.indifferent += 1
                 continue
             self.used += 1
-            yield preference
+            yield sample
+
+
+class PreferenceSource(OnlineSource[Preference]):
+    """Best against worst."""
+
+    groups = False
+
+    def samples(self, result: JobResult) -> list[Preference]:
+        """The preferences of a job."""
+        return result.preferences
+
+
+class GroupSource(OnlineSource[Group]):
+    """All candidates of a state."""
+
+    groups = True
+
+    def samples(self, result: JobResult) -> list[Group]:
+        """The groups of a job."""
+        return result.groups

@@ -96,11 +96,8 @@ def fit_prm(
         known = PRMFacts(
             template_hash=prompt.hash,
             gamma=settings.gamma,
-            data=TrainingData(
-                splits=sorted({episode.game.split for episode in episodes}),
-                training=_game_set(episodes, sides[0]),
-                validation=_game_set(episodes, sides[1]),
-            ),
+            data=training_data(episodes, sides),
+            objective="absolute",
         )
         if validation:
             scored = trainer.score(validation, settings.batch_tokens)
@@ -109,7 +106,7 @@ def fit_prm(
             held_out = Calibration(
                 ece=measures["ece"],
                 turns=len(scored.q),
-                games=len(_games(episodes, sides[1])),
+                games=len(games_of(episodes, sides[1])),
                 bins=reliability(scored),
             )
             known = known.model_copy(update={"calibration": held_out})
@@ -117,8 +114,8 @@ def fit_prm(
             "kind": "prm",
             **known.model_dump(mode="json"),
             "settings": settings.model_dump(),
-            "training_games": _games(episodes, sides[0]),
-            "validation_games": _games(episodes, sides[1]),
+            "training_games": games_of(episodes, sides[0]),
+            "validation_games": games_of(episodes, sides[1]),
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
@@ -249,11 +246,23 @@ def _samples(
     ]
 
 
-def _games(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
+def training_data(
+    episodes: Sequence[Episode], sides: tuple[Sequence[int], Sequence[int]]
+) -> TrainingData:
+    """What a PRM was fitted on and what was held out; `sides` are those of `split_by_game`."""
+    return TrainingData(
+        splits=sorted({episode.game.split for episode in episodes}),
+        training=_game_set(episodes, sides[0]),
+        validation=_game_set(episodes, sides[1]),
+    )
+
+
+def games_of(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
+    """The ids of the games of one side, sorted."""
     return sorted({episodes[i].game.id for i in side})
 
 
 def _game_set(episodes: Sequence[Episode], side: Sequence[int]) -> GameSet:
-    games = _games(episodes, side)
+    games = games_of(episodes, side)
     digest = hashlib.sha256("\n".join(games).encode()).hexdigest()[:12]
     return GameSet(games=len(games), episodes=len(side), hash=digest)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -31,6 +30,7 @@ from services.trainer.fitting import (
     steps_of,
     throughput,
 )
+from services.trainer.log_probs import token_log_probs
 from services.trainer.losses import weighted_nll
 from services.trainer.optim import MuonAdamW
 from services.trainer.rows import Row, all_rows
@@ -48,14 +48,30 @@ def fit_sft(
 ) -> Metrics:
     """Train the causal model in `base` on what the agent does in `episodes`; write it to `out`.
 
-    The loss is the mean negative log-likelihood of the tokens, an agent's token with weight 1 and
-    any other with `settings.observation_weight`.
-
     Raises:
         ValueError: there is nothing to train on.
     """
+    rows = all_rows(load_tokenizer(base), prompt, episodes, settings.max_tokens)
+    found = [row for _, row in rows]
+    return fit_rows(base, found, out, settings, prompt, log=log, progress=progress)
+
+
+def fit_rows(
+    base: Path,
+    found: Sequence[Row],
+    out: Path,
+    settings: SFTSettings,
+    prompt: Prompt,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Train the causal model in `base` on the spans of the rows found; write it to `out`.
+
+    The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
+    any other with `settings.observation_weight`.
+    """
     tokenizer = load_tokenizer(base)
-    found = [row for _, row in all_rows(tokenizer, prompt, episodes, settings.max_tokens)]
     lengths = [len(row.ids) for row in found]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
     steps = steps_of(batches, settings)
@@ -124,32 +140,11 @@ class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
         num_items_in_batch: Tensor,
     ) -> Any:
         weights = inputs["weights"]
-        log_probs = (plain_log_probs if weights.device.type == "cpu" else fused_log_probs)(
+        log_probs = token_log_probs(
             model, inputs["input_ids"], inputs["attention_mask"], weights > 0
         )
         loss = self.scaled(weighted_nll(log_probs, weights[:, 1:]), num_items_in_batch)
         return (loss, log_probs) if return_outputs else loss
-
-
-def plain_log_probs(
-    model: torch.nn.Module, ids: Tensor, attention: Tensor, wanted: Tensor
-) -> Tensor:
-    """log p of each token but the first, given those before it; 0 where it is not wanted."""
-    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return -losses.view_as(wanted[:, 1:]) * wanted[:, 1:]
-
-
-def fused_log_probs(
-    model: torch.nn.Module, ids: Tensor, attention: Tensor, wanted: Tensor
-) -> Tensor:
-    """The same by TRL's fused head, without the logits in memory; slower where no Triton is."""
-    labels = ids.masked_fill(~wanted, -100)
-    outputs = model(
-        input_ids=ids, attention_mask=attention, labels=labels, use_cache=False, fused_lm_head=True
-    )
-    log_probs: Tensor = outputs.log_probs
-    return log_probs
 
 
 class _Collator:

@@ -119,6 +119,36 @@ def test_preferences_set_best_against_worst_and_count_what_is_dropped(world: Wor
     assert played.dropped == 2
 
 
+def test_a_group_has_every_candidate_with_its_count_and_q(world: World) -> None:
+    both = State(task="t", observation="room", admissible=(EAST, WEST))
+    alike = State(task="t", observation="room", admissible=(EAST,))
+    fog = State(task="t", observation="fog", admissible=(EAST, WEST))
+    job = PreferenceJob(
+        id="p/0",
+        attempt="1",
+        states=[alike, both, fog],
+        seed=1,
+        n=16,
+        policy_version="policy/0",
+        prm_version="prm/0",
+        groups=True,
+    )
+    played = world.player().play(job)
+    assert (played.preferences, played.dropped) == ([], 0)
+    one, two, three = played.groups
+    assert [(c.action.command, c.count, c.q) for c in one.candidates] == [(EAST, 16, 0.9)]
+    assert {c.action.command: c.q for c in two.candidates} == {EAST: 0.9, WEST: 0.1}
+    assert sum(c.count for c in two.candidates) == 16
+    assert two.best.action.command == EAST
+    assert (one.gap, three.gap) == (0, 0)
+    assert (two.id, two.attempt, two.state) == ("p/0/1", "1", both)
+    assert (two.policy_version, two.prm_version) == ("policy/0", "prm/0")
+    [preference] = world.player().play(job.model_copy(update={"groups": False})).preferences
+    assert (preference.chosen, preference.chosen_q) == (two.best.action, two.best.q)
+    with pytest.raises(PlayError, match="serves policy/0, not policy/1"):
+        world.player(patience=0.1).play(job.model_copy(update={"policy_version": "policy/1"}))
+
+
 def test_another_version_than_the_jobs_is_refused(world: World) -> None:
     with pytest.raises(PlayError, match="policy is healthy and serves policy/0, not policy/1"):
         world.player(patience=0.1).play(rollout(policy_version="policy/1"))

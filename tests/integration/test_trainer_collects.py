@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from agentprm.client import EnvClient, PRMClient
 from agentprm.config import Preferences
 from agentprm.protocol import (
     Action,
@@ -26,9 +29,19 @@ from agentprm.protocol import (
 )
 from agentprm.queue import Queue, QueueSettings
 from agentprm.redis_server import RedisServer
+from services.trainer.collect import Collector, Services
+from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox, JobsFailed
-from services.trainer.online import PreferenceSource, sample_states
+from services.trainer.online import (
+    GroupSource,
+    OnlineSource,
+    PreferenceSource,
+    candidate_jobs,
+    sample_states,
+)
+from services.trainer.progress import Progress
 from services.trainer.records import Records
+from tests.unit.trainer_episodes import group
 
 Job = RolloutJob | PreferenceJob
 
@@ -83,10 +96,15 @@ def preference(job: PreferenceJob, k: int, version: str) -> Preference:
 
 
 def source(
-    queue: Queue, records: Records, attempt: str, max_age: int, margin: float = 0.05
-) -> PreferenceSource:
+    queue: Queue,
+    records: Records,
+    attempt: str,
+    max_age: int,
+    margin: float = 0.05,
+    kind: type[OnlineSource[Any]] = PreferenceSource,
+) -> OnlineSource[Any]:
     plan = Preferences(pairs=8, states_per_job=2, ahead=1, max_age=max_age, margin=margin)
-    return PreferenceSource(
+    return kind(
         queue,
         Inbox(queue, records),
         plan,
@@ -134,6 +152,63 @@ def test_differences_below_the_margin_are_dropped_and_counted(
         assert list(strict) == []
         assert (strict.used, strict.indifferent) == (0, 8)
         assert len(list(source(queue, records, "b", max_age=9, margin=0.79))) == 8
+
+
+def test_groups_come_as_preferences_do_and_those_all_alike_are_dropped(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """State k is given candidates that differ by k / 10 in Q."""
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        assert job.groups
+        groups = [
+            group(state, [(Action(command="a"), 0.1, 1), (Action(command="b"), q, 3)])
+            for state in job.states
+            for q in [0.1 + int(state.observation) / 10]
+        ]
+        return JobResult(job_id=job.id, worker="test", seconds=0, groups=groups)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        records = Records(tmp_path / "records")
+        for attempt, margin, kept in (("a", 0.0, "1234567"), ("b", 0.25, "34567")):
+            groups = source(queue, records, attempt, 9, margin, GroupSource)
+            assert "".join(found.state.observation for found in groups) == kept
+            assert (groups.used, groups.indifferent) == (len(kept), 8 - len(kept))
+
+
+def test_candidates_are_collected_once_whatever_stops_the_trainer(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """Beforehand, as rejection sampling has it: two of four jobs are recorded already."""
+    asked: list[str] = []
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        asked.append(job.id)
+        groups = [group(state, [(Action(command="a"), 0.5, 4)]) for state in job.states]
+        return JobResult(job_id=job.id, worker="test", seconds=0, groups=groups)
+
+    states = [State(task="t", observation=str(k)) for k in range(8)]
+    plan = Preferences(pairs=8, states_per_job=2)
+    jobs = candidate_jobs(plan, states, stage="pi_1-candidates", prm_version="prm/0", seed=0)
+    records = Records(tmp_path / "records")
+    for job in jobs[:2]:
+        records.append(play(job))
+    asked.clear()
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        nobody = "http://127.0.0.1:9"
+        services = Services(
+            env=EnvClient(nobody), policy=Fleet([]), prm=Fleet([PRMClient(nobody)]), queue=queue
+        )
+        quiet = Progress(Console(quiet=True))
+        collector = Collector(services, records, quiet, seed=0, batch=8, max_steps=30)
+        collector.serve = lambda **_: None  # type: ignore[method-assign]
+        collector.collect("pi_1-candidates", jobs, "candidates")
+        collector.collect("pi_1-candidates", jobs, "candidates")
+    assert sorted(asked) == [job.id for job in jobs[2:]]
+    groups = [g for result in records.results("pi_1-candidates") for g in result.groups]
+    assert [g.state for g in groups] == states
 
 
 def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from agentprm.protocol import Action, ActResult, Candidate
 from agentprm.registry import Registry
 from agentprm.runs import read_stage_seconds
 from services.trainer.collect import Collector, Services
-from services.trainer.fits import FitJob, _Online
+from services.trainer.fits import FitJob
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
 from services.trainer.process_reward import mean_q, process_reward, validation_states
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.updates.online import _Online
 from tests.fake_services import Walker, serving
 from tests.finished_run import finished_run
 

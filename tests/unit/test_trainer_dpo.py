@@ -4,16 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Preference
-from services.trainer.dpo import NoPreferencesError, fit_dpo
-from services.trainer.fitting import Metrics, Save, load_tokenizer
-from services.trainer.rows import action_row
-from tests.unit.trainer_episodes import create_small, episode
+from services.trainer.dpo import fit_dpo
+from services.trainer.fitting import Metrics, Save
+from services.trainer.streaming import NoSamplesError
+from tests.unit.trainer_episodes import create_small, episode, log_prob
 
 PROMPT = load_prompt("chat")
 STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in range(6)]
@@ -48,15 +46,8 @@ class Source:
 
 def margin(directory: Path) -> float:
     """log π(good) − log π(bad) in the third state."""
-    tokenizer = load_tokenizer(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    total: list[float] = []
-    for action in (GOOD, BAD):
-        ids, (start, end) = action_row(tokenizer, PROMPT, STATES[2], action)
-        with torch.no_grad():
-            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        total.append(sum(log_probs[i - 1, ids[i]].item() for i in range(start, end)))
-    return total[0] - total[1]
+    good, bad = (log_prob(directory, PROMPT, STATES[2], action) for action in (GOOD, BAD))
+    return good - bad
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -106,5 +97,5 @@ def test_without_a_preference_that_fits_there_is_nothing_to_train_on(
 ) -> None:
     small = create_small(tmp_path)
     settings = DPOSettings(max_tokens=16)
-    with pytest.raises(NoPreferencesError, match="none was short enough"):
+    with pytest.raises(NoSamplesError, match="none was short enough"):
         fit_dpo(small, small, Source(last=3), tmp_path / "out", settings, PROMPT)

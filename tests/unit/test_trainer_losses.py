@@ -15,8 +15,8 @@ from services.trainer.calibration import (
     expected_calibration_error,
     reliability,
 )
+from services.trainer.log_probs import fused_log_probs, plain_log_probs
 from services.trainer.losses import soft_bce, weighted_nll
-from services.trainer.sft import fused_log_probs, plain_log_probs
 from tests.unit.trainer_episodes import create_small
 
 

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentprm.protocol import Action, Episode, Game, Provenance, Split, Turn
+import torch
+from transformers import AutoModelForCausalLM
+
+from agentprm.prompts import Prompt
+from agentprm.protocol import (
+    Action,
+    Candidate,
+    Episode,
+    Game,
+    Group,
+    Provenance,
+    Split,
+    State,
+    Turn,
+)
+from services.trainer.fitting import load_tokenizer
+from services.trainer.rows import action_row
 from services.trainer.tiny import create_tiny
 
 FIRST = (
@@ -52,3 +68,31 @@ def create_small(parent: Path) -> Path:
     directory = parent / "small"
     create_tiny(directory, seed=0, width=32, layers=2, heads=2, feed_forward=64)
     return directory
+
+
+def group(state: State, scored: Sequence[tuple[Action, float, int]], name: str = "0") -> Group:
+    """Candidates of a state, each with its Q and how often it was drawn."""
+    q = [value for _, value, _ in scored]
+    return Group(
+        id=f"job/{name}",
+        job_id="job",
+        attempt="0",
+        state=state,
+        candidates=tuple(
+            Candidate(text="", action=action, log_prob=-1.0, tokens=1, q=value, count=count)
+            for action, value, count in scored
+        ),
+        chosen=q.index(max(q)),
+        policy_version="policy/0",
+        prm_version="prm/0",
+        template_hash="0",
+    )
+
+
+def log_prob(directory: Path, prompt: Prompt, state: State, action: Action) -> float:
+    """log π(action | state), by plain transformers."""
+    ids, (start, end) = action_row(load_tokenizer(directory), prompt, state, action)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return float(sum(log_probs[i - 1, ids[i]].item() for i in range(start, end)))

@@ -1,0 +1,234 @@
+"""The fit of a relative PRM: Bradley–Terry on pairs of actions in one state (section 2.3).
+
+Only differences within a state are fitted: σ(z(s, a) − z(s, a')) is the chance that a is the better
+of the two. What a logit says by itself is left open, but for a weak pull of a pair's sum to 0,
+which keeps the service's σ(z) where it is steep. So σ(z) orders the actions of a state and is no
+chance of winning: no calibration is measured, but how often the order is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from agentprm.config import PRMSettings
+from agentprm.encoding import Tokenizer
+from agentprm.prompts import Prompt
+from agentprm.protocol import Episode, PRMFacts, Ranking
+from services.trainer.batches import TokenBatches, under_budget
+from services.trainer.canaries import prm_canary
+from services.trainer.fitting import (
+    Log,
+    Metrics,
+    Progress,
+    TokenBatchTrainer,
+    common_arguments,
+    ignore,
+    load_tokenizer,
+    report,
+    save_fit,
+    steps_of,
+    throughput,
+)
+from services.trainer.pairs import Pair, Pairs, preference_pairs
+from services.trainer.prm import games_of, load_prm, training_data
+from services.trainer.rows import action_row
+from services.trainer.targets import split_by_game
+
+CENTER = 0.01
+"""Weight of (z + z')² of a pair beside its Bradley–Terry loss, as TRL recommends it."""
+
+_Row = dict[str, list[int]]
+
+
+def fit_relative_prm(
+    base: Path,
+    episodes: Sequence[Episode],
+    targets: Sequence[Sequence[float]],
+    out: Path,
+    settings: PRMSettings,
+    prompt: Prompt,
+    *,
+    log: Log = ignore,
+    progress: Progress = ignore,
+) -> Metrics:
+    """Fit the order of the actions of a state by `targets[i][t]`; write the PRM to `out`.
+
+    A pair is of two actions whose targets differ by `settings.pair_margin` or more. The split by
+    game, `base` and `out` are as in `fit_prm`. Of held-out games it measures `val_pair_accuracy`,
+    how often the better action has the higher score, and `val_pair_loss`.
+
+    Raises:
+        ValueError: there is no pair to train on.
+    """
+    tokenizer = load_tokenizer(base)
+    sides = split_by_game(episodes, settings.validation_fraction, settings.seed)
+    found = preference_pairs(episodes, targets, settings.pair_margin)
+    log({"step": 0.0, **found.counts})
+    encoded = _encoded(tokenizer, prompt, episodes, found.pairs, settings.max_tokens)
+    games = set(games_of(episodes, sides[1]))
+    held_out = [(pair, row) for pair, row in encoded if episodes[pair.episode].game.id in games]
+    training = [row for pair, row in encoded if episodes[pair.episode].game.id not in games]
+    if not training:
+        raise ValueError(_nothing(found, settings))
+    lengths = [_length(row) for row in training]
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
+    steps = steps_of(batches, settings)
+    with common_arguments(settings, steps) as arguments:
+        trainer = _RelativeTrainer(
+            model=load_prm(base, tokenizer.pad_token_id, settings.seed),
+            args=RewardConfig(**arguments, max_length=None, center_rewards_coefficient=CENTER),
+            train_dataset=Dataset.from_list(training),
+            data_collator=_Collator(tokenizer.pad_token_id),
+            processing_class=tokenizer,
+        )
+        trainer.batches, trainer.accumulation = batches, settings.accumulation
+        report(trainer, log, progress)
+        result = trainer.train()
+        metrics = {
+            "loss": result.training_loss,
+            "steps": float(result.global_step),
+            **found.counts,
+            "training_rows": float(len(training)),
+            "validation_rows": float(len(held_out)),
+            "too_long": float(len(found.pairs) - len(encoded)),
+            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
+        }
+        known = PRMFacts(
+            template_hash=prompt.hash,
+            gamma=settings.gamma,
+            data=training_data(episodes, sides),
+            objective="relative",
+        )
+        if held_out:
+            rows = [row for _, row in held_out]
+            differences = trainer.differences(rows, settings.batch_tokens)
+            measures = ranking_measures(differences)
+            metrics |= {f"val_pair_{name}": value for name, value in measures.items()}
+            ranking = Ranking(
+                accuracy=measures["accuracy"],
+                margin=settings.pair_margin,
+                pairs=len(held_out),
+                states=len({pair.state for pair, _ in held_out}),
+                games=len({episodes[pair.episode].game.id for pair, _ in held_out}),
+            )
+            known = known.model_copy(update={"ranking": ranking})
+        facts = {
+            "kind": "prm",
+            **known.model_dump(mode="json"),
+            "settings": settings.model_dump(),
+            "training_games": games_of(episodes, sides[0]),
+            "validation_games": games_of(episodes, sides[1]),
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
+    return metrics
+
+
+def ranking_measures(differences: Tensor) -> dict[str, float]:
+    """Of z(better) − z(worse) for some pairs: how often it is positive, and the mean loss."""
+    right = (differences > 0).float() + (differences == 0).float() / 2
+    return {
+        "accuracy": right.mean().item(),
+        "loss": -F.logsigmoid(differences).mean().item(),
+    }
+
+
+class _RelativeTrainer(TokenBatchTrainer, RewardTrainer):
+    """TRL's RewardTrainer, the loss a mean over the pairs of an optimizer step."""
+
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """The number of pairs."""
+        return batch["pairs"]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        *,
+        num_items_in_batch: Tensor,
+    ) -> Any:
+        """TRL's loss, which is a mean over the batch."""
+        pairs = inputs.pop("pairs")
+
+        def rewards(**given: Tensor) -> SequenceClassifierOutputWithPast:
+            return SequenceClassifierOutputWithPast(logits=_last_logits(model, given))
+
+        mean = super().compute_loss(rewards, inputs)
+        return self.scaled(mean * pairs, num_items_in_batch)
+
+    @torch.no_grad()
+    def differences(self, rows: Sequence[_Row], batch_tokens: int) -> Tensor:
+        """z(better) − z(worse) of each row. All processes compute all of it, in step."""
+        self.model.eval()
+        lengths = [_length(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: lengths[i])
+        found = torch.zeros(len(rows))
+        for batch in under_budget(lengths, order, batch_tokens):
+            inputs = self._prepare_inputs(self.data_collator([rows[i] for i in batch]))
+            chosen, rejected = _last_logits(self.model_wrapped, inputs)[:, 0].float().chunk(2)
+            found[batch] = (chosen - rejected).cpu()
+        return found
+
+
+class _Collator:
+    """TRL's collator, and the number of `pairs`. Of none it makes one of padding."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pad = pad_token_id
+        self._collate = DataCollatorForPreference(pad_token_id)
+
+    def __call__(self, rows: Sequence[_Row]) -> dict[str, Tensor]:
+        padding = {"chosen_ids": [self._pad], "rejected_ids": [self._pad]}
+        batch: dict[str, Tensor] = self._collate(list(rows) or [padding])
+        return batch | {"pairs": torch.tensor(len(rows))}
+
+
+def _last_logits(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The logit at the last token of each row. The padding may be a token that ends actions too."""
+    mask = inputs["attention_mask"]
+    logits: Tensor = model(inputs["input_ids"], mask, mask.sum(1, keepdim=True) - 1)
+    return logits
+
+
+def _encoded(
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    episodes: Sequence[Episode],
+    pairs: Sequence[Pair],
+    max_tokens: int,
+) -> list[tuple[Pair, _Row]]:
+    """The pairs that are short enough."""
+    found = []
+    for pair in pairs:
+        state = episodes[pair.episode].state(pair.t)
+        chosen, rejected = (
+            action_row(tokenizer, prompt, state, action)[0]
+            for action in (pair.chosen, pair.rejected)
+        )
+        if max(len(chosen), len(rejected)) <= max_tokens:
+            found.append((pair, {"chosen_ids": chosen, "rejected_ids": rejected}))
+    return found
+
+
+def _length(row: _Row) -> int:
+    """Tokens of a pair as it is computed, side by side."""
+    return 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def _nothing(found: Pairs, settings: PRMSettings) -> str:
+    return (
+        f"no pair of actions to train a relative PRM on: of {found.states} states "
+        f"{found.one_action} have one action only, and {found.discarded} pairs differ by less than "
+        f"{settings.pair_margin:g}. Vine rollouts (rollouts.vine) try several actions in a state."
+    )

@@ -1,0 +1,74 @@
+"""What every policy update is, and what it has at hand."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import structlog
+
+from agentprm.config import Config
+from agentprm.prompts import Prompt
+from agentprm.registry import STABLE, Registry
+from services.trainer.collect import Collector, Services
+from services.trainer.progress import Progress
+from services.trainer.records import Records
+
+_log = structlog.get_logger()
+
+Log = Callable[[str, int, Mapping[str, float]], None]
+"""Takes the stage, its step, and what was measured."""
+
+
+class Reports(TypedDict):
+    """The callbacks that every fit takes."""
+
+    log: Callable[[Mapping[str, float]], None]
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The run that an update is of. A fit that processes share has services in the main one."""
+
+    config: Config
+    records: Records
+    prompt: Prompt
+    registry: Registry
+    services: Services | None
+    progress: Progress
+    log: Log
+    reports: Callable[[str], Reports]
+    """Those of a stage."""
+
+
+class Update(ABC):
+    """One way to make π_i of π_{i-1}."""
+
+    def __init__(self, at: Workplace) -> None:
+        self.at = at
+
+    @abstractmethod
+    def prepare(self, collector: Collector, i: int) -> None:
+        """Have the services serve, and the workers sample, what the fit of π_i needs.
+
+        What was recorded by an earlier run is not asked for again.
+        """
+
+    @abstractmethod
+    def fit(self, i: int, base: Path, out: Path) -> None:
+        """Train π_{i-1}, in `base`, and write π_i to `out`, the directory of a new checkpoint.
+
+        All processes of a fit call this. Where there is nothing to learn from, π_i is π_{i-1}.
+        """
+
+    def keep(self, i: int, base: Path, out: Path, why: str) -> None:
+        """π_i is π_{i-1}."""
+        _log.warning("the policy stays as it is", policy=f"pi_{i}", reason=why)
+        if self.at.services:
+            ignored = shutil.ignore_patterns(STABLE)
+            shutil.copytree(base, out, dirs_exist_ok=True, ignore=ignored)

@@ -1,0 +1,163 @@
+"""Updates on samples of the policy as it is being fitted: online DPO, and GRPO."""
+
+from __future__ import annotations
+
+import uuid
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from agentprm.protocol import Group, Preference, State
+from agentprm.registry import Registry, number
+from services.trainer.collect import Collector, Services
+from services.trainer.dpo import fit_dpo
+from services.trainer.fitting import Metrics, Save, ignore
+from services.trainer.grpo import fit_grpo
+from services.trainer.inbox import Inbox
+from services.trainer.online import GroupSource, OnlineSource, PreferenceSource, sample_states
+from services.trainer.seeds import derive
+from services.trainer.streaming import NoSamplesError, Publish
+from services.trainer.updates.base import Update
+
+_KEPT_ONLINE = 2
+"""Sets of online weights kept while they pass: the one that serves, and the one before."""
+
+
+class OnlineUpdate(Update):
+    """Samples come in while the policy is fitted, and its weights go out to sample the next."""
+
+    title: ClassVar[str]
+    samples: ClassVar[str]
+    source: ClassVar[type[OnlineSource[Any]]]
+
+    @abstractmethod
+    def learn(
+        self, i: int, base: Path, samples: Iterable[Any], out: Path, publish: Publish
+    ) -> Metrics:
+        """Fit π_i on `samples` and write it.
+
+        Raises:
+            NoSamplesError: too few came.
+        """
+
+    def prepare(self, collector: Collector, i: int) -> None:
+        """π_{i-1} and Q_{i-1} serve."""
+        collector.serve(policy=f"policy/{i - 1}", prm=f"prm/{i - 1}")
+
+    def fit(self, i: int, base: Path, out: Path) -> None:
+        """π_i by Q_{i-1}, staying close to π_{i-1} (eq. 3)."""
+        online = None if self.at.services is None else self._online(self.at.services, i)
+        try:
+            if online is None:
+                summary = self.learn(i, base, (), out, ignore)
+            else:
+                summary = self.learn(i, base, online.source, out, online.publish)
+        except NoSamplesError as error:
+            summary = {}
+            self.keep(i, base, out, str(error))
+        if online:
+            counts = {self.samples: float(online.source.used), **online.finish()}
+            self.at.log(f"pi_{i}", len(online.states), counts)
+            self.at.progress.end({**summary, **counts})
+
+    def _online(self, services: Services, i: int) -> _Online:
+        config, plan = self.at.config, self.at.config.preferences
+        stage = f"pi_{i}-{self.samples}"
+        rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
+        states = sample_states(rollouts, plan.pairs, plan.per_game, derive(config.seed, stage))
+        what = f"{self.title} against Q_{i - 1} at {len(states)} states"
+        self.at.progress.start(f"pi_{i}", what)
+        source = self.source(
+            services.queue,
+            Inbox(services.queue, self.at.records),
+            plan,
+            states,
+            stage=stage,
+            attempt=uuid.uuid4().hex[:8],
+            policy_version=f"policy/{i - 1}",
+            prm_version=f"prm/{i - 1}",
+            seed=derive(config.seed, stage, "sampling"),
+        )
+        return _Online(services, self.at.registry, i, states, source, config.dpo.keep_every)
+
+
+class OnlineDPO(OnlineUpdate):
+    """Online DPO: of the candidates in a state the best against the worst."""
+
+    title = "online DPO"
+    samples = "preferences"
+    source = PreferenceSource
+
+    def learn(
+        self, i: int, base: Path, samples: Iterable[Preference], out: Path, publish: Publish
+    ) -> Metrics:
+        """See `fit_dpo`."""
+        seed = derive(self.at.config.seed, f"pi_{i}")
+        settings = self.at.config.dpo.model_copy(update={"seed": seed})
+        reports = self.at.reports(f"pi_{i}")
+        return fit_dpo(base, base, samples, out, settings, self.at.prompt, publish, **reports)
+
+
+class GRPO(OnlineUpdate):
+    """Policy gradient: each candidate against the mean of those in its state."""
+
+    title = "GRPO"
+    samples = "groups"
+    source = GroupSource
+
+    def learn(
+        self, i: int, base: Path, samples: Iterable[Group], out: Path, publish: Publish
+    ) -> Metrics:
+        """See `fit_grpo`."""
+        seed = derive(self.at.config.seed, f"pi_{i}")
+        settings = self.at.config.grpo.model_copy(update={"seed": seed})
+        reports = self.at.reports(f"pi_{i}")
+        return fit_grpo(base, base, samples, out, settings, self.at.prompt, publish, **reports)
+
+
+@dataclass(frozen=True)
+class _Online:
+    """What the main process does beside the fit of π_i: samples in, weights out."""
+
+    services: Services
+    registry: Registry
+    i: int
+    states: Sequence[State]
+    source: OnlineSource[Any]
+    keep_every: int
+
+    def __post_init__(self) -> None:
+        for version in self._versions():  # of an attempt at this fit that was killed
+            self.registry.remove(version)
+
+    def publish(self, save: Save, step: int) -> None:
+        """Write weights of the fit and put them into the policy service."""
+        version = f"online/{self.i}.{step}"
+        with self.registry.write(version) as out:
+            save(out)
+        self.services.policy.load(version)
+        for old in self._passing()[:-_KEPT_ONLINE]:
+            self.registry.remove(old)
+        self.source.updated(version)
+
+    def finish(self) -> dict[str, float]:
+        """Remove the weights that were handed out and are not to stay; what became of the
+        samples.
+        """
+        for version in self._passing():
+            self.registry.remove(version)
+        return {
+            "stale": self.source.stale,
+            "indifferent": self.source.indifferent,
+            "waited_seconds": self.source.wait_seconds,
+        }
+
+    def _versions(self) -> list[str]:
+        return [v for v in self.registry.versions("online") if number(v)[0] == self.i]
+
+    def _passing(self) -> list[str]:
+        """Those of `_versions` that are not to stay."""
+        every = self.keep_every
+        return [v for v in self._versions() if not every or number(v)[1] % every]

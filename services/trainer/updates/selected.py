@@ -1,0 +1,88 @@
+"""Updates by fine-tuning on what was selected of π_{i-1}: rejection sampling, by Q or by outcomes.
+
+Neither looks at the policy while it is fitted, so what they train on is sampled beforehand and
+recorded; that part resumes job by job. Neither has a KL penalty: few passes keep π_i close.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.trainer.collect import Collector
+from services.trainer.fitting import load_tokenizer
+from services.trainer.online import candidate_jobs, sample_states
+from services.trainer.rows import Row, action_row
+from services.trainer.seeds import derive
+from services.trainer.sft import fit_rows, fit_sft
+from services.trainer.updates.base import Update
+
+
+class Rejection(Update):
+    """Best-of-n fine-tuning: at states of D, the candidate that Q_{i-1} likes best."""
+
+    def prepare(self, collector: Collector, i: int) -> None:
+        """π_{i-1} samples candidates at states of its rollouts, and Q_{i-1} scores them."""
+        config, plan = self.at.config, self.at.config.preferences
+        stage = f"pi_{i}-candidates"
+        rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
+        states = sample_states(rollouts, plan.pairs, plan.per_game, derive(config.seed, stage))
+        jobs = candidate_jobs(
+            plan,
+            states,
+            stage=stage,
+            policy_version=f"policy/{i - 1}",
+            prm_version=f"prm/{i - 1}",
+            seed=derive(config.seed, stage, "sampling"),
+            groups=True,
+        )
+        what = f"π_{i - 1} samples {plan.candidates} actions in each of {len(states)} states"
+        collector.collect(stage, jobs, what)
+
+    def fit(self, i: int, base: Path, out: Path) -> None:
+        """π_i on the best candidates. The history before them is read and not trained on."""
+        settings = self.at.config.rejection
+        results = list(self.at.records.results(f"pi_{i}-candidates"))
+        groups = [group for result in results for group in result.groups]
+        self.at.progress.start(f"pi_{i}", f"fine-tuning on the best of {len(groups)} states")
+        tokenizer = load_tokenizer(base)
+        rows = []
+        for group in groups:
+            ids, span = action_row(tokenizer, self.at.prompt, group.state, group.best.action)
+            if len(ids) <= settings.max_tokens:
+                rows.append(Row(ids, [span], [0]))
+        if not rows:
+            self.keep(i, base, out, "no state was scored, or none was short enough")
+            self.at.progress.end()
+            return
+        settings = settings.model_copy(update={"seed": derive(self.at.config.seed, f"pi_{i}")})
+        reports = self.at.reports(f"pi_{i}")
+        summary = fit_rows(base, rows, out, settings, self.at.prompt, **reports)
+        counts = {
+            "too_long": float(len(groups) - len(rows)),
+            "not_scored": float(sum(result.dropped for result in results)),
+            "q_gain": sum(max(group.advantages) for group in groups) / len(groups),
+        }
+        self.at.log(f"pi_{i}", len(groups), counts)
+        self.at.progress.end({**summary, **counts})
+
+
+class OutcomeRejection(Update):
+    """Fine-tuning on the rollouts of π_{i-1} that were won. It asks no PRM."""
+
+    def prepare(self, collector: Collector, i: int) -> None:
+        """The rollouts are there already."""
+
+    def fit(self, i: int, base: Path, out: Path) -> None:
+        """π_i on all actions of the won rollouts."""
+        rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
+        won = [episode for episode in rollouts if episode.won]
+        self.at.progress.start(f"pi_{i}", f"fine-tuning on {len(won)} rollouts that were won")
+        if not won:
+            self.keep(i, base, out, f"none of {len(rollouts)} rollouts was won")
+            self.at.progress.end()
+            return
+        seed = derive(self.at.config.seed, f"pi_{i}")
+        settings = self.at.config.rejection.model_copy(update={"seed": seed})
+        reports = self.at.reports(f"pi_{i}")
+        summary = fit_sft(base, won, out, settings, self.at.prompt, **reports)
+        self.at.progress.end({**summary, "won": float(len(won)), "rollouts": float(len(rollouts))})
