@@ -1,9 +1,9 @@
 """Checkpoints: immutable numbered directories, safetensors only, marked STABLE when complete.
 
-`root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.3` is the third set of weights that
-the fit of π_1 handed to the policy service; `KINDS` names the others. A directory is written under
-a temporary name, synced, renamed, and only then gets its STABLE mark, which lists every file with
-its size and SHA-256. What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked
+`root/policy/1` is π_1, `root/prm/0` is Q_0, and `root/online/1.30` is what the fit of π_1 handed to
+the policy service after its step 30; `KINDS` names the others. A directory is written under a
+temporary name, synced, renamed, and only then gets its STABLE mark, which lists every file with its
+size and SHA-256. What a crash leaves behind is never marked: drafts (`.draft-*`) and unmarked
 versions.
 """
 
@@ -144,6 +144,13 @@ class Registry:
         with self.write(version) as draft:
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=lambda *_: [STABLE])
 
+    def share(self, version: str, other: Registry) -> None:
+        """Take over `version` of another registry: hard links, or copies between file systems."""
+        ignore = shutil.ignore_patterns(STABLE)
+        source = other.open(version)
+        with self.write(version) as draft:
+            shutil.copytree(source, draft, ignore=ignore, copy_function=_link, dirs_exist_ok=True)
+
     def remove(self, version: str) -> None:
         """Forget `version`: its mark goes first, so that no reader takes half of it."""
         path = self.path(version)
@@ -164,6 +171,13 @@ def write_atomic(path: Path, content: bytes) -> None:
     _sync(draft)
     draft.rename(path)
     _sync(path.parent)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def _seal(draft: Path) -> bytes:

@@ -19,7 +19,7 @@ _WIDTH = 140
 """Columns of the table where there is no terminal."""
 _Z = 1.959964  # two-sided 95 %
 
-_SHORT = {
+SHORT = {
     "pick_and_place_simple": "pick",
     "look_at_obj_in_light": "look",
     "pick_clean_then_place_in_recep": "clean",
@@ -27,6 +27,7 @@ _SHORT = {
     "pick_cool_then_place_in_recep": "cool",
     "pick_two_obj_and_place": "pick two",
 }
+"""Task types as tables name them, in the order of the paper's."""
 
 
 class Rate(BaseModel):
@@ -148,9 +149,9 @@ def table(rows: Sequence[Row]) -> Table:
     result.add_column("policy", no_wrap=True)
     result.add_column("success", justify="right", no_wrap=True)
     result.add_column("actions", justify="right", no_wrap=True)
-    tasks = [task for task in _SHORT if any(task in row.by_task for row in rows)]
+    tasks = [task for task in SHORT if any(task in row.by_task for row in rows)]
     for task in tasks:
-        result.add_column(_SHORT[task], justify="right", no_wrap=True)
+        result.add_column(SHORT[task], justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(row.by_task.get(task)) for task in tasks]
         success = f"{row.success:.1%} [{row.low:.0%}, {row.high:.0%}]".replace("%", "")

@@ -22,6 +22,7 @@ from agentprm.config import Config, read_config
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError
 from agentprm.results import read_results
+from agentprm.studies import StudyError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -48,7 +49,7 @@ def explained() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (ProcessFailed, CheckpointError, RedisServerError, GamesError) as error:
+    except (ProcessFailed, CheckpointError, RedisServerError, GamesError, StudyError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

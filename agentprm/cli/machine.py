@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import uuid
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from rich.console import Console
 
 from agentprm.cli.processes import Machine, ProcessFailed, free_port
 from agentprm.config import Config, Evaluation, PolicyEngine
+from agentprm.measurements import Measurement, write_plan
 from agentprm.protocol import ChoiceRule
 from agentprm.queue import CurrentRun, Queue, QueueError
 from agentprm.redis_server import RedisServer, given_url
-from agentprm.registry import CheckpointError, Registry, write_atomic
+from agentprm.registry import CheckpointError, Registry, number, write_atomic
 
 _ENV, _POLICY, _PRM, _WORLD, _SGLANG = "env", "policy", "prm", "world", "sglang"
 
@@ -48,6 +50,19 @@ class Options:
     """The endpoint of a chat model that plays."""
     world_registry: Path | None = None
     """Where there is a world model to serve beside the policy, in a registry of its own."""
+
+    @classmethod
+    def of(cls, config: Config) -> Options:
+        """Those of a run."""
+        return cls(
+            prompt=config.prompt,
+            device=config.device,
+            engine=config.engine,
+            workers=config.workers,
+            batch=config.batch,
+            policy_engine=config.policy_engine,
+            sglang_urls=config.sglang_urls,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,17 +99,22 @@ def train_run(run: Path, config: Config, games: Path | None, *, quiet: bool) -> 
     Raises:
         ProcessFailed: the trainer gave up, or a process dies again and again.
     """
-    options = Options(
-        prompt=config.prompt,
-        device=config.device,
-        engine=config.engine,
-        workers=config.workers,
-        batch=config.batch,
-        policy_engine=config.policy_engine,
-        sglang_urls=config.sglang_urls,
-    )
     with Machine(run) as machine:
-        _work(machine, "services.trainer", games, options, [], quiet=quiet)
+        _work(machine, "services.trainer", games, Options.of(config), [], quiet=quiet)
+
+
+def measure_run(
+    run: Path, config: Config, games: Path | None, measurements: Sequence[Measurement]
+) -> None:
+    """Measure checkpoints of a run; what was found is in `run/measured.json`.
+
+    Raises:
+        ProcessFailed: the trainer gave up, or a process dies again and again.
+    """
+    flags = ["--plan", str(write_plan(run, measurements))]
+    with Machine(run) as machine:
+        options = Options.of(config)
+        _work(machine, "services.trainer.measure", games, options, flags, quiet=False)
 
 
 def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
@@ -195,6 +215,7 @@ def serve_run(
     """Serve the newest checkpoints of `run` on `host` until interrupted."""
     registry = Registry(run / "checkpoints")
     policies, prms = registry.versions("policy"), registry.versions("prm")
+    prms = [version for version in prms if number(version)[1] == 0] or prms  # not a member alone
     if not policies and not prms:
         raise CheckpointError(f"{run} holds no finished checkpoint")
     with Machine(run, host=host) as machine:

@@ -32,8 +32,16 @@ from agentprm.cli.machine import (
     train_run,
 )
 from agentprm.cli.plan import plan
+from agentprm.cli.studies import report, study
 from agentprm.cli.world import app as world_app
-from agentprm.config import Algorithm, Config, Evaluation, PolicyEngine, load_config
+from agentprm.config import (
+    Algorithm,
+    Config,
+    Evaluation,
+    PolicyEngine,
+    load_config,
+    parse_overrides,
+)
 from agentprm.ensembles import write_ensemble
 from agentprm.protocol import ChoiceRule, Sampling, Split
 from agentprm.registry import Registry, write_atomic
@@ -48,7 +56,9 @@ app.add_typer(games_app, name="games")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(baseline_app, name="baseline")
 app.add_typer(world_app, name="world")
-app.command("plan")(plan)
+app.command()(plan)
+app.command()(study)
+app.command()(report)
 
 
 @app.command()
@@ -71,6 +81,10 @@ def train(
             "the preset's"
         ),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="another value than the preset's, as dpo.beta=0.1; repeatable"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train an agent: demonstrations, π_0, then K times roll out, fit Q, improve π.
@@ -81,10 +95,13 @@ def train(
     where it stopped.
     """
     if resume is not None:
+        if overrides:
+            fail("--set is for a new run: one that is resumed has its settings")
         directory, config = resume, config_of(resume)
     else:
         directory = run or Path("runs") / Path(preset).stem
-        config = _new_or_same(directory, preset, seed, algorithm)
+        chosen = [f"algorithm={algorithm}"] if algorithm else []
+        config = _new_or_same(directory, preset, seed, [*(overrides or []), *chosen])
     console.print(
         f"Run [bold]{directory}[/bold]: {config.algorithm}, preset {config.preset}, "
         f"seed {config.seed}"
@@ -236,10 +253,10 @@ def ensemble(
     console.print(f"{version}: {', '.join(members)}")
 
 
-def _new_or_same(run: Path, preset: str, seed: int, algorithm: Algorithm | None) -> Config:
+def _new_or_same(run: Path, preset: str, seed: int, overrides: list[str]) -> Config:
     """The settings of a new run, written to its directory, or those of the run that is there."""
     try:
-        config = load_config(preset, seed, algorithm)
+        config = load_config(preset, seed, parse_overrides(overrides))
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
     if not (run / "config.json").exists():

@@ -10,11 +10,13 @@ from agentprm.config._config import (
     Rollouts,
     Vine,
     accelerate_file,
+    changed,
     load_config,
     read_config,
 )
 from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._overrides import parse_overrides
 from agentprm.config._shaping import EXPERT, FIRST, Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 
@@ -42,6 +44,8 @@ __all__ = [
     "Steered",
     "Vine",
     "accelerate_file",
+    "changed",
     "load_config",
+    "parse_overrides",
     "read_config",
 ]

@@ -7,15 +7,17 @@ are written to `RUN/config.json` when the run starts; a resumed run reads them f
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
+from agentprm.config._overrides import merged
 from agentprm.config._shaping import Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 from agentprm.protocol import Sampling, Split
@@ -121,6 +123,8 @@ class Config(Settings):
     """Where these settings come from."""
     algorithm: Algorithm = Algorithm.AGENT_PRM
     """`agent-prm` (Q from outcomes), `inverse-prm` (from demonstrations), or a baseline."""
+    overrides: dict[str, Any] = {}
+    """What was set in place of the preset's own values, by dotted names."""
     seed: int = 0
     """All sampling, shuffling and initialisation derives from it."""
     model: str = "tiny"
@@ -186,20 +190,35 @@ class Config(Settings):
         return self
 
 
-def load_config(preset: str, seed: int = 0, algorithm: Algorithm | None = None) -> Config:
-    """The settings of a preset, with another algorithm where one is given.
+def load_config(preset: str, seed: int = 0, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a preset, with some of its own values replaced.
+
+    Args:
+        preset: its name, or a .toml file.
+        seed: of the run.
+        overrides: values by dotted names, such as `{"dpo.beta": 0.1}`.
 
     Raises:
         FileNotFoundError: there is neither such a preset nor such a file.
-        pydantic.ValidationError: the file names an unknown setting or an impossible value.
+        pydantic.ValidationError: an unknown setting is named, or an impossible value.
     """
     path = Path(preset) if preset.endswith(".toml") else _PRESETS / f"{preset}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in _PRESETS.glob("*.toml")))
         raise FileNotFoundError(f"no preset {preset!r}: give one of {known}, or a .toml file")
     values = tomllib.loads(path.read_text(encoding="utf-8"))
-    given = {"preset": preset, "seed": seed} | ({"algorithm": algorithm} if algorithm else {})
-    return Config.model_validate({**values, **given})
+    values |= {"preset": preset, "seed": seed, "overrides": dict(overrides or {})}
+    return Config.model_validate(merged(values, overrides or {}))
+
+
+def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """`config` with other values of some settings, as `load_config` would have given it.
+
+    Raises:
+        pydantic.ValidationError: an unknown setting is named, or an impossible value.
+    """
+    values = config.model_dump() | {"overrides": {**config.overrides, **overrides}}
+    return Config.model_validate(merged(values, overrides))
 
 
 def accelerate_file(name: str) -> Path:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentprm.ensembles import MAX_MEMBERS
+
 
 class FitSettings(BaseModel):
     """What every fit takes."""
@@ -65,6 +67,9 @@ class PRMSettings(FitSettings):
     """The discount that the targets were made with; recorded beside the weights."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Part of the games that is held out to measure the fit."""
+    members: int = Field(default=1, ge=1, le=MAX_MEMBERS)
+    """PRMs fitted alike but for their seeds, `prm/<i>.1` and so on; more than one serve together
+    as `prm/<i>`, by their mean."""
     objective: Literal["absolute", "relative"] = "absolute"
     """`absolute`: Q̂ itself (eq. 2). `relative`: which of two actions in one state has the higher
     Q̂ (section 2.3)."""
@@ -87,3 +92,6 @@ class DPOSettings(FitSettings):
     """Weight of the chosen action's negative log-likelihood (a mean over tokens) in the loss."""
     publish_every: int = Field(default=10, ge=1)
     """Optimizer steps between two sets of weights handed to the policy service."""
+    keep_every: int = Field(default=0, ge=0)
+    """Optimizer steps between two sets of weights that stay, as `online/<i>.<step>`; 0 keeps none.
+    Those that are not handed to the policy service are not kept: take a multiple. So with GRPO."""

@@ -81,6 +81,7 @@ from agentprm.protocol._prm import (
 from agentprm.protocol._problem import FieldError, Problem
 from agentprm.protocol._records import (
     ChoiceRule,
+    Considered,
     Episode,
     Group,
     Job,
@@ -119,6 +120,7 @@ __all__ = [
     "Command",
     "Completion",
     "CompletionRequest",
+    "Considered",
     "Continuations",
     "Conversation",
     "CreateSessions",

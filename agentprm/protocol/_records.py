@@ -27,10 +27,20 @@ class ChoiceRule(StrEnum):
     """Any of the distinct actions: Best-of-N by a PRM that knows nothing."""
 
 
+class Considered(Record):
+    """A distinct action among the N of a Best-of-N choice, drawn `count` times."""
+
+    action: Action
+    q: float | None = None
+    count: int = 1
+
+
 class Turn(Record):
     """One turn of a recorded episode.
 
-    `expert` is what the expert would have done, where the job asked for it.
+    `expert` is what the expert would have done, where the job asked for it. `considered` are the
+    candidates that the action was chosen from, the chosen one among them; none where there was but
+    one sample.
     """
 
     observation: str
@@ -39,6 +49,7 @@ class Turn(Record):
     reward: float = 0.0
     log_prob: float | None = None
     q: float | None = None
+    considered: tuple[Considered, ...] = ()
     policy_version: str
     prm_version: str | None = None
     expert: Action | None = None

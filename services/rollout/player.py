@@ -21,6 +21,7 @@ from agentprm.protocol import (
     ActResult,
     Candidate,
     ChoiceRule,
+    Considered,
     CreateSessions,
     Episode,
     Group,
@@ -199,7 +200,7 @@ class Player:
                 answer = self._act(job, live, turn)
                 template_hash = answer.template_hash
                 decisions = [
-                    _decision(answer, _chosen(result, job.choice, f"{job.seed}/{turn}/{k}"))
+                    _decision(job, answer, result, f"{job.seed}/{turn}/{k}")
                     for k, result in enumerate(answer.results)
                 ]
             self._step(job, live, decisions)
@@ -354,6 +355,7 @@ class _Decision:
     log_prob: float | None = None
     q: float | None = None
     search: Search | None = None
+    considered: tuple[Considered, ...] = ()
 
 
 class _Game:
@@ -383,6 +385,7 @@ class _Game:
             reward=after.reward,
             log_prob=decision.log_prob,
             q=decision.q,
+            considered=decision.considered,
             policy_version=decision.policy_version,
             prm_version=decision.prm_version,
             expert=self.session.expert if self._labelled else None,
@@ -405,9 +408,17 @@ class _Game:
         )
 
 
-def _decision(answer: ActResponse, chosen: Candidate) -> _Decision:
-    versions = answer.policy_version, answer.prm_version
-    return _Decision(chosen.action, *versions, chosen.log_prob, chosen.q)
+def _decision(job: RolloutJob, answer: ActResponse, result: ActResult, seed: str) -> _Decision:
+    chosen = _chosen(result, job.choice, seed)
+    candidates = result.candidates if job.best_of > 1 else ()
+    return _Decision(
+        chosen.action,
+        answer.policy_version,
+        answer.prm_version,
+        chosen.log_prob,
+        chosen.q,
+        considered=tuple(Considered(action=c.action, q=c.q, count=c.count) for c in candidates),
+    )
 
 
 def _chosen(result: ActResult, rule: ChoiceRule, seed: str) -> Candidate:

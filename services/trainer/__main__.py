@@ -42,8 +42,9 @@ def main() -> int:
             accelerate = settings.accelerate or config.accelerate
             launch = Launcher(settings, num_processes, accelerate).perform
         with connect(settings) as services, Metrics(settings.run) as metrics:
+            progress = Progress(log=metrics.log)
             loop = LOOPS.get(config.algorithm, Loop)(
-                settings.run, config, services, records, prompt, metrics, Progress(), launch
+                settings.run, config, services, records, prompt, metrics, progress, launch
             )
             rows = loop.train()
     except (DemonstrationsError, FitFailed, JobsFailed, QueueError, ServiceError) as error:

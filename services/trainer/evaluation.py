@@ -16,16 +16,19 @@ def evaluate(
     policy: str,
     prm: str | None,
     choice: ChoiceRule = ChoiceRule.PRM,
+    stage: str | None = None,
 ) -> results.Row:
     """The row of the table for π (`policy/1`), or for the best of N of its actions by Q (`prm/0`).
 
     With another `choice` one of the N is taken by that rule, and no PRM. Every policy plays the
-    same games from the same seeds, so that rows can be compared in pairs.
+    same games from the same seeds, so that rows can be compared in pairs. `stage` names the
+    records, where they are not those of the run's own table.
     """
     policy_name = policy.replace("policy/", "pi_")
     prm_name = None if prm is None else prm.replace("prm/", "q_")
     chooser = prm_name if choice is ChoiceRule.PRM else choice.value
-    stage = f"eval-{policy_name}" if chooser is None else f"eval-{policy_name}-{chooser}"
+    if stage is None:
+        stage = f"eval-{policy_name}" if chooser is None else f"eval-{policy_name}-{chooser}"
     games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
     jobs = collector.jobs(
         stage,

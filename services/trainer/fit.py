@@ -47,7 +47,7 @@ def main() -> int:
         if state.is_main_process:
             services = stack.enter_context(connect(settings))
             log = stack.enter_context(Metrics(run)).log
-            fits = Fits(run, config, records, prompt, log, Progress(), services)
+            fits = Fits(run, config, records, prompt, log, Progress(log=log), services)
         else:
             quiet = Progress(Console(quiet=True))
             fits = Fits(run, config, records, prompt, ignore, quiet, None)

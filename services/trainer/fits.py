@@ -42,6 +42,8 @@ class FitJob(BaseModel):
     kind: Literal["sft", "dagger", "explorer", "prm", "inverse-prm", "value", "policy"]
     iteration: int
     """i of the π_i or Q_i that is made."""
+    member: int = 0
+    """Of an ensemble of PRMs, which, from 1; 0 where there is but one."""
     base: Path
     """The checkpoint that is trained; that of the reference policy as well."""
     out: Path
@@ -164,11 +166,12 @@ class Fits:
         i = job.iteration
         stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
         episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
-        self.progress.start(f"q_{i}", f"fitting the PRM on {len(episodes)} episodes")
+        name = _member(job)
+        self.progress.start(name, f"fitting the PRM on {len(episodes)} episodes")
         targets = self._targets(episodes)
-        updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
+        updates = {"seed": derive(self.config.seed, name), "gamma": self.config.gamma}
         settings = self.config.prm.model_copy(update=updates)
-        reports = self._reports(f"q_{i}")
+        reports = self._reports(name)
         fit = fit_relative_prm if settings.objective == "relative" else fit_prm
         summary = fit(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
         self.progress.end(summary)
@@ -188,8 +191,9 @@ class Fits:
         i = job.iteration
         expert, learner = draw_transitions(self.records, i, self.config.seed)
         what = f"telling {len(expert)} episodes of the expert from {len(learner)} of the learner"
-        self.progress.start(f"q_{i}", what)
-        updates = {"seed": derive(self.config.seed, f"q_{i}"), "gamma": self.config.gamma}
+        name = _member(job)
+        self.progress.start(name, what)
+        updates = {"seed": derive(self.config.seed, name), "gamma": self.config.gamma}
         summary = fit_inverse_prm(
             job.base,
             expert,
@@ -199,7 +203,7 @@ class Fits:
             self.config.prm.model_copy(update=updates),
             self.prompt,
             self.config.max_steps,
-            **self._reports(f"q_{i}"),
+            **self._reports(name),
         )
         self.progress.end(summary)
 
@@ -238,3 +242,8 @@ class Fits:
             self.progress.update(step, steps, self._latest)
 
         return {"log": log, "progress": progress}
+
+
+def _member(job: FitJob) -> str:
+    """`q_0`, or `q_0.2` where it is one of several."""
+    return f"q_{job.iteration}.{job.member}" if job.member else f"q_{job.iteration}"

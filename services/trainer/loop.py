@@ -13,6 +13,7 @@ from typing import Literal
 from huggingface_hub import snapshot_download
 
 from agentprm.config import Algorithm, Config
+from agentprm.ensembles import write_ensemble
 from agentprm.prompts import Prompt
 from agentprm.protocol import Split
 from agentprm.registry import Registry
@@ -166,13 +167,23 @@ class Loop:
         """Q_i from π_i's rollouts; by algorithm 2 from the demonstrations too."""
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
-        kind: Literal["prm", "inverse-prm"] = "prm"
         if self.config.algorithm is Algorithm.INVERSE_PRM:
-            kind = "inverse-prm"
             self.choose_anew(i)
-        with self.registry.write(f"prm/{i}") as out:
-            base = self.registry.open(f"policy/{i}")
-            self._fit(FitJob(kind=kind, iteration=i, base=base, out=out))
+        members = [f"prm/{i}.{k}" for k in range(1, self.config.prm.members + 1)]
+        if len(members) == 1:
+            self._fit_member(i, f"prm/{i}", 0)
+            return
+        for k, version in enumerate(members, 1):
+            if not self._skip(version, f"q_{i}.{k}"):
+                self._fit_member(i, version, k)
+        write_ensemble(self.registry, f"prm/{i}", members)
+
+    def _fit_member(self, i: int, version: str, member: int) -> None:
+        inverse = self.config.algorithm is Algorithm.INVERSE_PRM
+        kind: Literal["prm", "inverse-prm"] = "inverse-prm" if inverse else "prm"
+        base = self.registry.open(f"policy/{i}")
+        with self.registry.write(version) as out:
+            self._fit(FitJob(kind=kind, iteration=i, member=member, base=base, out=out))
 
     def choose_anew(self, i: int) -> None:
         """Next actions from π_i behind the expert's and the learner's transitions."""

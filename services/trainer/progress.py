@@ -6,20 +6,32 @@ Lines and not bars, so that a terminal, a log file and `docker compose logs` all
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.markup import escape
+
+from agentprm.runs import STAGE_SECONDS
 
 _EVERY = 5.0
 """Seconds between two lines of one stage."""
 
 
 class Progress:
-    """Progress of one stage at a time, on stderr."""
+    """Progress of one stage at a time, on stderr.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        console: where to, if not there.
+        log: gets the seconds that a stage took: those since this process began it.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        log: Callable[[str, int, Mapping[str, float]], None] | None = None,
+    ) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._log = log
         self._stage = ""
         self._started = self._printed = time.monotonic()
         self._first = 0
@@ -47,6 +59,8 @@ class Progress:
         """The stage is done."""
         seconds = time.monotonic() - self._started
         self._line(f"[green]done[/green] in {_clock(seconds)}{_numbers(values or {})}")
+        if self._log is not None:
+            self._log(self._stage, 0, {STAGE_SECONDS: seconds})
 
     def skip(self, stage: str) -> None:
         """A stage was done by an earlier run."""

@@ -89,6 +89,9 @@ def test_best_of_n_takes_the_prms_choice(world: World) -> None:
         assert commands(episode) == [EAST, EAST]
         assert {(turn.q, turn.prm_version) for turn in episode.turns} == {(0.9, "prm/0")}
         assert episode.provenance.best_of == 16
+        for turn in episode.turns:
+            assert sum(candidate.count for candidate in turn.considered) == 16
+            assert {c.action.command: c.q for c in turn.considered} == {EAST: 0.9, WEST: 0.1}
 
 
 def test_the_expert_plays_without_a_policy(world: World) -> None:

@@ -22,7 +22,7 @@ from services.trainer.streaming import NoSamplesError, Publish
 from services.trainer.updates.base import Update
 
 _KEPT_ONLINE = 2
-"""Sets of online weights kept: the one that serves, and the one before."""
+"""Sets of online weights kept while they pass: the one that serves, and the one before."""
 
 
 class OnlineUpdate(Update):
@@ -80,7 +80,7 @@ class OnlineUpdate(Update):
             prm_version=f"prm/{i - 1}",
             seed=derive(config.seed, stage, "sampling"),
         )
-        return _Online(services, self.at.registry, i, states, source)
+        return _Online(services, self.at.registry, i, states, source, config.dpo.keep_every)
 
 
 class OnlineDPO(OnlineUpdate):
@@ -126,25 +126,38 @@ class _Online:
     i: int
     states: Sequence[State]
     source: OnlineSource[Any]
+    keep_every: int
 
-    def publish(self, save: Save, _step: int) -> None:
+    def __post_init__(self) -> None:
+        for version in self._versions():  # of an attempt at this fit that was killed
+            self.registry.remove(version)
+
+    def publish(self, save: Save, step: int) -> None:
         """Write weights of the fit and put them into the policy service."""
-        versions = self.registry.versions("online")
-        last = max((number(v)[1] for v in versions if number(v)[0] == self.i), default=0)
-        version = f"online/{self.i}.{last + 1}"
+        version = f"online/{self.i}.{step}"
         with self.registry.write(version) as out:
             save(out)
         self.services.policy.load(version)
-        for old in [v for v in versions if v != version][: -_KEPT_ONLINE + 1]:
+        for old in self._passing()[:-_KEPT_ONLINE]:
             self.registry.remove(old)
         self.source.updated(version)
 
     def finish(self) -> dict[str, float]:
-        """Remove the weights that were handed out; what became of the samples."""
-        for version in self.registry.versions("online"):
+        """Remove the weights that were handed out and are not to stay; what became of the
+        samples.
+        """
+        for version in self._passing():
             self.registry.remove(version)
         return {
             "stale": self.source.stale,
             "indifferent": self.source.indifferent,
             "waited_seconds": self.source.wait_seconds,
         }
+
+    def _versions(self) -> list[str]:
+        return [v for v in self.registry.versions("online") if number(v)[0] == self.i]
+
+    def _passing(self) -> list[str]:
+        """Those of `_versions` that are not to stay."""
+        every = self.keep_every
+        return [v for v in self._versions() if not every or number(v)[1] % every]

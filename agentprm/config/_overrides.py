@@ -1,0 +1,40 @@
+"""Settings named one by one: `dpo.beta=0.1`, in place of what a preset says."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """`{"dpo.beta": 0.1}` of `["dpo.beta=0.1"]`. A value is TOML, or else a word as it stands.
+
+    Raises:
+        ValueError: one is not of the form `name=value`.
+    """
+    overrides = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not all(part.isidentifier() for part in name.strip().split(".")):
+            raise ValueError(f"{assignment!r} is not of the form group.name=value")
+        overrides[name.strip()] = _value(value.strip())
+    return overrides
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the nested `values` in which each dotted name of `overrides` has its value."""
+    result = dict(values)
+    for name, value in overrides.items():
+        head, _, rest = name.partition(".")
+        group = result.get(head)
+        inner = group if isinstance(group, Mapping) else {}
+        result[head] = merged(inner, {rest: value}) if rest else value
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,39 @@
+"""What a run directory tells without any service: its episodes, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agentprm.protocol import Episode, JobResult
+
+STAGE_SECONDS = "stage_seconds"
+"""The name of a stage's duration in `metrics.jsonl`."""
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`: `time`, `stage`, `step`, and numbers by name."""
+    return [orjson.loads(line) for line in _whole_lines(run / "metrics.jsonl")]
+
+
+def read_stage_seconds(run: Path) -> dict[str, float]:
+    """Seconds by stage. Of one that was interrupted they are those since it was taken up again."""
+    lines = (line for line in read_metrics(run) if STAGE_SECONDS in line)
+    return {line["stage"]: line[STAGE_SECONDS] for line in lines}
+
+
+def read_episodes(run: Path, stage: str) -> list[Episode]:
+    """The episodes recorded of a stage, such as `eval-pi_1`, in the order of their jobs."""
+    lines = _whole_lines(run / "records" / f"{stage}.jsonl")
+    results = sorted(map(JobResult.model_validate_json, lines), key=lambda result: result.job_id)
+    return [episode for result in results for episode in result.episodes]
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that may be growing; none where there is no file."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))

@@ -1,0 +1,97 @@
+"""Variants of a run: other settings, and everything shared that these settings do not touch.
+
+The stages of the loop have an order, and so has what they leave behind: π_0, then for i = 1..K the
+rollouts of π_{i-1}, Q_{i-1}, π_i. A setting is first read at one of these places; what lies before
+it is taken over, what lies after it is done anew.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from agentprm.config import changed, read_config
+from agentprm.registry import Registry, write_atomic
+
+Place = tuple[int, int]
+"""Iteration, and the stage in it."""
+
+_ROLLOUTS, _PRM, _POLICY = 1, 2, 3
+_START = (0, 0)
+_END = (10**9, 0)
+
+_FIRST_READ: dict[str, Place] = {
+    "sft": (0, _POLICY),
+    "rollouts": (1, _ROLLOUTS),
+    "algorithm": (1, _PRM),
+    "shaping": (1, _PRM),
+    "gamma": (1, _PRM),
+    "prm": (1, _PRM),
+    "preferences": (1, _POLICY),
+    "dpo": (1, _POLICY),
+    "update": (1, _POLICY),
+    "evaluation": _END,
+    "iterations": _END,
+}
+"""Where the loop first reads a group of settings; any other, such as the model, at its start."""
+
+_RECORDS = re.compile(r"(?P<eval>eval-)?pi_(?P<pi>\d+)(-q_(?P<q>\d+))?(-(?P<what>[a-z]+))?")
+
+
+def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
+    """Make `run` the run `source` with other settings; its training then goes on from there.
+
+    Done again it changes nothing. Checkpoints are hard links where the file system has them.
+
+    Raises:
+        ValueError: `run` holds a run with settings that are neither, or a setting is impossible.
+        CheckpointError: a checkpoint of `source` is damaged.
+    """
+    config = changed(read_config(source), overrides)
+    if (run / "config.json").exists():
+        if read_config(run) != config:
+            raise ValueError(f"{run} was derived with other settings: remove it to begin anew")
+        return
+    limit = _first_read(overrides)
+    (run / "records").mkdir(parents=True, exist_ok=True)
+    for file in (source / "records").glob("*.jsonl"):
+        place, evaluates = _records_place(file.stem)
+        if place < limit and not (evaluates and _touches(overrides, "evaluation")):
+            shutil.copy2(file, run / "records")
+    theirs, ours = Registry(source / "checkpoints"), Registry(run / "checkpoints")
+    for version in [*theirs.versions("policy"), *theirs.versions("prm")]:
+        if _checkpoint_place(version) < limit and not ours.exists(version):
+            ours.share(version, theirs)
+    write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
+
+
+def _first_read(overrides: Iterable[str]) -> Place:
+    groups = (name.partition(".")[0] for name in overrides)
+    return min((_FIRST_READ.get(group, _START) for group in groups), default=_END)
+
+
+def _touches(overrides: Iterable[str], group: str) -> bool:
+    return any(name.partition(".")[0] == group for name in overrides)
+
+
+def _records_place(stage: str) -> tuple[Place, bool]:
+    """Where records come about, and whether by an evaluation. Unknown ones are never taken over."""
+    if stage == "demonstrations":
+        return _START, False
+    match = _RECORDS.match(stage)
+    if match is None:
+        return _END, False
+    i = int(match["pi"])
+    if match["eval"]:
+        q = (int(match["q"]) + 1, _PRM) if match["q"] else _START
+        return max((i, _POLICY), q), True
+    return ((i, _POLICY) if match["what"] == "preferences" else (i + 1, _ROLLOUTS)), False
+
+
+def _checkpoint_place(version: str) -> Place:
+    kind, _, name = version.partition("/")
+    i = int(name.partition(".")[0])
+    return (i, _POLICY) if kind == "policy" else (i + 1, _PRM)

@@ -1,0 +1,58 @@
+"""What a study is: variants of a run, what is measured of each, and how that is drawn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from agentprm.config import Config
+from agentprm.measurements import Measurement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Cells = dict[str, Any]
+"""A line of the CSV by column. Rates are in [0, 1]; `low` and `high` are 95 % intervals."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The run with other settings. `name` is that of its directory, and its label in the figure."""
+
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """By dotted names; none: the run as it is."""
+
+
+class Study(ABC):
+    """A figure or a table of the paper, made anew from a run."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    """The figure or table of arXiv 2502.10325."""
+    trains: ClassVar[bool] = True
+    """Whether variants are trained to their end before they are measured."""
+
+    def variants(self, config: Config) -> list[Variant]:
+        """What is derived from a run of these settings; nothing: the run itself is read."""
+        return []
+
+    def measurements(self, run: Path, config: Config) -> list[Measurement]:
+        """What is measured of a variant, beside the evaluations of its own training."""
+        return []
+
+    @abstractmethod
+    def rows(self, runs: Mapping[str, Path]) -> list[Cells]:
+        """The CSV, from the directories of the variants by their names."""
+
+    @abstractmethod
+    def draw(self, rows: Sequence[Cells], figure: Figure) -> None:
+        """Draw the rows."""
+
+    def findings(self, rows: Sequence[Cells]) -> str:
+        """What the rows show that the figure does not, as Markdown."""
+        return ""

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from agentprm.cli import app
+from agentprm.config import changed, load_config, parse_overrides, read_config
+
+
+def test_values_are_toml_or_words() -> None:
+    given = ["dpo.beta=0.1", "rollouts.games = 20", 'model="tiny"', "prompt=state", "a.b=[1, 2]"]
+    assert parse_overrides(given) == {
+        "dpo.beta": 0.1,
+        "rollouts.games": 20,
+        "model": "tiny",
+        "prompt": "state",
+        "a.b": [1, 2],
+    }
+    for bad in ("dpo.beta", "=3", "dpo..beta=1", "dpo beta=1"):
+        with pytest.raises(ValueError, match="not of the form"):
+            parse_overrides([bad])
+
+
+def test_a_setting_is_replaced_and_its_neighbours_stay() -> None:
+    plain = load_config("smoke")
+    config = load_config("smoke", 3, {"dpo.beta": 0.2, "rollouts.vine.states": 5})
+    assert config.dpo == plain.dpo.model_copy(update={"beta": 0.2})
+    assert config.rollouts.vine is not None
+    assert config.rollouts.vine.states == 5
+    assert config.rollouts.games == plain.rollouts.games
+    assert config.overrides == {"dpo.beta": 0.2, "rollouts.vine.states": 5}
+    again = changed(config, {"dpo.beta": 0.3})
+    assert (again.dpo.beta, again.seed) == (0.3, 3)
+    assert again.overrides == {"dpo.beta": 0.3, "rollouts.vine.states": 5}
+
+
+@pytest.mark.parametrize("name", ["dpo.betta", "model.size", "rollouts.games"])
+def test_what_is_no_setting_or_no_value_of_it_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        load_config("smoke", overrides={name: "no"})
+
+
+def test_the_command_records_them_and_explains_a_wrong_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentprm.cli.main.train_run", lambda *_, **__: None)
+    train = ["train", "--preset", "smoke", "--run", str(tmp_path), "--games", str(tmp_path)]
+    done = CliRunner().invoke(app, [*train, "--set", "dpo.beta=0.2"])
+    assert done.exit_code == 0, done.output
+    assert orjson.loads((tmp_path / "config.json").read_bytes())["overrides"] == {"dpo.beta": 0.2}
+    assert read_config(tmp_path).dpo.beta == 0.2
+    assert CliRunner().invoke(app, train).exit_code == 2  # the settings differ
+    wrong = CliRunner().invoke(app, [*train, "--set", "dpo.beta"])
+    assert wrong.exit_code == 2
+    assert "group.name=value" in wrong.output

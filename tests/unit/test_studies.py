@@ -1,0 +1,207 @@
+"""Studies on a small finished run: what a variant shares, what is done once, what is written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from agentprm.config import Config, read_config
+from agentprm.measurements import Measured, Measurement, ProcessReward, write_measured
+from agentprm.registry import CheckpointError, Registry
+from agentprm.results import summarise, write_results
+from agentprm.runs import read_episodes
+from agentprm.studies import STUDIES, StudyError, Work, run_study
+from agentprm.studies._derive import derive_run
+from agentprm.studies.hacking import parting
+from tests.finished_run import finished_run
+
+
+def shared(run: Path) -> tuple[set[str], set[str]]:
+    registry = Registry(run / "checkpoints")
+    versions = {*registry.versions("policy"), *registry.versions("prm")}
+    return versions, {file.stem for file in (run / "records").glob("*")}
+
+
+START = {"demonstrations"}
+PI_0 = {"demonstrations", "eval-pi_0"}
+ROLLOUTS = PI_0 | {"pi_0-rollouts"}
+PRM = ROLLOUTS | {"eval-pi_0-q_0"}
+ALL = PRM | {"eval-pi_1", "eval-pi_1-q_0"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "checkpoints", "records"),
+    [
+        ({"seed": 1}, set(), set()),
+        ({"sft.epochs": 9}, set(), START),
+        ({"rollouts.games": 9}, {"policy/0"}, PI_0),
+        ({"prm.epochs": 9, "dpo.beta": 0.2}, {"policy/0"}, ROLLOUTS),
+        ({"dpo.beta": 0.2}, {"policy/0", "prm/0"}, PRM),
+        ({"evaluation.games": 5}, {"policy/0", "prm/0", "policy/1"}, START | {"pi_0-rollouts"}),
+        ({}, {"policy/0", "prm/0", "policy/1"}, ALL),
+    ],
+)
+def test_a_variant_takes_over_what_lies_before_its_settings(
+    tmp_path: Path, setting: dict[str, float], checkpoints: set[str], records: set[str]
+) -> None:
+    finished_run(tmp_path / "run")
+    derive_run(tmp_path / "run", tmp_path / "variant", setting)
+    derive_run(tmp_path / "run", tmp_path / "variant", setting)
+    assert shared(tmp_path / "variant") == (checkpoints, records)
+    assert read_config(tmp_path / "variant").overrides == {"iterations": 1, **setting}
+    with pytest.raises(ValueError, match="derived with other settings"):
+        derive_run(tmp_path / "run", tmp_path / "variant", {"gamma": 0.5})
+
+
+def test_a_shared_checkpoint_is_the_same_files_and_outlives_its_source(tmp_path: Path) -> None:
+    finished_run(tmp_path / "run")
+    derive_run(tmp_path / "run", tmp_path / "variant", {})
+    theirs, ours = (Registry(tmp_path / name / "checkpoints") for name in ("run", "variant"))
+    mine = ours.open("prm/0") / "agentprm.json"
+    assert mine.samefile(theirs.open("prm/0") / "agentprm.json")
+    theirs.remove("prm/0")
+    ours.open("prm/0")
+    (theirs.path("policy/0") / "agentprm.json").unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        derive_run(tmp_path / "run", tmp_path / "another", {})
+
+
+class Recorder:
+    """Stands for the processes: leaves behind what they would, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.trained: list[Path] = []
+        self.measured: list[tuple[Path, list[str]]] = []
+
+    @property
+    def work(self) -> Work:
+        return Work(self._train, self._measure, lambda _: None)
+
+    def _train(self, run: Path, config: Config) -> None:
+        self.trained.append(run)
+        source = run.parents[3]
+        rows = [
+            summarise(read_episodes(source, stage), policy=policy, prm=prm, max_steps=30, seed=0)
+            for policy, prm, stage in (
+                ("pi_1", None, "eval-pi_1"),
+                ("pi_1", "q_0", "eval-pi_1-q_0"),
+            )
+        ]
+        write_results(run, rows)
+        registry = Registry(run / "checkpoints")
+        if not registry.exists("policy/1"):
+            registry.share("policy/1", Registry(source / "checkpoints"))
+        for step in (10, 20):
+            with registry.write(f"online/1.{step}") as draft:
+                (draft / "weights").write_bytes(b"")
+
+    def _measure(self, run: Path, config: Config, measurements: Sequence[Measurement]) -> None:
+        self.measured.append((run, [m.policy for m in measurements]))
+        episodes = read_episodes(run.parents[3], "eval-pi_1")
+        found = {}
+        for k, m in enumerate(measurements):
+            won = [episode.model_copy(update={"won": k < 2}) for episode in episodes]
+            row = summarise(won, policy=m.policy, prm=None, max_steps=30, seed=0)
+            reward = ProcessReward(states=8, mean=k / 10, error=0.01)
+            found[m.name] = Measured(row=row, process_reward=reward)
+        write_measured(run, found)
+
+
+def lines(directory: Path) -> list[dict[str, str]]:
+    with (directory / "data.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["curves", "tables"])
+def test_what_a_run_has_is_drawn_without_any_work(tmp_path: Path, name: str) -> None:
+    finished_run(tmp_path)
+    recorder = Recorder()
+    directory = run_study(STUDIES[name], tmp_path, recorder.work, {}, f"agentprm study {name}")
+    assert recorder.trained == []
+    written = {file.name for file in directory.iterdir()}
+    assert written == {"data.csv", "figure.png", "figure.svg", "conditions.md"}
+    text = (directory / "conditions.md").read_text()
+    for condition in (
+        "12 games of valid_seen within 30 turns",
+        "temperature 0.5",
+        "Seed 0",
+        "Wilson",
+        "torch",
+        f"agentprm study {name}",
+        "data 2.1.1",
+    ):
+        assert condition in text
+    rows = lines(directory)
+    if name == "curves":
+        assert [(r["policy"], r["prm"], round(12 * float(r["success"]))) for r in rows] == [
+            ("pi_0", "", 4), ("pi_0", "q_0", 6), ("pi_1", "", 7), ("pi_1", "q_0", 9)
+        ]  # fmt: skip
+    else:
+        assert "| Best-of-8(pi_1, q_0) | 75 / 11.2 |" in text
+
+
+def test_hacking_measures_along_stage_3_and_says_where_the_two_part(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    recorder = Recorder()
+    study = STUDIES["hacking"]
+    directory = run_study(study, tmp_path, recorder.work, {"evaluation.games": 12}, "agentprm ...")
+    names = [run.name for run in recorder.trained]
+    assert names == ["few", "few-ensemble", "many"]
+    configs = [read_config(run) for run in recorder.trained]
+    assert [c.rollouts.games for c in configs] == [5, 5, 20]
+    assert [c.prm.members for c in configs] == [1, 3, 1]
+    assert all(c.evaluation.games == 12 and c.dpo.keep_every == 4 for c in configs)
+    asked = [policies for _, policies in recorder.measured]
+    assert asked == [["policy/0", "online/1.10", "online/1.20", "policy/1"]] * 3
+
+    rows = [row for row in lines(directory) if row["variant"] == "few"]
+    assert [(row["step"], row["parted"]) for row in rows] == [
+        ("0", "0"), ("10", "1"), ("20", "0"), ("30", "0")
+    ]  # fmt: skip
+    said = (directory / "conditions.md").read_text()
+    assert "few: they part after step 10; by step 30 success fell from 100.0% to 0.0%, more" in said
+    before = len(recorder.trained), len(recorder.measured)
+    run_study(study, tmp_path, recorder.work, {"evaluation.games": 12}, "agentprm ...")
+    assert (len(recorder.trained), len(recorder.measured)) == before
+
+
+def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    recorder = Recorder()
+    run_study(STUDIES["scaling"], tmp_path, recorder.work, {}, "agentprm ...")
+    assert recorder.trained == []
+    ((run, policies),) = recorder.measured
+    assert policies == ["policy/0"] * 6 + ["policy/1"] * 6
+    measurements = STUDIES["scaling"].measurements(run, read_config(run))
+    assert [m.plan.best_of for m in measurements[1:6]] == [2, 4, 8, 16, 32]
+    assert not measurements[0].steered
+    assert {m.plan.sampling.temperature for m in measurements} == {1.0}
+
+
+def test_an_unfinished_run_and_a_wrong_setting_are_refused(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    with pytest.raises(StudyError, match=r"variant few: evaluation\.games"):
+        run_study(STUDIES["hacking"], tmp_path, Recorder().work, {"evaluation.games": 0}, "")
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(StudyError, match="not trained to its end"):
+        run_study(STUDIES["curves"], tmp_path, Recorder().work, {}, "")
+
+
+@pytest.mark.parametrize(
+    ("process", "success", "expected"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], [0.2, 0.5, 0.4, 0.3], 1),
+        ([0.1, 0.2, 0.3, 0.4], [0.2, 0.3, 0.4, 0.5], None),  # both rise
+        ([0.1, 0.4, 0.3, 0.2], [0.2, 0.5, 0.4, 0.3], None),  # both fall
+        ([0.1, 0.2, 0.3, 0.4], [0.2, 0.5, 0.4, 0.5], None),  # success comes back
+        ([0.1, 0.2, 0.3, 0.4], [0.5, 0.4, 0.3, 0.2], 0),
+        ([0.1], [0.2], None),
+    ],
+)
+def test_where_process_reward_and_success_part(
+    process: list[float], success: list[float], expected: int | None
+) -> None:
+    assert parting(process, success) == expected
