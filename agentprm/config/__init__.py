@@ -13,6 +13,7 @@ from agentprm.config._config import (
     read_config,
 )
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._monitor import MonitorSettings
 
 __all__ = [
     "Config",
@@ -20,6 +21,7 @@ __all__ = [
     "Demonstrations",
     "Evaluation",
     "FitSettings",
+    "MonitorSettings",
     "PRMSettings",
     "PolicyEngine",
     "Preferences",

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
+from agentprm.config._monitor import MonitorSettings
 from agentprm.protocol import Sampling, Split
 
 _PRESETS = Path(__file__).parents[1] / "presets"
@@ -143,11 +144,19 @@ class Config(Settings):
     sft: SFTSettings = SFTSettings()
     prm: PRMSettings = PRMSettings()
     dpo: DPOSettings = DPOSettings()
+    monitor: MonitorSettings | None = None
+    """Watch stage 3 for reward hacking, where it is given."""
 
     @model_validator(mode="after")
     def _sglang_has_servers(self) -> Config:
         if (self.policy_engine is PolicyEngine.SGLANG) != bool(self.sglang_urls):
             raise ValueError('policy_engine = "sglang" and sglang_urls belong together')
+        return self
+
+    @model_validator(mode="after")
+    def _the_monitor_has_held_out_games(self) -> Config:
+        if self.monitor is not None and self.prm.validation_fraction == 0:
+            raise ValueError("monitor: prm.validation_fraction = 0 holds out no games to look at")
         return self
 
     @model_validator(mode="after")

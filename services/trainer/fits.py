@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -24,6 +25,7 @@ from services.trainer.collect import Services
 from services.trainer.dpo import NoPreferencesError, fit_dpo
 from services.trainer.fitting import Save, ignore
 from services.trainer.inbox import Inbox
+from services.trainer.monitor import Watch, held_out_games, watch
 from services.trainer.online import PreferenceSource, sample_states
 from services.trainer.prm import fit_prm
 from services.trainer.progress import Progress
@@ -114,7 +116,7 @@ class Fits:
         Where Q_{i-1} tells no candidates apart, π_i is π_{i-1}.
         """
         i = job.iteration
-        online = None if self.services is None else self._online(self.services, i)
+        online = None if self.services is None else self._online(self.services, job)
         settings = self.config.dpo.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
         try:
             summary = fit_dpo(
@@ -134,14 +136,19 @@ class Fits:
                 ignored = shutil.ignore_patterns(STABLE)
                 shutil.copytree(job.base, job.out, dirs_exist_ok=True, ignore=ignored)
         if online:
-            counts = online.finish()
+            counts = online.finish(job.out, int(summary.get("steps", 0)))
             self._log(f"pi_{i}", len(online.states), counts)
             self.progress.end({**summary, **counts})
 
-    def _online(self, services: Services, i: int) -> _Online:
+    def _online(self, services: Services, job: FitJob) -> _Online:
+        i = job.iteration
         plan = self.config.preferences
         stage = f"pi_{i}-preferences"
+        attempt = uuid.uuid4().hex[:8]
         rollouts = self.records.episodes(f"pi_{i - 1}-rollouts")
+        unseen = held_out_games(self.registry, f"prm/{i - 1}") if self.config.monitor else set()
+        held_out = [episode for episode in rollouts if episode.game.id in unseen]
+        rollouts = [episode for episode in rollouts if episode.game.id not in unseen]
         states = sample_states(rollouts, plan.pairs, plan.per_game, derive(self.config.seed, stage))
         self.progress.start(f"pi_{i}", f"online DPO against Q_{i - 1} at {len(states)} states")
         source = PreferenceSource(
@@ -150,12 +157,32 @@ class Fits:
             plan,
             states,
             stage=stage,
-            attempt=uuid.uuid4().hex[:8],
+            attempt=attempt,
             policy_version=f"policy/{i - 1}",
             prm_version=f"prm/{i - 1}",
             seed=derive(self.config.seed, stage, "sampling"),
         )
-        return _Online(services, self.registry, i, states, source)
+        watched = None
+        if self.config.monitor is not None:
+            watched = watch(
+                services,
+                self.records,
+                self.config,
+                self.config.monitor,
+                self.prompt,
+                held_out,
+                job.base,
+                i=i,
+                attempt=attempt,
+                progress=self.progress,
+                log=partial(self._seen, f"pi_{i}"),
+            )
+        return _Online(services, self.registry, i, states, source, watched)
+
+    def _seen(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """What the monitor has read."""
+        self._log(stage, step, values)
+        self.progress.note(f"monitor at step {step}", values)
 
     def _reports(self, stage: str) -> Reports:
         """Where a fit reports to."""
@@ -180,8 +207,9 @@ class _Online:
     i: int
     states: Sequence[State]
     source: PreferenceSource
+    watch: Watch | None
 
-    def publish(self, save: Save, _step: int) -> None:
+    def publish(self, save: Save, step: int) -> None:
         """Write weights of the fit and put them into the policy service."""
         versions = self.registry.versions("online")
         last = max((number(v)[1] for v in versions if number(v)[0] == self.i), default=0)
@@ -189,12 +217,26 @@ class _Online:
         with self.registry.write(version) as out:
             save(out)
         self.services.policy.load(version)
-        for old in [v for v in versions if v != version][: -_KEPT_ONLINE + 1]:
+        best = self.watch.best if self.watch else None
+        for old in [v for v in versions if v not in (version, best)][: -_KEPT_ONLINE + 1]:
             self.registry.remove(old)
         self.source.updated(version)
+        if self.watch:
+            self.watch.look(version, step)
+            if self.watch.stopped:
+                self.source.stop()
 
-    def finish(self) -> dict[str, float]:
-        """Remove the weights that were handed out; what became of the preferences."""
+    def finish(self, out: Path, steps: int) -> dict[str, float]:
+        """The fit has ended after `steps`, with its weights in `out`; what became of all.
+
+        The monitor sees weights that were not published yet, and may put better ones into `out`.
+        The weights that were handed out are removed.
+        """
+        kept = {}
+        if self.watch:
+            if steps > self.watch.step and not self.watch.stopped:
+                self.publish(_copy_of(out), steps)
+            kept = self.watch.keep_best(self.registry, out)
         for version in self.registry.versions("online"):
             self.registry.remove(version)
         return {
@@ -202,4 +244,12 @@ class _Online:
             "stale": self.source.stale,
             "indifferent": self.source.indifferent,
             "waited_seconds": self.source.wait_seconds,
+            **kept,
         }
+
+
+def _copy_of(directory: Path) -> Save:
+    def save(target: Path) -> None:
+        shutil.copytree(directory, target, dirs_exist_ok=True)
+
+    return save
