@@ -125,11 +125,22 @@ class Registry:
         write_atomic(self.root / f"serving-{service}", version.encode())
 
     def adopt(self, source: Path, version: str) -> None:
-        """Copy an ordinary Hugging Face directory into the registry as `version`."""
+        """Copy an ordinary Hugging Face directory into the registry as `version`.
+
+        What trainers and hubs leave beside the weights stays behind: pickled arguments, optimizer
+        states and copies of the weights, and hidden files.
+
+        Raises:
+            CheckpointError: it is no such directory, its weights are pickled only, or `version`
+                exists already.
+        """
         if not (source / "config.json").is_file():
             raise CheckpointError(f"{source} holds no config.json: not a Hugging Face checkpoint")
+        pickled = any(file.suffix in _PICKLE for file in source.iterdir())
+        if pickled and not any(source.glob("*.safetensors")):
+            raise CheckpointError(f"{source}: its weights are a pickle; convert to safetensors")
         with self.write(version) as draft:
-            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=lambda *_: [STABLE])
+            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=_left_behind)
 
     def remove(self, version: str) -> None:
         """Forget `version`: its mark goes first, so that no reader takes half of it."""
@@ -151,6 +162,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     _sync(draft)
     draft.rename(path)
     _sync(path.parent)
+
+
+def _left_behind(_: str, names: list[str]) -> list[str]:
+    return [
+        name
+        for name in names
+        if name == STABLE or name.startswith(".") or Path(name).suffix in _PICKLE
+    ]
 
 
 def _seal(draft: Path) -> bytes:

@@ -23,9 +23,9 @@ from agentprm.protocol import (
     Candidate,
     Decoding,
     Sampling,
-    Scores,
     ScoreRequest,
     ScoreResponse,
+    Scores,
     State,
 )
 from agentprm.registry import Registry
@@ -56,7 +56,7 @@ def test_the_estimated_divergence_is_exact_on_average(n: int) -> None:
     outcomes = list(itertools.product(NOW, repeat=n))
     mean = sum(math.prod(NOW[a] for a in drawn) * estimate([drawn]) for drawn in outcomes)
     assert mean == pytest.approx(EXACT)
-    assert EXACT == pytest.approx(0.6349, abs=1e-4)  # the other way round it is 0.6755
+    assert pytest.approx(0.6349, abs=1e-4) == EXACT  # the other way round it is 0.6755
 
 
 def test_every_state_counts_alike_and_the_error_is_that_of_their_mean() -> None:
@@ -88,9 +88,7 @@ def test_of_a_free_text_the_reference_gives_the_probability_of_its_tokens(tmp_pa
         template.action_text(Action(reason="find mug", command=command))
         for command in STATE.admissible
     ]
-    candidates = [
-        Candidate(text=text, action=Action(), log_prob=0.0, tokens=99) for text in texts
-    ]
+    candidates = [Candidate(text=text, action=Action(), log_prob=0.0, tokens=99) for text in texts]
     values = Reference(path, template, Decoding.FREE).log_probs(STATE, candidates)
     assert values == pytest.approx(brute_force(path, STATE, "find mug", "chat")[1], abs=1e-4)
 
@@ -150,7 +148,7 @@ def test_a_reading_is_a_mean_over_samples() -> None:
 
 
 def test_a_reading_is_of_the_weights_that_were_asked_about() -> None:
-    with pytest.raises(RuntimeError, match="online/1.1, not online/1.2"):
+    with pytest.raises(RuntimeError, match=r"online/1\.1, not online/1\.2"):
         monitor().read("online/1.2")
     with pytest.raises(RuntimeError, match="prm/0, not prm/1"):
         monitor("prm/1").read("online/1.1")
