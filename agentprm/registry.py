@@ -136,9 +136,9 @@ class Registry:
         """
         if not (source / "config.json").is_file():
             raise CheckpointError(f"{source} holds no config.json: not a Hugging Face checkpoint")
-        pickled = any(file.suffix in _PICKLE for file in source.iterdir())
+        pickled = sorted(file for file in source.iterdir() if file.suffix in _PICKLE)
         if pickled and not any(source.glob("*.safetensors")):
-            raise CheckpointError(f"{source}: its weights are a pickle; convert to safetensors")
+            raise CheckpointError(f"{pickled[0]} is a pickle: convert the weights to safetensors")
         with self.write(version) as draft:
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=_left_behind)
 

@@ -22,6 +22,7 @@ from agentprm.protocol import (
     ActResult,
     Candidate,
     Decoding,
+    JobResult,
     Sampling,
     ScoreRequest,
     ScoreResponse,
@@ -34,8 +35,11 @@ from services.policy.engine.embedded import EmbeddedEngine
 from services.trainer.monitor.readings import Monitor, divergence, held_out_games
 from services.trainer.monitor.reference import Reference
 from services.trainer.monitor.trials import Trial, Trials, fell
+from services.trainer.monitor.watch import Watch, trial_games
+from services.trainer.records import Records
 from tests.models import tiny_causal_lm
 from tests.unit.test_policy_decoding import STATE, brute_force
+from tests.unit.trainer_episodes import episode
 
 NOW = {"a": 0.7, "b": 0.2, "c": 0.1}
 BEFORE = {"a": 0.2, "b": 0.3, "c": 0.5}
@@ -208,3 +212,68 @@ def test_the_update_ends_where_success_has_fallen_for_good() -> None:
     assert run(hacked, patience=1) == (3, 5)
     assert run([8, 11, 14, 12, 11, 12, 15], patience=2) == (6, -1)  # noise
     assert run([14, 9, 8, 7], patience=2) == (0, 2)  # π_{i-1} is kept
+
+
+class Readings:
+    """A monitor that reads nothing of interest."""
+
+    def read(self, _: str) -> dict[str, float]:
+        return {"kl": 1.0}
+
+
+class Played:
+    """An arena in which each version wins as many games as it is told to."""
+
+    def __init__(self, wins: dict[str, int]) -> None:
+        self.wins = wins
+
+    def play(self, version: str, _: int) -> tuple[bool, ...]:
+        return won(self.wins[version])
+
+
+def test_the_best_weights_become_the_policy(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "checkpoints")
+    wins = {"policy/0": 8, "online/1.1": 14, "online/1.2": 8, "online/1.3": 7}
+    lines: list[tuple[int, float]] = []
+    watch = Watch(Readings(), Played(wins), 2, lambda step, v: lines.append((step, v["success"])))  # type: ignore[arg-type]
+    stopped = []
+    for step, version in enumerate(wins):
+        with registry.write(version) as draft:
+            (draft / "model.safetensors").write_text(version)
+            (draft / METADATA).write_text(version)
+        watch.look(version, 10 * step)
+        stopped.append(watch.stopped)
+    assert lines == [(0, 0.4), (10, 0.7), (20, 0.4), (30, 0.35)]
+    assert stopped == [False, False, False, True]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors").write_text("the last")
+    (out / METADATA).write_text("facts of this fit")
+    assert watch.keep_best(registry, out) == {"kept_step": 10, "kept_success": 0.7}
+    assert (out / "model.safetensors").read_text() == "online/1.1"
+    assert (out / METADATA).read_text() == "facts of this fit"
+    assert not (out / "STABLE").exists()
+
+
+def test_without_games_the_fit_keeps_its_last_weights(tmp_path: Path) -> None:
+    watch = Watch(Readings(), None, 2, lambda *_: None)  # type: ignore[arg-type]
+    watch.look("policy/0", 0)
+    assert (watch.best, watch.stopped) == (None, False)
+    assert watch.keep_best(Registry(tmp_path), tmp_path / "out") == {}
+
+
+def test_trial_games_are_of_no_rollout_and_if_possible_of_no_demonstration(tmp_path: Path) -> None:
+    order = [episode([], [], letter).game for letter in "abcdefg"]
+    records = Records(tmp_path)
+    for stage, letters in (
+        ("demonstrations", "dg"),
+        ("pi_0-rollouts", "ab"),
+        ("pi_1-rollouts", "c"),
+    ):
+        played = [episode(["look"], [0], letter) for letter in letters]
+        records.append(JobResult(job_id=f"{stage}-0", worker="t", seconds=0, episodes=played))
+    fake = type("C", (), {"records": records, "games": lambda *_, **__: order})()
+    assert [game.id[6] for game in trial_games(fake, 1, 5)] == list("fecgd")
+    assert [game.id[6] for game in trial_games(fake, 2, 2)] == list("fe")
+    with pytest.raises(ValueError, match="there are 4 train games without a rollout"):
+        trial_games(fake, 2, 5)
