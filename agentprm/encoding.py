@@ -13,12 +13,19 @@ from typing import Any, Protocol
 
 from agentprm.protocol import Message
 
+_TODAY = {"%-d": "26", "%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024"}
+"""What a chat template is told today is, by the codes of `strftime`. Templates such as Llama 3.2's
+write the date into the system message; with the real one a checkpoint would read other tokens every
+day than those it was trained on. This is the date that Llama's own template falls back to.
+"""
+
 
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is needed here."""
 
     eos_token: str | None
     pad_token: str | None
+    chat_template: Any
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages as text."""
@@ -37,6 +44,36 @@ class Encoded:
 
     ids: list[int]
     spans: list[tuple[int, int]]
+
+
+def render(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, generation_prompt: bool = False
+) -> str:
+    """The conversation as text, the same on every day (see `_TODAY`).
+
+    With `generation_prompt` it ends where the assistant's next message begins.
+    """
+    text: str = tokenizer.apply_chat_template(
+        list(messages),
+        tokenize=False,
+        add_generation_prompt=generation_prompt,
+        chat_template=_undated(tokenizer.chat_template),
+    )
+    return text
+
+
+def _undated(template: Any) -> str | None:
+    """The template, with a function of its own in place of the one that knows the date.
+
+    None, which leaves the choice to the tokenizer, where it has none or several.
+    """
+    if not isinstance(template, str):
+        return None
+    if "strftime_now" not in template:
+        return template
+    date = "format" + "".join(f" | replace('{code}', '{text}')" for code, text in _TODAY.items())
+    macro = "{% macro strftime_now(format) %}{{ " + date + " }}{% endmacro %}{{ '' }}"
+    return macro + template
 
 
 def encode(
@@ -65,23 +102,17 @@ def encode(
             ids.extend(tokenizer.encode(rendered[len(done) :], add_special_tokens=False))
         done = rendered
 
-    def render(count: int, *, prompt: bool = False) -> str:
-        text: str = tokenizer.apply_chat_template(
-            raw[:count], tokenize=False, add_generation_prompt=prompt
-        )
-        return text
-
     for k, message in enumerate(messages):
         if message.role == "assistant":
-            extend(render(k, prompt=True))
+            extend(render(tokenizer, raw[:k], generation_prompt=True))
             start = len(ids)
-            extend(render(k + 1))
+            extend(render(tokenizer, raw[: k + 1]))
             spans.append((start, len(ids)))
         elif k + 1 < len(messages) and messages[k + 1].role != "assistant":
-            extend(render(k + 1))
+            extend(render(tokenizer, raw[: k + 1]))
     # The last message and the header of the answer are one segment, as they will be once the
     # answer is part of the conversation: else the ids would not be a prefix of the later ones.
-    extend(render(len(messages), prompt=generation_prompt))
+    extend(render(tokenizer, raw, generation_prompt=generation_prompt))
     return Encoded(ids=ids, spans=spans)
 
 
@@ -99,20 +130,17 @@ def encode_answers(
     """
     prompt = encode(tokenizer, messages, generation_prompt=True).ids
     raw = [message.model_dump() for message in messages]
-    before = tokenizer.apply_chat_template(raw, tokenize=False, add_generation_prompt=True)
+    before = render(tokenizer, raw, generation_prompt=True)
 
     def behind(question: Sequence[dict[str, str]], prompt: str, answer: str) -> str:
-        whole = [*question, {"role": "assistant", "content": answer}]
-        text: str = tokenizer.apply_chat_template(
-            whole, tokenize=False, add_generation_prompt=False
-        )
+        text = render(tokenizer, [*question, {"role": "assistant", "content": answer}])
         if not text.startswith(prompt):
             raise ValueError("the tokenizer's chat template rewrites the prompt of an answer")
         return text[len(prompt) :]
 
     first = behind(raw, before, answers[0])
     short = [{"role": "user", "content": "?"}]
-    header = tokenizer.apply_chat_template(short, tokenize=False, add_generation_prompt=True)
+    header = render(tokenizer, short, generation_prompt=True)
     if behind(short, header, answers[0]) == first:
         raw, before = short, header
     texts = [first, *(behind(raw, before, answer) for answer in answers[1:])]
@@ -126,10 +154,7 @@ def closed(tokenizer: Tokenizer, text: str) -> str:
     cut off, with nothing, and may be padded; what is scored is the end of an answer.
     """
     question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}
-    rendered = tokenizer.apply_chat_template(
-        [question, answer], tokenize=False, add_generation_prompt=False
-    )
-    end = rendered.rpartition("ANSWER")[2]
+    end = render(tokenizer, [question, answer]).rpartition("ANSWER")[2]
     pad = tokenizer.pad_token or ""
     marks = [mark for mark in (end.strip(), tokenizer.eos_token, pad) if mark]
     start, stop = 0, len(text)

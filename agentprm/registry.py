@@ -138,11 +138,22 @@ class Registry:
         write_atomic(self.root / f"serving-{service}", version.encode())
 
     def adopt(self, source: Path, version: str) -> None:
-        """Copy an ordinary Hugging Face directory into the registry as `version`."""
+        """Copy an ordinary Hugging Face directory into the registry as `version`.
+
+        What trainers and hubs leave beside the weights stays behind: pickled arguments, optimizer
+        states and copies of the weights, and hidden files.
+
+        Raises:
+            CheckpointError: it is no such directory, its weights are pickled only, or `version`
+                exists already.
+        """
         if not (source / "config.json").is_file():
             raise CheckpointError(f"{source} holds no config.json: not a Hugging Face checkpoint")
+        pickled = sorted(file for file in source.iterdir() if file.suffix in _PICKLE)
+        if pickled and not any(source.glob("*.safetensors")):
+            raise CheckpointError(f"{pickled[0]} is a pickle: convert the weights to safetensors")
         with self.write(version) as draft:
-            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=lambda *_: [STABLE])
+            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=_left_behind)
 
     def share(self, version: str, other: Registry) -> None:
         """Take over `version` of another registry: hard links, or copies between file systems."""
@@ -178,6 +189,14 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # on another file system, or one without links
         shutil.copy2(source, target)
+
+
+def _left_behind(_: str, names: list[str]) -> list[str]:
+    return [
+        name
+        for name in names
+        if name == STABLE or name.startswith(".") or Path(name).suffix in _PICKLE
+    ]
 
 
 def _seal(draft: Path) -> bytes:

@@ -16,6 +16,7 @@ from agentprm.config._config import (
 )
 from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._monitor import MonitorSettings
 from agentprm.config._overrides import parse_overrides
 from agentprm.config._shaping import EXPERT, FIRST, Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
@@ -31,6 +32,7 @@ __all__ = [
     "Exploration",
     "FitSettings",
     "GRPOSettings",
+    "MonitorSettings",
     "PRMSettings",
     "PolicyEngine",
     "PolicyUpdate",

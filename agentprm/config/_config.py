@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
+from agentprm.config._monitor import MonitorSettings
 from agentprm.config._overrides import merged
 from agentprm.config._shaping import Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
@@ -166,11 +167,19 @@ class Config(Settings):
     """How the policy is improved."""
     grpo: GRPOSettings = GRPOSettings()
     rejection: RejectionSettings = RejectionSettings()
+    monitor: MonitorSettings | None = None
+    """Watch stage 3 for reward hacking, where it is given."""
 
     @model_validator(mode="after")
     def _sglang_has_servers(self) -> Config:
         if (self.policy_engine is PolicyEngine.SGLANG) != bool(self.sglang_urls):
             raise ValueError('policy_engine = "sglang" and sglang_urls belong together')
+        return self
+
+    @model_validator(mode="after")
+    def _the_monitor_has_held_out_games(self) -> Config:
+        if self.monitor is not None and self.prm.validation_fraction == 0:
+            raise ValueError("monitor: prm.validation_fraction = 0 holds out no games to look at")
         return self
 
     @model_validator(mode="after")

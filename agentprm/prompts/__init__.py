@@ -4,7 +4,9 @@ Two formats. `chat`: the episode is an append-only conversation, so a prefix cac
 earlier turn and one forward pass scores every turn. `state`: one prompt per state, with the history
 and the candidate actions inside. Both are Jinja2 files with the variables `mode`, `task`,
 `observation_action_history`, `observation`, `candidate_actions`, `reason` and `action`; a path to
-another file of that kind may be given in place of a name.
+another file of that kind may be given in place of a name. An entry of the history is a dictionary
+with `observation` and `action`, in this order and nothing else, for templates may print it as it
+is. White space around what a template gives is dropped: chat templates differ in whether they do.
 
 A hint is text for the policy alone: it ends the user's first message, as a paragraph of its own,
 whatever the template. So the hash of the template names how a state is rendered in training, where
@@ -27,7 +29,7 @@ from agentprm.protocol import MAX_COMMAND, MAX_TEXT, Action, Message, State, Ste
 
 _HERE = Path(__file__).parent
 _REASON_ACTION = re.compile(
-    r"\A\s*REASON:[ \t]*(?P<reason>.*?)\s*^ACTION:[ \t]*(?P<command>[^\n]*)", re.S | re.M
+    r"\A\s*REASON:\s*(?P<reason>.*?)\s*^ACTION:\s*(?P<command>[^\n]*)", re.S | re.M
 )
 
 
@@ -55,12 +57,7 @@ class Prompt:
         """The conversation up to the point where the agent answers in `state`."""
         if not self.append_only:
             history = [
-                {
-                    "observation": s.observation,
-                    "action": s.action.command,
-                    "reason": s.action.reason,
-                }
-                for s in state.history
+                {"observation": s.observation, "action": s.action.command} for s in state.history
             ]
             content = self._render(
                 "input",
@@ -112,7 +109,7 @@ class Prompt:
             "reason": "",
             "action": "",
         }
-        return self._template.render({**defaults, **variables, "mode": mode})
+        return self._template.render({**defaults, **variables, "mode": mode}).strip()
 
 
 def _hinted(content: str, hint: str) -> str:
@@ -140,6 +137,8 @@ def load_prompt(name_or_path: str = "chat") -> Prompt:
 
 def parse_action(text: str) -> tuple[Action, bool]:
     """REASON and ACTION of the policy's text, and whether it was well formed.
+
+    Each follows its mark on the same line or on the next.
 
     Of a text without both lines the whole becomes the reason and the command stays empty: the
     environment answers `Nothing happens.`, the turn is spent, and the conversation stays readable.

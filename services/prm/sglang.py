@@ -23,6 +23,7 @@ from agentprm.prompts import Prompt
 from agentprm.registry import CheckpointError
 from agentprm.replicas import Replicas
 from agentprm.sglang import SGLangClient, SGLangError
+from agentprm.vocabulary import within
 from services.prm.ensemble import Ensemble
 from services.prm.packing import Row
 from services.prm.scorer import CANARY, CANARY_TOLERANCE, BaseScorer, sigmoid
@@ -59,10 +60,7 @@ class SGLangScorer(BaseScorer):
             raise CheckpointError(
                 f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
             )
-        if len(tokenizer) > text.vocab_size:
-            raise CheckpointError(
-                f"{path}: the tokenizer knows {len(tokenizer)} tokens, the model {text.vocab_size}"
-            )
+        tokenizer = within(path, tokenizer, text.vocab_size)
         length = getattr(text, "max_position_embeddings", None)
         super().__init__(prompt, tokenizer, length and length - RESERVED, packs=False)
         self.path = path

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +33,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from agentprm.config import FitSettings
 from agentprm.facts import METADATA
+from agentprm.vocabulary import within
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import MakeCanary
 
@@ -45,6 +47,8 @@ Save = Callable[[Path], None]
 
 _PATIENCE = datetime.timedelta(hours=1)
 """How long a process waits for another one, which may be waiting for preferences to come."""
+
+_LLAMA_PADDING = "<|finetune_right_pad_id|>"
 
 
 def ignore(*_: object) -> None:
@@ -92,10 +96,18 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, padding with its end token where it has no other."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    """The tokenizer of a checkpoint; where it names no token for padding it gets one.
+
+    Llama 3 reserves one. Its end token would not do for a PRM: transformers reads Q at the last
+    token that is no padding, which then would not be the end of the answer.
+    """
+    text = AutoConfig.from_pretrained(directory).get_text_config()
+    tokenizer: PreTrainedTokenizerBase = within(
+        directory, AutoTokenizer.from_pretrained(directory), text.vocab_size
+    )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        reserved = _LLAMA_PADDING in tokenizer.get_vocab()
+        tokenizer.pad_token = _LLAMA_PADDING if reserved else tokenizer.eos_token
     return tokenizer
 
 

@@ -115,6 +115,7 @@ class OnlineSource(ABC, Generic[S]):
         )
         self._waiting.reverse()
         self._out: set[str] = set()
+        self._stopped = False
         self.stale = 0
         """Samples dropped because the policy had moved on too far."""
         self.indifferent = 0
@@ -127,19 +128,23 @@ class OnlineSource(ABC, Generic[S]):
         """From now on the policy service samples from `version`."""
         self._updates[version] = len(self._updates)
 
+    def stop(self) -> None:
+        """Give no more samples, so that the fit ends."""
+        self._stopped = True
+
     @abstractmethod
     def samples(self, result: JobResult) -> list[S]:
         """Those of a job."""
 
     def __iter__(self) -> Iterator[S]:
-        """Samples until every state was asked about.
+        """Samples until every state was asked about, or until `stop`.
 
         Raises:
             JobsFailed: a job failed again and again, or no worker answers.
         """
         self._queue.purge_preferences(keep_attempt=self._attempt)
         self._inbox.expect()
-        while self._waiting or self._out:
+        while not self._stopped and (self._waiting or self._out):
             while self._waiting and len(self._out) < self._plan.ahead:
                 job = self._waiting.pop()
                 self._queue.publish(job)
@@ -156,6 +161,8 @@ class OnlineSource(ABC, Generic[S]):
         self._out.discard(result.job_id)
         self.indifferent += result.dropped
         for sample in self.samples(result):
+            if self._stopped:
+                return
             update = self._updates.get(sample.policy_version)
             if update is None or len(self._updates) - 1 - update > self._plan.max_age:
                 self.stale += 1

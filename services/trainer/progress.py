@@ -55,6 +55,10 @@ class Progress:
         left = f", {_clock((total - done) / speed)} left" if speed > 0 else ""
         self._line(f"{done}/{total}{left}{_numbers(values or {})}")
 
+    def note(self, what: str, values: Mapping[str, float]) -> None:
+        """Something was measured on the way."""
+        self._line(f"{escape(what)}{_numbers(values)}")
+
     def end(self, values: Mapping[str, float] | None = None) -> None:
         """The stage is done."""
         seconds = time.monotonic() - self._started

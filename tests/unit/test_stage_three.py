@@ -34,7 +34,7 @@ def _online(registry: Registry, i: int, keep_every: int) -> _Online:
         **{"used": 0, "stale": 0, "indifferent": 0, "wait_seconds": 0.0},
     )
     services = cast("Services", SimpleNamespace(policy=anything))
-    return _Online(services, registry, i, [], anything, keep_every)
+    return _Online(services, registry, i, [], anything, keep_every, None)
 
 
 def _publish(online: _Online, *steps: int) -> None:
@@ -48,7 +48,7 @@ def test_weights_along_stage_3_stay_where_they_are_asked_for(tmp_path: Path) -> 
     _publish(online, 10, 20, 30, 40, 50)
     names = ["online/1.20", "online/1.30", "online/1.40", "online/1.50"]
     assert registry.versions("online") == names
-    online.finish()
+    online.finish(tmp_path, 50)
     assert registry.versions("online") == ["online/1.20", "online/1.40"]
 
     _publish(_online(registry, 2, keep_every=0), 10, 20, 30)  # and is killed
@@ -56,7 +56,7 @@ def test_weights_along_stage_3_stay_where_they_are_asked_for(tmp_path: Path) -> 
     assert registry.versions("online") == [*kept, "online/2.20", "online/2.30"]
     again = _online(registry, 2, keep_every=0)
     assert registry.versions("online") == kept
-    again.finish()
+    again.finish(tmp_path, 0)
 
 
 def test_several_prms_are_fitted_from_different_seeds_and_serve_as_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from jinja2 import TemplateError
 
-from agentprm.encoding import encode
+from agentprm.encoding import encode, render
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
 from services.policy.engine.prefix_cache import common_length
@@ -111,10 +111,7 @@ class Codec:
 
     def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
         raw = [{"role": m.role, "content": m.content} for m in messages]
-        text: str = self._tokenizer.apply_chat_template(
-            raw, tokenize=False, add_generation_prompt=prompt
-        )
-        return text
+        return render(self._tokenizer, raw, generation_prompt=prompt)
 
     def _frame(self) -> tuple[str, str]:
         """What the template puts between the header and an answer, and behind an answer."""

@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.protocol import Message
-from agentprm.registry import CheckpointError
+from agentprm.vocabulary import within
 from agentprm.weights import copy_from_file, require_all
 from services.policy.engine import (
     PROMPT_TOKENS,
@@ -114,9 +114,7 @@ class EmbeddedEngine(Engine):
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        known, size = len(tokenizer), model.get_input_embeddings().num_embeddings
-        if known > size:
-            raise CheckpointError(f"{path}: the tokenizer knows {known} tokens, the model {size}")
+        tokenizer = within(path, tokenizer, model.get_input_embeddings().num_embeddings)
         return cls(model, tokenizer, cache_tokens=cache_tokens)
 
     @torch.inference_mode()

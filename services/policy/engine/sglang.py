@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from agentprm.engines import require_started_with, tag_of
 from agentprm.protocol import Message
-from agentprm.registry import CheckpointError
 from agentprm.replicas import Replicas
 from agentprm.service import ProblemError
 from agentprm.sglang import Generate, Generated, SGLangClient
+from agentprm.vocabulary import within
 from services.policy.engine import (
     PROMPT_TOKENS,
     Draw,
@@ -72,10 +72,8 @@ class SGLangEngine(Engine):
         options = {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(path, **options).get_text_config()
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        if len(tokenizer) > config.vocab_size:  # such a token ends the server's process
-            raise CheckpointError(
-                f"{path}: its tokenizer has {len(tokenizer)} tokens, its model {config.vocab_size}"
-            )
+        # A token that the model does not know ends the server's process.
+        tokenizer = within(path, tokenizer, config.vocab_size)
         if (path / "generation_config.json").is_file():
             generation = GenerationConfig.from_pretrained(path, local_files_only=True)
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ from services.trainer.dpo import fit_dpo
 from services.trainer.fitting import Metrics, Save, ignore
 from services.trainer.grpo import fit_grpo
 from services.trainer.inbox import Inbox
+from services.trainer.monitor import Watch, held_out_games, watch
 from services.trainer.online import GroupSource, OnlineSource, PreferenceSource, sample_states
 from services.trainer.seeds import derive
 from services.trainer.streaming import NoSamplesError, Publish
@@ -48,7 +51,7 @@ class OnlineUpdate(Update):
 
     def fit(self, i: int, base: Path, out: Path) -> None:
         """π_i by Q_{i-1}, staying close to π_{i-1} (eq. 3)."""
-        online = None if self.at.services is None else self._online(self.at.services, i)
+        online = None if self.at.services is None else self._online(self.at.services, i, base)
         try:
             if online is None:
                 summary = self.learn(i, base, (), out, ignore)
@@ -58,15 +61,19 @@ class OnlineUpdate(Update):
             summary = {}
             self.keep(i, base, out, str(error))
         if online:
-            counts = {self.samples: float(online.source.used), **online.finish()}
+            counts = online.finish(out, int(summary.get("steps", 0)))
+            counts = {self.samples: float(online.source.used), **counts}
             self.at.log(f"pi_{i}", len(online.states), counts)
             self.at.progress.end({**summary, **counts})
 
-    def _online(self, services: Services, i: int) -> _Online:
+    def _online(self, services: Services, i: int, base: Path) -> _Online:
         config, plan = self.at.config, self.at.config.preferences
         stage = f"pi_{i}-{self.samples}"
+        attempt = uuid.uuid4().hex[:8]
         rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
-        states = sample_states(rollouts, plan.pairs, plan.per_game, derive(config.seed, stage))
+        unseen = held_out_games(self.at.registry, f"prm/{i - 1}") if config.monitor else set()
+        seen = [episode for episode in rollouts if episode.game.id not in unseen]
+        states = sample_states(seen, plan.pairs, plan.per_game, derive(config.seed, stage))
         what = f"{self.title} against Q_{i - 1} at {len(states)} states"
         self.at.progress.start(f"pi_{i}", what)
         source = self.source(
@@ -75,12 +82,33 @@ class OnlineUpdate(Update):
             plan,
             states,
             stage=stage,
-            attempt=uuid.uuid4().hex[:8],
+            attempt=attempt,
             policy_version=f"policy/{i - 1}",
             prm_version=f"prm/{i - 1}",
             seed=derive(config.seed, stage, "sampling"),
         )
-        return _Online(services, self.at.registry, i, states, source, config.dpo.keep_every)
+        watched = None
+        if config.monitor is not None:
+            watched = watch(
+                services,
+                self.at.records,
+                config,
+                config.monitor,
+                self.at.prompt,
+                [episode for episode in rollouts if episode.game.id in unseen],
+                base,
+                i=i,
+                attempt=attempt,
+                progress=self.at.progress,
+                log=partial(self._seen, f"pi_{i}"),
+            )
+        every = config.dpo.keep_every
+        return _Online(services, self.at.registry, i, states, source, every, watched)
+
+    def _seen(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """What the monitor has read."""
+        self.at.log(stage, step, values)
+        self.at.progress.note(f"monitor at step {step}", values)
 
 
 class OnlineDPO(OnlineUpdate):
@@ -127,6 +155,7 @@ class _Online:
     states: Sequence[State]
     source: OnlineSource[Any]
     keep_every: int
+    watch: Watch | None
 
     def __post_init__(self) -> None:
         for version in self._versions():  # of an attempt at this fit that was killed
@@ -138,20 +167,33 @@ class _Online:
         with self.registry.write(version) as out:
             save(out)
         self.services.policy.load(version)
-        for old in self._passing()[:-_KEPT_ONLINE]:
+        best = self.watch.best if self.watch else None
+        for old in [v for v in self._passing() if v != best][:-_KEPT_ONLINE]:
             self.registry.remove(old)
         self.source.updated(version)
+        if self.watch:
+            self.watch.look(version, step)
+            if self.watch.stopped:
+                self.source.stop()
 
-    def finish(self) -> dict[str, float]:
-        """Remove the weights that were handed out and are not to stay; what became of the
-        samples.
+    def finish(self, out: Path, steps: int) -> dict[str, float]:
+        """The fit has ended after `steps`, with its weights in `out`; what became of all.
+
+        The monitor sees weights that were not published yet, and may put better ones into `out`.
+        The weights that were handed out and are not to stay are removed.
         """
+        kept = {}
+        if self.watch:
+            if steps > self.watch.step and not self.watch.stopped:
+                self.publish(partial(_copy, out), steps)
+            kept = self.watch.keep_best(self.registry, out)
         for version in self._passing():
             self.registry.remove(version)
         return {
             "stale": self.source.stale,
             "indifferent": self.source.indifferent,
             "waited_seconds": self.source.wait_seconds,
+            **kept,
         }
 
     def _versions(self) -> list[str]:
@@ -161,3 +203,7 @@ class _Online:
         """Those of `_versions` that are not to stay."""
         every = self.keep_every
         return [v for v in self._versions() if not every or number(v)[1] % every]
+
+
+def _copy(directory: Path, target: Path) -> None:
+    shutil.copytree(directory, target, dirs_exist_ok=True)

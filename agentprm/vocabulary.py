@@ -1,0 +1,39 @@
+"""A checkpoint's tokenizer, held to what its model knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from agentprm.registry import CheckpointError
+
+
+def within(path: Path, tokenizer: Any, size: int) -> Any:
+    """The tokenizer, if it has no id that a model of `size` embeddings lacks.
+
+    Trainers add a padding token and leave the embeddings as they are, since padding is never read
+    (open-instruct does, and so the paper's scripts). Such a token is taken out again: the same
+    letters in a text would be an id that the model cannot look up.
+
+    Raises:
+        CheckpointError: other tokens are missing from the model.
+    """
+    if len(tokenizer) <= size:
+        return tokenizer
+    surplus = {token for token, k in tokenizer.get_vocab().items() if k >= size}
+    if surplus != {tokenizer.pad_token}:
+        raise CheckpointError(
+            f"{path}: the tokenizer knows {len(tokenizer)} tokens, the model {size}"
+        )
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["added_tokens"] = [t for t in backend["added_tokens"] if t["id"] < size]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        chat_template=tokenizer.chat_template,
+    )

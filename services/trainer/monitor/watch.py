@@ -1,0 +1,170 @@
+"""The monitor of one policy update: when it looks, what it tells, and which weights it keeps."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from agentprm.config import Config, MonitorSettings
+from agentprm.facts import METADATA
+from agentprm.prompts import Prompt
+from agentprm.protocol import Episode, Game, Sampling, Split
+from agentprm.registry import STABLE, Registry
+from services.trainer.collect import Collector, Services
+from services.trainer.monitor.readings import Monitor
+from services.trainer.monitor.reference import Reference
+from services.trainer.monitor.trials import Trial, Trials
+from services.trainer.online import sample_states
+from services.trainer.progress import Progress
+from services.trainer.records import Records
+from services.trainer.seeds import derive
+
+_ALL = 10**9
+
+Log = Callable[[int, Mapping[str, float]], None]
+"""Takes the optimizer step, and what was read."""
+
+
+class Arena:
+    """Games that the published weights play, always the same from the same seeds."""
+
+    def __init__(
+        self, collector: Collector, games: Sequence[Game], sampling: Sampling, stage: str, seed: int
+    ) -> None:
+        self._collector = collector
+        self._games = games
+        self._sampling = sampling
+        self._stage = stage
+        self._seed = seed
+
+    def play(self, version: str, step: int) -> tuple[bool, ...]:
+        """Which of the games the policy `version` wins."""
+        stage = f"{self._stage}-{step}"
+        jobs = self._collector.jobs(
+            stage, self._games, policy=version, sampling=self._sampling, seed=self._seed
+        )
+        what = f"{version} plays {len(self._games)} train games of no rollout"
+        self._collector.collect(stage, jobs, what)
+        return tuple(episode.won for episode in self._collector.records.episodes(stage))
+
+
+class Watch:
+    """Reads every published set of weights of one policy update, and lets it play."""
+
+    def __init__(self, monitor: Monitor, arena: Arena | None, patience: int, log: Log) -> None:
+        self._monitor = monitor
+        self._arena = arena
+        self._patience = patience
+        self._log = log
+        self._trials: Trials | None = None
+        self.step = 0
+        """The optimizer step of the weights that were looked at last."""
+
+    @property
+    def best(self) -> str | None:
+        """The version that won the most games so far, if any are played."""
+        return self._trials.best.version if self._trials else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether success has fallen: the update is to end."""
+        return self._trials is not None and self._trials.stopped
+
+    def look(self, version: str, step: int) -> None:
+        """Look at the weights of the optimizer step `step`, which serve as `version`.
+
+        The first time those are π_{i-1}, at step 0.
+        """
+        self.step = step
+        values = self._monitor.read(version)
+        if self._arena is not None:
+            trial = Trial(version, step, self._arena.play(version, step))
+            values["success"] = trial.success
+            if self._trials is None:
+                self._trials = Trials(trial, self._patience)
+            else:
+                self._trials.add(trial)
+        self._log(step, values)
+
+    def keep_best(self, registry: Registry, out: Path) -> dict[str, float]:
+        """Put the best weights in place of those in `out`; which they are. Else leave `out` be."""
+        if self._trials is None:
+            return {}
+        best = self._trials.best
+        ignored = shutil.ignore_patterns(STABLE, METADATA)
+        shutil.copytree(registry.open(best.version), out, dirs_exist_ok=True, ignore=ignored)
+        return {"kept_step": float(best.step), "kept_success": best.success}
+
+
+def watch(
+    services: Services,
+    records: Records,
+    config: Config,
+    plan: MonitorSettings,
+    prompt: Prompt,
+    held_out: Sequence[Episode],
+    base: Path,
+    *,
+    i: int,
+    attempt: str,
+    progress: Progress,
+    log: Log,
+) -> Watch:
+    """The watch over the update of π_{i-1}, in `base`, to π_i, with a first look at π_{i-1}.
+
+    `held_out` are rollouts of π_{i-1} in games that Q_{i-1} was not fitted on. `attempt` names
+    this fit: a restarted one plays its games anew.
+    """
+    name = f"pi_{i}-monitor"
+    seed = derive(config.seed, name)
+    each = -(-plan.states // len({episode.game.id for episode in held_out}))
+    monitor = Monitor(
+        services,
+        Reference(base, prompt, config.preferences.sampling.decoding),
+        sample_states(held_out, plan.states, each, seed),
+        plan,
+        config.preferences.sampling,
+        prm_version=f"prm/{i - 1}",
+        seed=seed,
+    )
+    arena = None
+    if plan.games:
+        collector = Collector(
+            services,
+            records,
+            Progress(progress.console),
+            seed=config.seed,
+            batch=config.batch,
+            max_steps=config.max_steps,
+        )
+        games = trial_games(collector, i, plan.games)
+        arena = Arena(collector, games, config.evaluation.sampling, f"{name}-{attempt}", seed)
+    result = Watch(monitor, arena, plan.patience, log)
+    result.look(f"policy/{i - 1}", 0)
+    return result
+
+
+def trial_games(collector: Collector, i: int, count: int) -> list[Game]:
+    """Train games of no rollout of π_0..π_{i-1}: neither Q_{i-1} nor D has seen them.
+
+    Those of no demonstration come first, and of them the last in the order in which rollouts take
+    games: later iterations reach them last.
+
+    Raises:
+        ValueError: the split has not so many.
+    """
+    order = collector.games(Split.TRAIN, _ALL, "rollouts", repeat=False)
+    stages = [f"pi_{k}-rollouts" for k in range(i)]
+    rolled_out = {game for stage in stages for game in _games(collector.records, stage)}
+    imitated = _games(collector.records, "demonstrations")
+    free = [game for game in reversed(order) if game.id not in rolled_out]
+    if len(free) < count:
+        raise ValueError(
+            f"monitor.games is {count}, and there are {len(free)} train games without a rollout"
+        )
+    return sorted(free, key=lambda game: game.id in imitated)[:count]
+
+
+def _games(records: Records, stage: str) -> set[str]:
+    return {episode.game.id for episode in records.episodes(stage)}
