@@ -178,7 +178,7 @@ def first_step(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     plain: Callable[..., Any] = inverse.InversePRMTrainer.training_step
 
     def step(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = plain(self, model, *args, **kwargs)
+        loss: torch.Tensor = plain(self, model, *args, **kwargs)
         seen["loss"] += loss.item()
         seen["gradients"] = {
             name: value.grad.clone()
