@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import services.trainer.inverse as inverse
-from agentprm.config import PRMSettings
+from agentprm.config import Algorithm, Config, PRMSettings, load_config
 from agentprm.encoding import encode
 from agentprm.facts import read_facts
 from agentprm.prompts import load_prompt
@@ -324,3 +324,12 @@ def test_a_step_holds_as_many_batches_of_either_set() -> None:
     assert [max(batch) < 4 for batch in batches] == [True, False] * 3
     assert all(sorted(batch) == [0, 1, 2, 3] for batch in batches[::2])
     assert len({i for batch in batches[1::2] for i in batch}) > 2  # drawn anew in every epoch
+
+
+def test_the_algorithm_of_a_preset_and_another_one() -> None:
+    assert load_config("smoke").algorithm is Algorithm.AGENT_PRM
+    config = load_config("smoke", algorithm=Algorithm.INVERSE_PRM)
+    assert config.algorithm is Algorithm.INVERSE_PRM
+    vine = {"rollouts": config.rollouts.model_dump() | {"vine": {"actions": 1}}}
+    with pytest.raises(ValueError, match="which inverse-prm does not read"):
+        Config.model_validate(config.model_dump() | vine)
