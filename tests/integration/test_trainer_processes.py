@@ -58,7 +58,9 @@ CONFIG = Config.model_validate(
         "grpo": COMMON | {"max_steps": 6, "batch_groups": 4, "accumulation": 2, "publish_every": 3},
     }
 )
-RELATIVE = CONFIG.prm.model_copy(update={"objective": "relative"})
+RELATIVE = CONFIG.prm.model_copy(
+    update={"objective": "relative", "epochs": 8, "batch_tokens": 160, "learning_rate": 1e-2}
+)
 EPISODES = [
     episode(["look", "go to fridge 1", "inventory"][: 1 + k % 3] * (1 + k % 2), rewards, game, k)
     for k, game in enumerate("abcdefgh")
