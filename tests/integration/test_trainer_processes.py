@@ -55,10 +55,13 @@ CONFIG = Config.model_validate(
         "dpo": COMMON
         | {"max_steps": 6, "batch_pairs": 4, "accumulation": 2, "publish_every": 3}
         | {"chosen_weight": 1.0},
-        "grpo": COMMON | {"max_steps": 6, "batch_groups": 4, "accumulation": 2, "publish_every": 3},
+        "grpo": COMMON
+        | {"max_steps": 6, "batch_groups": 4, "accumulation": 2, "publish_every": 99},
     }
 )
-RELATIVE = CONFIG.prm.model_copy(update={"objective": "relative"})
+RELATIVE = CONFIG.prm.model_copy(
+    update={"objective": "relative", "epochs": 8, "batch_tokens": 160, "learning_rate": 1e-2}
+)
 EPISODES = [
     episode(["look", "go to fridge 1", "inventory"][: 1 + k % 3] * (1 + k % 2), rewards, game, k)
     for k, game in enumerate("abcdefgh")
@@ -244,23 +247,30 @@ def test_sharded_weights_are_fitted_alike(run: Run, kind: Kind) -> None:
     require_same(run, one.out, two.out, curve)
 
 
-@pytest.mark.parametrize("update", [PolicyUpdate.ONLINE_DPO, PolicyUpdate.GRPO])
-def test_two_processes_update_as_one_does_and_their_weights_are_served(
-    run: Run, update: PolicyUpdate
-) -> None:
-    config = CONFIG.model_copy(update={"update": update})
-    (run.settings.run / "config.json").write_text(config.model_dump_json())
+def test_two_processes_prefer_as_one_does_and_their_weights_are_served(run: Run) -> None:
     flags = ["--registry", run.settings.run / "checkpoints", "--device", "cpu"]
     with preferring(run), service("policy", *flags) as (_, url):
         serving = Run(run.settings.model_copy(update={"policy_url": url}), run.base)
         one, two = serving.job("policy", "one"), serving.job("policy", "two")
-        serving.fit_here(one, config)
+        serving.fit_here(one, CONFIG)
         curve = run.curves()
         Launcher(serving.settings, 2, "ddp").perform(two)
         require_same(run, one.out, two.out, curve)
         again = serving.job("policy", "again")
         serving.fit_sharded(again)
         require_same(run, one.out, again.out, curve)
+
+
+def test_two_processes_follow_the_gradient_as_one_does(run: Run) -> None:
+    """GRPO; no weights are handed out, so no policy service is there."""
+    config = CONFIG.model_copy(update={"update": PolicyUpdate.GRPO})
+    (run.settings.run / "config.json").write_text(config.model_dump_json())
+    one, two = run.job("policy", "one"), run.job("policy", "two")
+    with preferring(run):
+        run.fit_here(one, config)
+        curve = run.curves()
+        Launcher(run.settings, 2, "ddp").perform(two)
+    require_same(run, one.out, two.out, curve)
 
 
 def test_without_preferences_the_policy_stays_as_it_is(run: Run) -> None:

@@ -49,9 +49,12 @@ def test_a_pair_names_the_state_of_both() -> None:
 
 
 def test_the_turns_before_a_branch_are_no_visits() -> None:
-    """A continuation begins with turns that were given, whose targets are NaN."""
+    """They were given to a continuation, and their targets are NaN."""
     tried = episode(["inventory", "help"], [0, 1]).model_copy(update={"start": 1})
-    episodes = [episode(["inventory", "look"], [0, 0]), tried]
-    found = preference_pairs(episodes, monte_carlo_targets(episodes, 1.0).values, 0.1)
+    episodes = [tried, episode(["look", "look"], [0, 0]), episode(["inventory", "look"], [0, 0])]
+    targets = monte_carlo_targets(episodes, 1.0).values
+    found = preference_pairs(episodes, targets, 0.1)
     assert [(p.chosen.command, p.rejected.command) for p in found.pairs] == [("help", "look")]
-    assert (found.states, found.one_action) == (2, 1)
+    assert (found.states, found.one_action, found.discarded) == (3, 1, 1)
+    alone = preference_pairs(episodes[:2], targets[:2], 0.1)
+    assert (alone.states, alone.one_action) == (3, 3), "nobody but the given turn looked there"
