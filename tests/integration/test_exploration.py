@@ -34,6 +34,7 @@ from services.trainer.online import sample_states
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.targets import monte_carlo_targets
+from services.trainer.tiny.hindsight import hindsight
 from tests.env_server import EnvServer, write_kitchen
 from tests.servers import model_server
 from tests.unit.trainer_episodes import create_small
@@ -94,11 +95,11 @@ class Training:
     player: Player
     played: list[RolloutJob]
 
-    def loop(self) -> Loop:
+    def loop(self, config: Config = CONFIG) -> Loop:
         """The loop as a trainer that starts now has it."""
         return Loop(
             self.run,
-            CONFIG,
+            config,
             self.services,
             Records(self.run / "records"),
             load_prompt("chat"),
@@ -200,34 +201,48 @@ def test_a_trainer_that_starts_again_asks_for_the_same(training: Training) -> No
     assert jobs == [job for job in before if job.id.startswith("pi_0-rollouts")]
 
 
-def test_no_hint_reaches_a_prompt_that_the_trainee_is_trained_on(
-    training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Everything that the fits read, seen where it becomes token ids."""
-    read: list[str] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The messages that fits read, seen where they become token ids."""
+    found: list[str] = []
 
     def seen(
         tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool = False
     ) -> Encoded:
-        read.extend(message.content for message in messages)
+        found.extend(message.content for message in messages)
         return encode(tokenizer, messages, generation_prompt=generation_prompt)
 
     monkeypatch.setattr(rows, "encode", seen)
-    loop = training.loop()
+    return found
 
-    def fitted(kind: str) -> str:
-        read.clear()
-        job = {"kind": kind, "iteration": 0, "base": training.run / "small"}
-        loop._fit(FitJob.model_validate(job | {"out": training.run / kind}))
-        assert read
-        return "\n".join(read)
 
-    assert WHEREABOUTS in fitted("explorer"), "the explorer is trained to read it"
+def fit(training: Training, kind: str, config: Config = CONFIG) -> None:
+    """A fit of the run, of a random model and beside its checkpoints."""
+    job = {"kind": kind, "iteration": 0, "base": training.run / "small"}
+    job["out"] = training.run / f"{kind}-of-{config.preset}"
+    training.loop(config)._fit(FitJob.model_validate(job))
+
+
+def test_no_hint_reaches_a_prompt_that_the_trainee_is_trained_on(
+    training: Training, read: list[str]
+) -> None:
+    fit(training, "explorer")
+    assert any(WHEREABOUTS in content for content in read), "the explorer is trained to read it"
     for kind in ("sft", "prm"):
-        text = fitted(kind)
-        assert WHEREABOUTS not in text
-        assert STRATEGY not in text
+        read.clear()
+        fit(training, kind)
+        assert read
+        assert not any(WHEREABOUTS in content or STRATEGY in content for content in read)
     states = sample_states(rollouts(training), 100, per_game=100, seed=0)
     assert len(states) > 8
     asked = [m.content for state in states for m in load_prompt("chat").messages(state)]
     assert not any(WHEREABOUTS in content or STRATEGY in content for content in asked)
+
+
+def test_with_hindsight_pi_0_learns_to_read_strategies(training: Training, read: list[str]) -> None:
+    given = CONFIG.model_dump()
+    given["rollouts"]["exploration"]["steered"]["hindsight"] = 1.0
+    fit(training, "sft", Config.model_validate(given | {"preset": "hindsight"}))
+    hints = {hindsight(e) for e in training.loop().records.episodes("demonstrations")}
+    assert all(hint.startswith("go to ") for hint in hints)
+    assert {content.rpartition("\n\n")[2] for content in read if "Your task" in content} == hints
