@@ -54,7 +54,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     data = home / "games"
     write_kitchen(data)
     registry = Registry(home / "checkpoints")
-    registry.adopt(tiny_causal_lm(home / "policy", 0), "policy/0")
+    registry.adopt(tiny_causal_lm(home / "policy", 0, max_position_embeddings=4096), "policy/0")
     with registry.write("prm/0") as draft:
         tiny_scorer(draft, seed=0)
     ports = {name: free_port() for name in ("env", "policy", "prm")}

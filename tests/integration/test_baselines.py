@@ -54,7 +54,7 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def play(guarded: Guarded, chat: ChatModel | None = None, **fields: Any) -> list[Episode]:
-    given = {"id": "j", "games": [KITCHEN, KITCHEN], "seed": 5, "max_steps": 4} | fields
+    given = {"id": "j", "games": [KITCHEN, KITCHEN], "seed": 5, "max_steps": 3} | fields
     job = RolloutJob(policy_version=given.pop("policy", "policy/0"), sampling=SAMPLING, **given)
     player = Player(guarded.urls["env"], guarded.urls["policy"], chat=chat)
     return player.play(job).episodes
@@ -74,7 +74,7 @@ def asked_again(guarded: Guarded, episodes: list[Episode], turn: int) -> list[Ac
 
 def test_the_majority_of_what_the_policy_drew_is_played(guarded: Guarded) -> None:
     episodes = play(guarded, best_of=8, choice=ChoiceRule.MAJORITY)
-    for turn in range(4):
+    for turn in range(3):
         results = asked_again(guarded, episodes, turn)
         for episode, result in zip(episodes, results, strict=True):
             samples = [c.action.command for c in result.candidates for _ in range(c.count)]
@@ -87,7 +87,7 @@ def test_the_majority_of_what_the_policy_drew_is_played(guarded: Guarded) -> Non
 
 def test_chance_plays_some_of_what_the_policy_drew_and_repeats_it(guarded: Guarded) -> None:
     episodes = play(guarded, best_of=8, choice=ChoiceRule.RANDOM)
-    for turn in range(4):
+    for turn in range(3):
         results = asked_again(guarded, episodes, turn)
         for episode, result in zip(episodes, results, strict=True):
             assert episode.turns[turn].action in [c.action for c in result.candidates]

@@ -2,8 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from agentprm.protocol import Action, Episode, Game, Provenance, Sampling, Split, Turn
-from agentprm.results import read_results, summarise, wilson, write_results
+from agentprm.protocol import (
+    Action,
+    ChoiceRule,
+    Episode,
+    Game,
+    Provenance,
+    Sampling,
+    Split,
+    Turn,
+)
+from agentprm.results import read_results, summarise, table, wilson, write_results
 
 
 def episode(k: int, task_type: str, turns: int, won: bool) -> Episode:
@@ -68,3 +77,22 @@ def test_results_round_trip(tmp_path: Path) -> None:
     )
     write_results(tmp_path, [row])
     assert read_results(tmp_path) == [row]
+
+
+@pytest.mark.parametrize(
+    ("best_of", "choice", "prm", "name"),
+    [
+        (1, ChoiceRule.PRM, None, "pi_0"),
+        (4, ChoiceRule.PRM, "q_0", "Best-of-4(pi_0, q_0)"),
+        (4, ChoiceRule.MAJORITY, None, "Majority-of-4(pi_0)"),
+        (4, ChoiceRule.RANDOM, None, "Random-of-4(pi_0)"),
+    ],
+)
+def test_a_row_is_named_by_who_chose(
+    best_of: int, choice: ChoiceRule, prm: str | None, name: str
+) -> None:
+    played = episode(0, "look_at_obj_in_light", 5, True)
+    how = played.provenance.model_copy(update={"best_of": best_of, "choice": choice})
+    played = played.model_copy(update={"provenance": how})
+    row = summarise([played], policy="pi_0", prm=prm, max_steps=30, seed=0)
+    assert list(table([row]).columns[0].cells) == [name]

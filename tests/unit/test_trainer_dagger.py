@@ -60,10 +60,10 @@ def test_the_policy_learns_the_label_and_not_what_the_learner_did(tmp_path: Path
 
     def log_prob(action: Action) -> float:
         ids, (start, end) = action_row(tokenizer, prompt, state, action)
-        row = torch.tensor([ids])
-        log_probs = model(row).logits[0].log_softmax(-1)
-        total: float = sum(log_probs[k - 1, ids[k]].item() for k in range(start, end))
-        return total
+        log_probs: torch.Tensor = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        tokens = torch.tensor(ids[start:end])
+        total = log_probs[start - 1 : end - 1].gather(-1, tokens[:, None]).sum()
+        return float(total)
 
     assert log_prob(EXPERT) > -0.5
     assert log_prob(OWN) < -3
