@@ -61,7 +61,7 @@ def plot(draw: Callable[[Figure], None]) -> Figure:
 
 def percent(axes: Axes, axis: Literal["x", "y"] = "y") -> None:
     """The axis shows success, a rate."""
-    axes.set(**{f"{axis}lim": (0, 1), f"{axis}label": "success"})
+    axes.set(**{f"{axis}lim": (-0.02, 1.02), f"{axis}label": "success"})
     getattr(axes, f"{axis}axis").set_major_formatter(PercentFormatter(1, decimals=0))
 
 
