@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 
+import structlog
 from pydantic import Field
 
+from agentprm.client import ServiceError
 from agentprm.config import Evaluation
 from agentprm.planned import PlannedRow, summarise_planned
 from agentprm.protocol import Lookahead
+from agentprm.queue import QueueError
 from agentprm.results import print_table, write_results
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
 from services.trainer.collect import Collector
+from services.trainer.inbox import JobsFailed
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive
@@ -62,16 +66,20 @@ def main() -> int:
     """Play, and write the row to `RUN/results.json`."""
     settings = PlanSettings.from_command_line()
     configure_logging("plan")
-    with connect(settings) as services:
-        collector = Collector(
-            services,
-            Records(settings.run / "records"),
-            Progress(),
-            seed=settings.seed,
-            batch=settings.batch,
-            max_steps=settings.max_steps,
-        )
-        row = plan(collector, settings)
+    try:
+        with connect(settings) as services:
+            collector = Collector(
+                services,
+                Records(settings.run / "records"),
+                Progress(),
+                seed=settings.seed,
+                batch=settings.batch,
+                max_steps=settings.max_steps,
+            )
+            row = plan(collector, settings)
+    except (JobsFailed, QueueError, ServiceError) as error:
+        structlog.get_logger().error("stopped; the same command goes on", why=str(error))
+        return 1
     write_results(settings.run, [row])
     print_table([row])
     return 0

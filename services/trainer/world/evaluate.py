@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import orjson
+import structlog
 from pydantic import Field
 
-from agentprm.client import PolicyClient
+from agentprm.client import PolicyClient, ServiceError
 from agentprm.facts import METADATA
 from agentprm.protocol import Episode, Split
 from agentprm.registry import Registry, write_atomic
@@ -29,6 +30,8 @@ from services.trainer.world.transitions import transitions
 
 _BATCH = 256
 """Transitions asked for between two lines of progress."""
+_DEADLINE = 900.0
+"""Seconds that an outcome may take; on a CPU many wait for one another."""
 
 
 class EvaluateSettings(ProcessSettings):
@@ -101,9 +104,13 @@ def main() -> int:
     """Measure, and write the rows."""
     settings = EvaluateSettings.from_command_line()
     configure_logging("world")
-    with PolicyClient(settings.world_url) as client:
-        model = WorldModel(client, settings.world)
-        rows = [row.model_dump() for row in _rows(settings, model, Progress())]
+    try:
+        with PolicyClient(settings.world_url, deadline=_DEADLINE) as client:
+            model = WorldModel(client, settings.world)
+            rows = [row.model_dump() for row in _rows(settings, model, Progress())]
+    except ServiceError as error:
+        structlog.get_logger().error("the world model does not answer", why=str(error))
+        return 1
     write_atomic(settings.out, orjson.dumps(rows, option=orjson.OPT_INDENT_2))
     return 0
 
