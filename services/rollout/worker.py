@@ -13,7 +13,8 @@ from agentprm import request_id
 from agentprm.client import ServiceError
 from agentprm.protocol import JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import Entry, Queue, QueueError
-from services.rollout.player import Played, Player, PlayError
+from services.rollout.game import PlayError
+from services.rollout.player import Played, Player
 from services.rollout.shutdown import Interrupted, Shutdown
 
 _TAKE = 5.0

@@ -30,7 +30,8 @@ from agentprm.protocol import (
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from services.rollout.chat import ChatModel
-from services.rollout.player import Player, PlayError
+from services.rollout.game import PlayError
+from services.rollout.player import Player
 from services.trainer.baselines import LOOPS
 from services.trainer.collect import Services
 from services.trainer.fleet import Fleet

@@ -21,7 +21,8 @@ from agentprm.cli.processes import free_port
 from agentprm.protocol import Decoding, Episode, PreferenceJob, RolloutJob, Sampling, State
 from agentprm.queue import Queue, QueueSettings
 from agentprm.redis_server import RedisServer
-from services.rollout.player import Player, PlayError
+from services.rollout.game import PlayError
+from services.rollout.player import Player
 from tests.fake_services import EAST, WEST, Rooms, Walker, serving
 
 GAMES = ["train/a/1", "train/b/1", "train/a/1"]

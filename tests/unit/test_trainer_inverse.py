@@ -328,7 +328,7 @@ def test_a_step_holds_as_many_batches_of_either_set() -> None:
 
 def test_the_algorithm_of_a_preset_and_another_one() -> None:
     assert load_config("smoke").algorithm is Algorithm.AGENT_PRM
-    config = load_config("smoke", algorithm=Algorithm.INVERSE_PRM)
+    config = load_config("smoke", overrides={"algorithm": "inverse-prm"})
     assert config.algorithm is Algorithm.INVERSE_PRM
     vine = {"rollouts": config.rollouts.model_dump() | {"vine": {"actions": 1}}}
     with pytest.raises(ValueError, match="which inverse-prm does not read"):

@@ -1,0 +1,144 @@
+"""Who decides in the games of a job: the expert, the policy, look-ahead, or a chat model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentprm.protocol import (
+    ActResponse,
+    ActResult,
+    Candidate,
+    ChoiceRule,
+    Considered,
+    Lookahead,
+    RolloutJob,
+)
+from services.rollout.choice import by_chance, majority
+from services.rollout.game import Decision, LiveGame, PlayError
+from services.rollout.planning import Model, look_ahead
+from services.rollout.policy import JobPolicy, seed_for
+
+if TYPE_CHECKING:
+    from services.rollout.chat import ChatModel
+
+
+class Actor(ABC):
+    """Decides for all games of a job that are in play."""
+
+    template_hash: str = ""
+    """Of the prompt that was used last; empty if none was."""
+
+    @abstractmethod
+    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
+        """What to do in each game. `turn` counts from the job's beginning."""
+
+
+class ExpertActor(Actor):
+    """The environment's expert, whose advice comes with every session."""
+
+    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
+        """See `Actor`."""
+        return [_advised(game) for game in games]
+
+
+class PolicyActor(Actor):
+    """The policy: a plain sample, or one of N by the job's rule."""
+
+    def __init__(self, job: RolloutJob, policy: JobPolicy) -> None:
+        self._job = job
+        self._policy = policy
+
+    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
+        """See `Actor`."""
+        job = self._job
+        answer = self._policy.act(
+            [game.state() for game in games],
+            job.best_of,
+            seed_for(job.seed, turn),
+            prm=job.ranked,
+            hints=[game.hint for game in games],
+        )
+        self.template_hash = answer.template_hash
+        return [
+            self._decision(answer, result, f"{job.seed}/{turn}/{k}")
+            for k, result in enumerate(answer.results)
+        ]
+
+    def _decision(self, answer: ActResponse, result: ActResult, seed: str) -> Decision:
+        chosen = _chosen(result, self._job.choice, seed)
+        candidates = result.candidates if self._job.best_of > 1 else ()
+        return Decision(
+            chosen.action,
+            answer.policy_version,
+            answer.prm_version,
+            chosen.log_prob,
+            chosen.q,
+            tuple(Considered(action=c.action, q=c.q, count=c.count) for c in candidates),
+        )
+
+
+class LookAheadActor(Actor):
+    """The policy and the PRM with a search over what would follow."""
+
+    def __init__(
+        self, job: RolloutJob, plan: Lookahead, policy: JobPolicy, model: Model[Any]
+    ) -> None:
+        self._job = job
+        self._plan = plan
+        self._policy = policy
+        self._model = model
+
+    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
+        """See `Actor`."""
+        places = [(game.session, game.turns) for game in games]
+        seed = seed_for(self._job.seed, turn)
+        choices, answer = look_ahead(places, self._plan, self._model, self._policy.act, seed)
+        self.template_hash = answer.template_hash
+        return [
+            Decision(
+                choice.candidate.action,
+                answer.policy_version,
+                answer.prm_version,
+                choice.candidate.log_prob,
+                choice.candidate.q,
+                search=choice.search,
+            )
+            for choice in choices
+        ]
+
+
+class ChatActor(Actor):
+    """The chat model that the job names. Records tell it as what its endpoint calls it."""
+
+    def __init__(self, job: RolloutJob, chat: ChatModel) -> None:
+        if job.policy_version is None:
+            raise PlayError("the job names no chat model")
+        self._name = job.policy_version
+        self._job = job
+        self._chat = chat
+        self.template_hash = chat.template_hash
+
+    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
+        """See `Actor`."""
+        states = [game.state() for game in games]
+        seed = seed_for(self._job.seed, turn)
+        answers = self._chat.act(self._name, states, self._job.sampling, seed)
+        return [Decision(answer.action, policy_version=answer.model) for answer in answers]
+
+
+def _advised(game: LiveGame) -> Decision:
+    if game.session.expert is None:
+        raise PlayError("the environment gives no expert action; is it privileged?")
+    return Decision(game.session.expert, policy_version="expert")
+
+
+def _chosen(result: ActResult, rule: ChoiceRule, seed: str) -> Candidate:
+    match rule:
+        case ChoiceRule.PRM:
+            return result.best
+        case ChoiceRule.MAJORITY:
+            return majority(result.candidates)
+        case ChoiceRule.RANDOM:
+            return by_chance(result.candidates, seed)

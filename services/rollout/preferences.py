@@ -1,0 +1,75 @@
+"""What the candidates of a state are worth to a policy update: a preference, or a group."""
+
+from __future__ import annotations
+
+from agentprm.protocol import (
+    ActResponse,
+    ActResult,
+    Group,
+    Preference,
+    PreferenceJob,
+    State,
+)
+
+
+def preferences(job: PreferenceJob, answer: ActResponse) -> list[Preference]:
+    """The pairs of those states whose scores tell their candidates apart."""
+    pairs = (
+        _best_against_worst(job, i, state, result, answer)
+        for i, (state, result) in enumerate(zip(job.states, answer.results, strict=True))
+    )
+    return [pair for pair in pairs if pair]
+
+
+def groups(job: PreferenceJob, answer: ActResponse) -> list[Group]:
+    """All candidates of each state whose candidates were all scored."""
+    found = (
+        _group(job, i, state, result, answer)
+        for i, (state, result) in enumerate(zip(job.states, answer.results, strict=True))
+    )
+    return [group for group in found if group]
+
+
+def _best_against_worst(
+    job: PreferenceJob, i: int, state: State, result: ActResult, answer: ActResponse
+) -> Preference | None:
+    """The pair that state i gives, if its scores tell its candidates apart."""
+    scored = [(c.q, c.action) for c in result.candidates if c.q is not None]
+    if len(scored) < len(result.candidates):
+        return None
+    best = max(scored, key=lambda pair: pair[0])
+    worst = min(scored, key=lambda pair: pair[0])
+    if best[0] == worst[0]:
+        return None
+    return Preference(
+        id=f"{job.id}/{i}",
+        job_id=job.id,
+        attempt=job.attempt,
+        state=state,
+        chosen=best[1],
+        rejected=worst[1],
+        chosen_q=best[0],
+        rejected_q=worst[0],
+        policy_version=answer.policy_version,
+        prm_version=job.prm_version,
+        template_hash=answer.template_hash,
+    )
+
+
+def _group(
+    job: PreferenceJob, i: int, state: State, result: ActResult, answer: ActResponse
+) -> Group | None:
+    """All candidates of state i, if all were scored."""
+    if any(candidate.q is None for candidate in result.candidates):
+        return None
+    return Group(
+        id=f"{job.id}/{i}",
+        job_id=job.id,
+        attempt=job.attempt,
+        state=state,
+        candidates=tuple(result.candidates),
+        chosen=result.chosen,
+        policy_version=answer.policy_version,
+        prm_version=job.prm_version,
+        template_hash=answer.template_hash,
+    )
