@@ -193,9 +193,15 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _continuations_have_outcomes(self) -> Config:
-        if self.algorithm is Algorithm.INVERSE_PRM and self.rollouts.vine is not None:
-            raise ValueError("rollouts.vine estimates outcomes, which inverse-prm does not read")
+    def _inverse_prm_reads_no_outcome(self) -> Config:
+        estimates = {
+            "rollouts.vine": self.rollouts.vine is not None,
+            "shaping.alpha": self.shaping.alpha > 0,
+            'prm.objective = "relative"': self.prm.objective == "relative",
+        }
+        given = [name for name, present in estimates.items() if present]
+        if self.algorithm is Algorithm.INVERSE_PRM and given:
+            raise ValueError(f"{given[0]} needs outcomes, which inverse-prm does not read")
         return self
 
 

@@ -67,6 +67,8 @@ class PRMSettings(FitSettings):
     """The discount that the targets were made with; recorded beside the weights."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Part of the games that is held out to measure the fit."""
+    split_seed: int = Field(default=0, ge=0)
+    """Which games these are. The members of an ensemble hold out the same."""
     members: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     """PRMs fitted alike but for their seeds, `prm/<i>.1` and so on; more than one serve together
     as `prm/<i>`, by their mean."""

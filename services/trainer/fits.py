@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from agentprm.config import Algorithm, Config
+from agentprm.config import Algorithm, Config, PRMSettings
 from agentprm.prompts import Prompt
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
@@ -169,12 +169,21 @@ class Fits:
         name = _member(job)
         self.progress.start(name, f"fitting the PRM on {len(episodes)} episodes")
         targets = self._targets(episodes)
-        updates = {"seed": derive(self.config.seed, name), "gamma": self.config.gamma}
-        settings = self.config.prm.model_copy(update=updates)
+        settings = self._prm_settings(job)
         reports = self._reports(name)
         fit = fit_relative_prm if settings.objective == "relative" else fit_prm
         summary = fit(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
         self.progress.end(summary)
+
+    def _prm_settings(self, job: FitJob) -> PRMSettings:
+        """The members of an ensemble differ in their seed alone."""
+        q_i = f"q_{job.iteration}"
+        updates = {
+            "seed": derive(self.config.seed, _member(job)),
+            "split_seed": derive(self.config.seed, q_i),
+            "gamma": self.config.gamma,
+        }
+        return self.config.prm.model_copy(update=updates)
 
     def _targets(self, episodes: list[Episode]) -> list[list[float]]:
         """Q̂ of eq. 1, with what a reference policy says mixed in where eq. 13 asks for it."""
@@ -193,14 +202,13 @@ class Fits:
         what = f"telling {len(expert)} episodes of the expert from {len(learner)} of the learner"
         name = _member(job)
         self.progress.start(name, what)
-        updates = {"seed": derive(self.config.seed, name), "gamma": self.config.gamma}
         summary = fit_inverse_prm(
             job.base,
             expert,
             learner,
             read_next_actions(self.records, f"pi_{i}-next-actions"),
             job.out,
-            self.config.prm.model_copy(update=updates),
+            self._prm_settings(job),
             self.prompt,
             self.config.max_steps,
             **self._reports(name),

@@ -81,7 +81,7 @@ def fit_inverse_prm(
     """
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
-    sides = split_by_game(episodes, settings.validation_fraction, settings.seed)
+    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
 
     def samples(side: Sequence[int], *, of_expert: bool) -> Iterator[Sample]:
         for i in side:

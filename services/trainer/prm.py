@@ -78,7 +78,7 @@ def fit_prm(
         ValueError: there is nothing to train on.
     """
     tokenizer = load_tokenizer(base)
-    sides = split_by_game(episodes, settings.validation_fraction, settings.seed)
+    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
     training, validation = (
         _samples(tokenizer, prompt, episodes, targets, side, settings, of) for side in sides
     )

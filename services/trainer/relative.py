@@ -71,7 +71,7 @@ def fit_relative_prm(
         ValueError: there is no pair to train on.
     """
     tokenizer = load_tokenizer(base)
-    sides = split_by_game(episodes, settings.validation_fraction, settings.seed)
+    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
     encoded = _encoded(tokenizer, prompt, episodes, found.pairs, settings.max_tokens)

@@ -16,7 +16,7 @@ from agentprm.protocol import Action, ActResult, Candidate
 from agentprm.registry import Registry
 from agentprm.runs import read_stage_seconds
 from services.trainer.collect import Collector, Services
-from services.trainer.fits import FitJob
+from services.trainer.fits import FitJob, Fits
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
@@ -121,3 +121,15 @@ def test_the_seconds_of_a_stage_are_measured(tmp_path: Path) -> None:
     seconds = read_stage_seconds(tmp_path)
     assert list(seconds) == ["pi_0", "q_0"]
     assert all(0 <= value < 5 for value in seconds.values())
+
+
+def test_members_differ_in_their_seed_and_hold_out_the_same_games(tmp_path: Path) -> None:
+    config, prompt = load_config("smoke", seed=3), load_prompt()
+    records = Records(tmp_path / "records")
+    fits = Fits(tmp_path, config, records, prompt, lambda *_: None, Progress(), None)
+    first, second, other = (
+        fits._prm_settings(FitJob(kind="prm", iteration=i, member=k, base=tmp_path, out=tmp_path))
+        for i, k in [(0, 1), (0, 2), (1, 1)]
+    )
+    assert first.seed != second.seed
+    assert first.split_seed == second.split_seed != other.split_seed

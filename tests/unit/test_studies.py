@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agentprm.config import Config, read_config
+from agentprm.config import Config, changed, load_config, read_config
 from agentprm.measurements import Measured, Measurement, ProcessReward, write_measured
 from agentprm.registry import CheckpointError, Registry
 from agentprm.results import summarise, write_results
 from agentprm.runs import read_episodes
-from agentprm.studies import STUDIES, StudyError, Work, run_study
+from agentprm.studies import STUDIES, Study, StudyError, Work, run_study
 from agentprm.studies._derive import derive_run
 from agentprm.studies.hacking import parting
 from tests.finished_run import finished_run
@@ -54,6 +54,14 @@ def test_a_variant_takes_over_what_lies_before_its_settings(
     assert read_config(tmp_path / "variant").overrides == {"iterations": 1, **setting}
     with pytest.raises(ValueError, match="derived with other settings"):
         derive_run(tmp_path / "run", tmp_path / "variant", {"gamma": 0.5})
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize("preset", ["smoke", "tiny", "llama-3b"])
+def test_the_variants_of_a_study_are_possible_runs(study: Study, preset: str) -> None:
+    config = load_config(preset)
+    variants = [changed(config, variant.overrides) for variant in study.variants(config)]
+    assert len({variant.model_dump_json() for variant in variants}) == len(variants)
 
 
 def test_a_shared_checkpoint_is_the_same_files_and_outlives_its_source(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import services.trainer.inverse as inverse
-from agentprm.config import Algorithm, Config, PRMSettings, load_config
+from agentprm.config import Algorithm, PRMSettings, changed, load_config
 from agentprm.encoding import encode
 from agentprm.facts import read_facts
 from agentprm.prompts import load_prompt
@@ -330,6 +330,7 @@ def test_the_algorithm_of_a_preset_and_another_one() -> None:
     assert load_config("smoke").algorithm is Algorithm.AGENT_PRM
     config = load_config("smoke", overrides={"algorithm": "inverse-prm"})
     assert config.algorithm is Algorithm.INVERSE_PRM
-    vine = {"rollouts": config.rollouts.model_dump() | {"vine": {"actions": 1}}}
-    with pytest.raises(ValueError, match="which inverse-prm does not read"):
-        Config.model_validate(config.model_dump() | vine)
+    estimates = {"rollouts.vine.actions": 1, "shaping.alpha": 0.5, "prm.objective": "relative"}
+    for name, value in estimates.items():
+        with pytest.raises(ValueError, match="which inverse-prm does not read"):
+            changed(config, {name: value})
