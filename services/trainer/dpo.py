@@ -29,11 +29,10 @@ from services.trainer.fitting import (
     passes,
     report,
     save_fit,
-    throughput,
 )
 from services.trainer.losses import weighted_nll
 from services.trainer.rows import action_row
-from services.trainer.streaming import NoSamplesError, Publish, Publisher, Stream
+from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 _Row = dict[str, list[int]]
 
@@ -86,19 +85,12 @@ def fit_dpo(
             Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
         )
         report(trainer, log, progress)
-        result = trainer.train()
-        if result.global_step == 0:
-            raise NoSamplesError(f"{stream.used} preferences are too few for one step")
-        last = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
-            "preferences": float(stream.used),
-            "too_long": float(stream.too_long),
-            "accuracy": float(last["rewards/accuracies"]),
-            "margin": float(last["rewards/margins"]),
-            **throughput(stream.tokens, result.metrics["train_runtime"]),
-        }
+        metrics = train_on(
+            stream,
+            trainer,
+            "preferences",
+            {"accuracy": "rewards/accuracies", "margin": "rewards/margins"},
+        )
         facts = {
             "kind": "dpo",
             "template_hash": prompt.hash,

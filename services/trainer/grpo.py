@@ -36,12 +36,11 @@ from services.trainer.fitting import (
     passes,
     report,
     save_fit,
-    throughput,
 )
 from services.trainer.log_probs import token_log_probs
 from services.trainer.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.rows import action_row
-from services.trainer.streaming import NoSamplesError, Publish, Publisher, Stream
+from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 
 @dataclass(frozen=True)
@@ -104,20 +103,7 @@ def fit_grpo(
             Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
         )
         report(trainer, log, progress)
-        result = trainer.train()
-        if result.global_step == 0:
-            raise NoSamplesError(f"{stream.used} groups are too few for one step")
-        last = [line for line in trainer.state.log_history if "kl" in line][-1]
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
-            "groups": float(stream.used),
-            "too_long": float(stream.too_long),
-            "q": float(last["q"]),
-            "kl": float(last["kl"]),
-            "clipped": float(last["clipped"]),
-            **throughput(stream.tokens, result.metrics["train_runtime"]),
-        }
+        metrics = train_on(stream, trainer, "groups", {"q": "q", "kl": "kl", "clipped": "clipped"})
         facts = {
             "kind": "grpo",
             "template_hash": prompt.hash,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from accelerate.utils import broadcast_object_list
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from services.trainer.canaries import MakeCanary
-from services.trainer.fitting import Save, gather_weights, processes
+from services.trainer.fitting import Metrics, Save, gather_weights, processes, throughput
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -124,3 +124,30 @@ class Publisher(TrainerCallback):
         if state.is_world_process_zero:
             self._publish(save, state.global_step)
         self._trainer.accelerator.wait_for_everyone()
+
+
+def train_on(
+    stream: Stream[Any, Any], trainer: Trainer, what: str, last: Mapping[str, str]
+) -> Metrics:
+    """Train until the stream ends, or the steps are done; what was measured.
+
+    Args:
+        what: names the samples.
+        last: by their names, the keys of what the last logged line with all of them has.
+
+    Raises:
+        NoSamplesError: too few samples came.
+    """
+    result = trainer.train()
+    if result.global_step == 0:
+        raise NoSamplesError(f"{stream.used} {what} are too few for one step")
+    keys = set(last.values())
+    line = [line for line in trainer.state.log_history if keys <= line.keys()][-1]
+    return {
+        "loss": result.training_loss,
+        "steps": float(result.global_step),
+        what: float(stream.used),
+        "too_long": float(stream.too_long),
+        **{name: float(line[key]) for name, key in last.items()},
+        **throughput(stream.tokens, result.metrics["train_runtime"]),
+    }
