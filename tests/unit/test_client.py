@@ -129,7 +129,7 @@ def test_an_attempt_does_not_outlast_the_deadline(score: Score) -> None:
 def test_every_call_has_an_async_twin(scripted: Scripted) -> None:
     """One description: the same names, the same answer, once awaited."""
     calls = {name for name in vars(EnvClient.__mro__[1]) if not name.startswith("_")}
-    assert calls == {"games", "create", "fork", "step", "experts", "close_sessions"}
+    assert calls == {"games", "create", "fork", "step", "experts", "close_sessions", "hidden"}
     assert AsyncEnvClient.__mro__[1] is EnvClient.__mro__[1]
     assert PRMClient.score_messages.__doc__ == AsyncPRMClient.score_messages.__doc__
 
