@@ -76,7 +76,7 @@ def teach(directory: Path) -> None:
         ids[row, :end] = torch.tensor(each.ids)
         labels[row, start:end] = ids[row, start:end]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(120):
+    for _ in range(300):
         optimizer.zero_grad()
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from agentprm.client import PolicyClient, PRMClient
 from agentprm.config import Config
@@ -112,7 +113,12 @@ class Training:
 def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
     run = tmp_path_factory.mktemp("exploration")
     registry = Registry(run / "checkpoints")
-    registry.adopt(create_small(run), "policy/0")
+    directory = create_small(run)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    for parameter in model.parameters():
+        parameter.data.mul_(4)  # small random weights would hardly notice what they read
+    model.save_pretrained(directory)
+    registry.adopt(directory, "policy/0")
     write_kitchen(run)
     with ExitStack() as stack:
         data = ("--data", str(run), "--index", str(run / "index"), "--engine", "compiled")
