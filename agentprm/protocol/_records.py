@@ -115,7 +115,11 @@ class RolloutJob(Record):
 
 
 class PreferenceJob(Record):
-    """Sample `n` candidates in each state from the policy that serves, and rank them by the PRM."""
+    """Sample `n` candidates in each state from the policy that serves, and rank them by the PRM.
+
+    With `ties` a state whose candidates differ in Q by less than `margin`, or are all alike, gives
+    its first sample as chosen and as rejected; without, it gives nothing if they do not differ.
+    """
 
     kind: Literal["preference"] = "preference"
     id: str
@@ -126,13 +130,15 @@ class PreferenceJob(Record):
     n: int
     sampling: Sampling = Sampling()
     prm_version: str
+    ties: bool = False
+    margin: float = 0.0
 
 
 Job = Annotated[RolloutJob | PreferenceJob, Field(discriminator="kind")]
 
 
 class Preference(Record):
-    """The best and the worst of the candidates in one state, by the PRM."""
+    """The best and the worst of the candidates in one state, by the PRM; one action in a tie."""
 
     id: str
     job_id: str

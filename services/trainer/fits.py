@@ -199,6 +199,7 @@ class _Online:
             self.registry.remove(version)
         return {
             "preferences": self.source.used,
+            "anchors": self.source.anchors,
             "stale": self.source.stale,
             "indifferent": self.source.indifferent,
             "waited_seconds": self.source.wait_seconds,

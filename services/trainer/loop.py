@@ -123,7 +123,8 @@ class Loop:
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
         with self.registry.write(f"prm/{i}") as out:
-            base = self.registry.open(f"policy/{i}")
+            warm = self.config.prm.warm_start and i > 0
+            base = self.registry.open(f"prm/{i - 1}" if warm else f"policy/{i}")
             self._fit(FitJob(kind="prm", iteration=i, base=base, out=out))
 
     # --- stage 3: π_i ---------------------------------------------------------------------------

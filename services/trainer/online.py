@@ -68,6 +68,8 @@ class PreferenceSource:
                 n=plan.candidates,
                 sampling=plan.sampling,
                 prm_version=prm_version,
+                ties=plan.anchors > 0,
+                margin=plan.margin,
             )
             for k, start in enumerate(range(0, len(states), size))
         ]
@@ -78,6 +80,9 @@ class PreferenceSource:
         self.indifferent = 0
         """States that gave no preference: the candidates, or their Q, were too much alike."""
         self.used = 0
+        """Pairs that were handed out."""
+        self.anchors = 0
+        """Ties that were handed out."""
         self.wait_seconds = 0.0
         """Time spent waiting for preferences."""
 
@@ -113,6 +118,13 @@ class PreferenceSource:
             update = self._updates.get(preference.policy_version)
             if update is None or len(self._updates) - 1 - update > self._plan.max_age:
                 self.stale += 1
+                continue
+            if preference.chosen == preference.rejected:
+                if self.anchors < self._plan.anchors * self.used:
+                    self.anchors += 1
+                    yield preference
+                else:
+                    self.indifferent += 1
                 continue
             if preference.chosen_q - preference.rejected_q < self._plan.margin:
                 self.indifferent += 1

@@ -83,9 +83,23 @@ def preference(job: PreferenceJob, k: int, version: str) -> Preference:
 
 
 def source(
-    queue: Queue, records: Records, attempt: str, max_age: int, margin: float = 0.05
+    queue: Queue,
+    records: Records,
+    attempt: str,
+    max_age: int,
+    margin: float = 0.05,
+    *,
+    states_per_job: int = 2,
+    anchors: float = 0.0,
 ) -> PreferenceSource:
-    plan = Preferences(pairs=8, states_per_job=2, ahead=1, max_age=max_age, margin=margin)
+    plan = Preferences(
+        pairs=8,
+        states_per_job=states_per_job,
+        ahead=1,
+        max_age=max_age,
+        margin=margin,
+        anchors=anchors,
+    )
     return PreferenceSource(
         queue,
         Inbox(queue, records),
@@ -134,6 +148,25 @@ def test_differences_below_the_margin_are_dropped_and_counted(
         assert list(strict) == []
         assert (strict.used, strict.indifferent) == (0, 8)
         assert len(list(source(queue, records, "b", max_age=9, margin=0.79))) == 8
+
+
+def test_anchors_are_at_most_so_many_for_each_pair(redis_url: str, tmp_path: Path) -> None:
+    """Of each job's four states the first gives a pair, the others are ties."""
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        assert (job.ties, job.margin) == (True, 0.05)
+        found = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        ties = [tie.model_copy(update={"rejected": tie.chosen}) for tie in found[1:]]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=[found[0], *ties])
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        preferences = source(
+            queue, Records(tmp_path / "records"), "a", max_age=9, states_per_job=4, anchors=1.5
+        )
+        seen = [found.chosen == found.rejected for found in preferences]
+    assert seen == [False, True, True, False, True]  # of 1.5 and 3 that may be
+    assert (preferences.used, preferences.anchors, preferences.indifferent) == (2, 3, 3)
 
 
 def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: Path) -> None:
