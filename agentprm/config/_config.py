@@ -92,6 +92,10 @@ class Preferences(Settings):
     """Actions sampled in a state; the best is set against the worst."""
     margin: float = Field(default=0.05, ge=0, lt=1)
     """Least difference in Q between the two; smaller ones are noise of the PRM and are dropped."""
+    anchors: float = Field(default=0.0, ge=0)
+    """Anchors for each pair: states whose candidates differ by less than `margin`, in which the
+    policy's own sample is kept likely (with `dpo.chosen_weight`) and nothing set against it. Pairs
+    alone say nothing of such states, and what is learned elsewhere spreads to them unopposed."""
     states_per_job: int = Field(default=16, ge=1)
     """States of one job."""
     ahead: int = Field(default=4, ge=1)

@@ -63,6 +63,8 @@ class PRMSettings(FitSettings):
     """Passes over the rollouts."""
     batch_tokens: int = Field(default=16_384, ge=16)
     """Tokens in a batch, padding included."""
+    warm_start: bool = False
+    """Begin with the PRM of the iteration before, where there is one, and not with the policy."""
     gamma: float = Field(default=0.95, gt=0, le=1)
     """The discount that the targets were made with; recorded beside the weights."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -87,7 +89,8 @@ class DPOSettings(FitSettings):
     max_steps: int = Field(default=200, ge=1)
     """Optimizer steps, if the preferences last as long."""
     batch_pairs: int = Field(default=16, ge=1)
-    """Preferences in an optimizer step, over all processes; `accumulation` cuts them in parts."""
+    """Preferences, anchors among them, in an optimizer step, over all processes; `accumulation`
+    cuts them in parts."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the KL penalty towards the reference policy (eq. 3)."""
     chosen_weight: float = Field(default=0.05, ge=0)

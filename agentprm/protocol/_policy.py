@@ -28,11 +28,23 @@ class Decoding(StrEnum):
 
 
 class Sampling(Request):
-    """How candidates are sampled. Temperature 0 takes the likeliest."""
+    """How candidates are sampled. Temperature 0 takes the likeliest.
+
+    With `admissible` decoding REASON has the temperature `reason_temperature` where that is given.
+    A low one keeps reasons as the policy means them while the commands still vary: of many reasons
+    at a high temperature some are like none that the PRM was fitted on, and it may prefer those.
+    """
 
     decoding: Decoding = Decoding.ADMISSIBLE
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    reason_temperature: float | None = Field(default=None, ge=0.0, le=10.0)
     max_tokens: int = Field(default=128, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _reason_apart(self) -> Sampling:
+        if self.reason_temperature is not None and self.decoding is Decoding.FREE:
+            raise ValueError("`reason_temperature` has no meaning with free decoding")
+        return self
 
 
 class ActRequest(Request):

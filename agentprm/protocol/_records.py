@@ -186,7 +186,9 @@ class RolloutJob(Record):
 class PreferenceJob(Record):
     """Sample `n` candidates in each state from the policy that serves, and score them by the PRM.
 
-    The answer is a preference for each state, or with `groups` all its candidates.
+    The answer is a preference for each state, or with `groups` all its candidates. With `ties` a
+    state whose candidates differ in Q by less than `margin`, or are all alike, gives its first
+    sample as chosen and as rejected; without, it gives nothing if they do not differ.
     """
 
     kind: Literal["preference"] = "preference"
@@ -201,6 +203,8 @@ class PreferenceJob(Record):
     """What the policy has to serve; None for whatever it serves."""
     prm_version: str
     groups: bool = False
+    ties: bool = False
+    margin: float = 0.0
 
     @property
     def size(self) -> int:
@@ -212,7 +216,7 @@ Job = Annotated[RolloutJob | PreferenceJob, Field(discriminator="kind")]
 
 
 class Preference(Record):
-    """The best and the worst of the candidates in one state, by the PRM."""
+    """The best and the worst of the candidates in one state, by the PRM; one action in a tie."""
 
     id: str
     job_id: str
@@ -225,6 +229,11 @@ class Preference(Record):
     policy_version: str
     prm_version: str
     template_hash: str
+
+    @property
+    def tie(self) -> bool:
+        """Whether it says of an action only that none is better by the PRM."""
+        return self.chosen == self.rejected
 
     @property
     def gap(self) -> float:

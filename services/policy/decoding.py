@@ -111,7 +111,10 @@ class Decoder:
             for conversation, query in zip(messages, queries, strict=True)
         ]
         stop = ("\n", frame.middle.strip())
-        sampled = engine.generate(prompts, Draw(n, sampling.temperature, sampling.max_tokens, stop))
+        temperature = sampling.reason_temperature
+        if temperature is None:
+            temperature = sampling.temperature
+        sampled = engine.generate(prompts, Draw(n, temperature, sampling.max_tokens, stop))
         reasons = [[s.text.strip()[:MAX_TEXT] for s in samples] for samples in sampled]
         commands = [[c for c in dict.fromkeys(q.state.admissible) if c] for q in queries]
         questions = []

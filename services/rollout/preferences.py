@@ -33,14 +33,16 @@ def groups(job: PreferenceJob, answer: ActResponse) -> list[Group]:
 def _best_against_worst(
     job: PreferenceJob, i: int, state: State, result: ActResult, answer: ActResponse
 ) -> Preference | None:
-    """The pair that state i gives, if its scores tell its candidates apart."""
+    """The pair that state i gives, if its scores tell its candidates apart, or the tie."""
     scored = [(c.q, c.action) for c in result.candidates if c.q is not None]
     if len(scored) < len(result.candidates):
         return None
     best = max(scored, key=lambda pair: pair[0])
     worst = min(scored, key=lambda pair: pair[0])
-    if best[0] == worst[0]:
-        return None
+    if best[0] == worst[0] or (job.ties and best[0] - worst[0] < job.margin):
+        if not job.ties:
+            return None
+        best = worst = scored[0]  # candidates are in the order in which they were drawn
     return Preference(
         id=f"{job.id}/{i}",
         job_id=job.id,

@@ -181,7 +181,9 @@ class Loop:
     def _fit_member(self, i: int, version: str, member: int) -> None:
         inverse = self.config.algorithm is Algorithm.INVERSE_PRM
         kind: Literal["prm", "inverse-prm"] = "inverse-prm" if inverse else "prm"
-        base = self.registry.open(f"policy/{i}")
+        warm = self.config.prm.warm_start and i > 0
+        before = version.replace(f"prm/{i}", f"prm/{i - 1}", 1)
+        base = self.registry.open(before if warm else f"policy/{i}")
         with self.registry.write(version) as out:
             self._fit(FitJob(kind=kind, iteration=i, member=member, base=base, out=out))
 

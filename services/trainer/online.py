@@ -75,6 +75,8 @@ def candidate_jobs(
             policy_version=policy_version,
             prm_version=prm_version,
             groups=groups,
+            ties=plan.anchors > 0 and not groups,
+            margin=plan.margin,
         )
         for k, start in enumerate(range(0, len(states), size))
     ]
@@ -121,6 +123,9 @@ class OnlineSource(ABC, Generic[S]):
         self.indifferent = 0
         """States that gave no sample: the candidates, or their Q, were too much alike."""
         self.used = 0
+        """Samples that were handed out, without the anchors."""
+        self.anchors = 0
+        """Ties among preferences that were handed out."""
         self.wait_seconds = 0.0
         """Time spent waiting for samples."""
 
@@ -166,6 +171,13 @@ class OnlineSource(ABC, Generic[S]):
             update = self._updates.get(sample.policy_version)
             if update is None or len(self._updates) - 1 - update > self._plan.max_age:
                 self.stale += 1
+                continue
+            if isinstance(sample, Preference) and sample.tie:
+                if self.anchors < self._plan.anchors * self.used:
+                    self.anchors += 1
+                    yield sample
+                else:
+                    self.indifferent += 1
                 continue
             if sample.gap == 0 or sample.gap < self._plan.margin:
                 self.indifferent += 1

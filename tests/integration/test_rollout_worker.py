@@ -150,6 +150,28 @@ def test_a_group_has_every_candidate_with_its_count_and_q(world: World) -> None:
         world.player(patience=0.1).play(job.model_copy(update={"policy_version": "policy/1"}))
 
 
+def test_a_tie_gives_the_first_sample_as_both(world: World) -> None:
+    both = State(task="t", observation="room", admissible=(EAST, WEST))
+    alike = State(task="t", observation="room", admissible=(EAST,))
+    job = PreferenceJob(
+        id="p/0",
+        attempt="1",
+        states=[alike, both],
+        seed=1,
+        n=16,
+        prm_version="prm/0",
+        ties=True,
+        margin=0.79,
+    )
+    tie, pair = world.player().play(job).preferences
+    assert tie.chosen == tie.rejected
+    assert (pair.chosen.command, pair.rejected.command) == (EAST, WEST)
+    wider = job.model_copy(update={"states": [both], "margin": 0.81})
+    (tie,) = world.player().play(wider).preferences
+    assert tie.chosen == tie.rejected
+    assert tie.chosen_q == tie.rejected_q
+
+
 def test_another_version_than_the_jobs_is_refused(world: World) -> None:
     with pytest.raises(PlayError, match="policy is healthy and serves policy/0, not policy/1"):
         world.player(patience=0.1).play(rollout(policy_version="policy/1"))

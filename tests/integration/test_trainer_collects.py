@@ -102,8 +102,18 @@ def source(
     max_age: int,
     margin: float = 0.05,
     kind: type[OnlineSource[Any]] = PreferenceSource,
+    *,
+    states_per_job: int = 2,
+    anchors: float = 0.0,
 ) -> OnlineSource[Any]:
-    plan = Preferences(pairs=8, states_per_job=2, ahead=1, max_age=max_age, margin=margin)
+    plan = Preferences(
+        pairs=8,
+        states_per_job=states_per_job,
+        ahead=1,
+        max_age=max_age,
+        margin=margin,
+        anchors=anchors,
+    )
     return kind(
         queue,
         Inbox(queue, records),
@@ -209,6 +219,25 @@ def test_candidates_are_collected_once_whatever_stops_the_trainer(
     assert sorted(asked) == [job.id for job in jobs[2:]]
     groups = [g for result in records.results("pi_1-candidates") for g in result.groups]
     assert [g.state for g in groups] == states
+
+
+def test_anchors_are_at_most_so_many_for_each_pair(redis_url: str, tmp_path: Path) -> None:
+    """Of each job's four states the first gives a pair, the others are ties."""
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        assert (job.ties, job.margin) == (True, 0.05)
+        found = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        ties = [tie.model_copy(update={"rejected": tie.chosen}) for tie in found[1:]]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=[found[0], *ties])
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        preferences = source(
+            queue, Records(tmp_path / "records"), "a", max_age=9, states_per_job=4, anchors=1.5
+        )
+        seen = [found.chosen == found.rejected for found in preferences]
+    assert seen == [False, True, True, False, True]  # of 1.5 and 3 that may be
+    assert (preferences.used, preferences.anchors, preferences.indifferent) == (2, 3, 3)
 
 
 def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: Path) -> None:

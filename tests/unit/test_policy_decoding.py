@@ -151,6 +151,25 @@ def test_temperature_0_takes_the_likeliest(checkpoint: Path, engine: EmbeddedEng
     assert candidate.action.command == STATE.admissible[int(np.argmax(totals))]
 
 
+def test_reasons_may_have_a_temperature_of_their_own(engine: EmbeddedEngine) -> None:
+    decoder = Decoder(load_prompt("chat"))
+    state = STATE.model_copy(update={"admissible": COMMANDS})
+
+    def drawn(**temperatures: float) -> tuple[int, int]:
+        """Distinct reasons, and distinct commands, of 64 draws."""
+        sampling = Sampling(max_tokens=5, **temperatures)
+        (result,) = decoder.act(engine, [Query(state, (1, 0))], 64, sampling)
+        actions = [candidate.action for candidate in result.candidates]
+        return len({a.reason for a in actions}), len({a.command for a in actions})
+
+    assert drawn(temperature=3.0, reason_temperature=0.0) == (1, len(COMMANDS))
+    reasons, commands = drawn(temperature=0.0, reason_temperature=3.0)
+    assert reasons > 32
+    assert commands <= reasons
+    with pytest.raises(ValueError, match="free decoding"):
+        Sampling(decoding=Decoding.FREE, reason_temperature=0.5)
+
+
 def test_a_state_is_sampled_from_its_seed_alone(engine: EmbeddedEngine) -> None:
     decoder = Decoder(load_prompt("chat"))
     other = STATE.model_copy(update={"history": (), "admissible": ("look", "inventory")})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,18 @@ def test_it_learns_what_is_preferred_and_reads_no_preference_before_it_is_due(
     margins = [margin(d) for d in (small, published[0][2], published[1][2], tmp_path / "out")]
     assert margins == sorted(margins)
     assert margins[-1] > margins[0] + 1
+
+
+def test_of_a_tie_only_the_likelihood_counts(tmp_path: Path) -> None:
+    small = create_small(tmp_path)
+    ties = [tie.model_copy(update={"rejected": GOOD}) for tie in Source(last=12)]
+    losses = list[Metrics]()
+    settings = DPOSettings(max_steps=3, batch_pairs=4, chosen_weight=0.0, log_every=1)
+    fit_dpo(small, small, ties, tmp_path / "flat", settings, PROMPT, log=losses.append)
+    assert [line["loss"] for line in losses] == pytest.approx([math.log(2)] * 3, abs=1e-4)
+    settings = DPOSettings(learning_rate=1e-3, max_steps=3, batch_pairs=4, chosen_weight=1.0)
+    fit_dpo(small, small, ties, tmp_path / "out", settings, PROMPT)
+    assert margin(tmp_path / "out") > margin(small) + 0.01
 
 
 def test_it_ends_with_the_preferences(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ class _Online:
         for version in self._passing():
             self.registry.remove(version)
         return {
+            "anchors": self.source.anchors,
             "stale": self.source.stale,
             "indifferent": self.source.indifferent,
             "waited_seconds": self.source.wait_seconds,
