@@ -21,6 +21,8 @@ _FEWER = 4
 """Of the run's games for rollouts, one in so many where the PRM is to have few."""
 _MEMBERS = 3
 _STATES = 128
+_LOOKS = 5
+"""Sets of weights that are at least measured along stage 3."""
 
 
 class Hacking(Study):
@@ -33,7 +35,8 @@ class Hacking(Study):
     def variants(self, config: Config) -> list[Variant]:
         """PRMs of few rollouts, one alone and several as one, and of many; one iteration."""
         games = {"rollouts.games": max(2, config.rollouts.games // _FEWER)}
-        common = {"iterations": 1, "dpo.keep_every": config.dpo.publish_every}
+        every = min(config.dpo.publish_every, max(1, config.dpo.max_steps // _LOOKS))
+        common = {"iterations": 1, "dpo.publish_every": every, "dpo.keep_every": every}
         return [
             Variant("few", {**common, **games}),
             Variant("few-ensemble", {**common, **games, "prm.members": _MEMBERS}),

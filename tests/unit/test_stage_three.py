@@ -31,7 +31,7 @@ from tests.finished_run import finished_run
 def _online(registry: Registry, i: int, keep_every: int) -> _Online:
     anything: Any = SimpleNamespace(
         **{"load": lambda _: None, "updated": lambda _: None},
-        **{"used": 0, "stale": 0, "indifferent": 0, "wait_seconds": 0.0},
+        **{"used": 0, "stale": 0, "indifferent": 0, "anchors": 0, "wait_seconds": 0.0},
     )
     services = cast("Services", SimpleNamespace(policy=anything))
     return _Online(services, registry, i, [], anything, keep_every, None)
