@@ -22,7 +22,7 @@ _FEWER = 4
 _MEMBERS = 3
 _STATES = 128
 _LOOKS = 5
-"""Sets of weights that are at least measured along stage 3."""
+"""Sets of weights along stage 3, where the preset itself publishes none."""
 
 
 class Hacking(Study):
@@ -35,7 +35,8 @@ class Hacking(Study):
     def variants(self, config: Config) -> list[Variant]:
         """PRMs of few rollouts, one alone and several as one, and of many; one iteration."""
         games = {"rollouts.games": max(2, config.rollouts.games // _FEWER)}
-        every = min(config.dpo.publish_every, max(1, config.dpo.max_steps // _LOOKS))
+        every, steps = config.dpo.publish_every, config.dpo.max_steps
+        every = every if every < steps else max(1, steps // _LOOKS)
         common = {"iterations": 1, "dpo.publish_every": every, "dpo.keep_every": every}
         return [
             Variant("few", {**common, **games}),

@@ -176,6 +176,13 @@ def test_hacking_measures_along_stage_3_and_says_where_the_two_part(tmp_path: Pa
     assert (len(recorder.trained), len(recorder.measured)) == before
 
 
+def test_hacking_looks_along_stage_3_also_where_the_preset_publishes_nothing() -> None:
+    config = load_config("smoke", overrides={"dpo.publish_every": 100, "dpo.max_steps": 50})
+    for variant in STUDIES["hacking"].variants(config):
+        dpo = changed(config, variant.overrides).dpo
+        assert (dpo.publish_every, dpo.keep_every) == (10, 10)
+
+
 def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:
     finished_run(tmp_path)
     recorder = Recorder()
