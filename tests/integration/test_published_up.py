@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -28,8 +29,11 @@ def port(tmp_path: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "agentprm.cli", "up", "--port", str(port), "--device", "cpu"]
     command += ["--policy", str(publish(tmp_path / "policy", prm=False))]
     command += ["--prm", str(publish(tmp_path / "prm", prm=True))]
+    command += ["--prompt", str(tmp_path / "authors.j2")]
+    # The alfworld package names its games there when it is imported, as another test may have.
+    environment = {name: value for name, value in os.environ.items() if name != "ALFWORLD_DATA"}
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([*command, "--prompt", str(tmp_path / "authors.j2")])
+    process = subprocess.Popen(command, env=environment)
     try:
         for k in (1, 2):
             _wait(process, f"http://127.0.0.1:{port + k}/health")

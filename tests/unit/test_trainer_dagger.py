@@ -63,7 +63,7 @@ def test_the_policy_learns_the_label_and_not_what_the_learner_did(tmp_path: Path
         log_probs: torch.Tensor = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         tokens = torch.tensor(ids[start:end])
         total = log_probs[start - 1 : end - 1].gather(-1, tokens[:, None]).sum()
-        return float(total)
+        return float(total.detach())
 
     assert log_prob(EXPERT) > -0.5
     assert log_prob(OWN) < -3
