@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
-
 from agentprm.registry import CheckpointError
 
 
@@ -29,6 +26,9 @@ def within(path: Path, tokenizer: Any, size: int) -> Any:
         raise CheckpointError(
             f"{path}: the tokenizer knows {len(tokenizer)} tokens, the model {size}"
         )
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast  # seconds to import
+
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["added_tokens"] = [t for t in backend["added_tokens"] if t["id"] < size]
     return PreTrainedTokenizerFast(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agentprm.protocol import Group, Preference, State
+from agentprm.config import FitSettings
+from agentprm.protocol import State
 from agentprm.registry import Registry, number
 from services.trainer.collect import Collector, Services
 from services.trainer.dpo import fit_dpo
@@ -21,7 +22,7 @@ from services.trainer.inbox import Inbox
 from services.trainer.monitor import Watch, held_out_games, watch
 from services.trainer.online import GroupSource, OnlineSource, PreferenceSource, sample_states
 from services.trainer.seeds import derive
-from services.trainer.streaming import NoSamplesError, Publish
+from services.trainer.streaming import NoSamplesError
 from services.trainer.updates.base import Update
 
 _KEPT_ONLINE = 2
@@ -36,14 +37,8 @@ class OnlineUpdate(Update):
     source: ClassVar[type[OnlineSource[Any]]]
 
     @abstractmethod
-    def learn(
-        self, i: int, base: Path, samples: Iterable[Any], out: Path, publish: Publish
-    ) -> Metrics:
-        """Fit π_i on `samples` and write it.
-
-        Raises:
-            NoSamplesError: too few came.
-        """
+    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
+        """What fits π_i on the samples, called as `fit_dpo` is, and its settings."""
 
     def prepare(self, collector: Collector, i: int) -> None:
         """π_{i-1} and Q_{i-1} serve."""
@@ -52,11 +47,18 @@ class OnlineUpdate(Update):
     def fit(self, i: int, base: Path, out: Path) -> None:
         """π_i by Q_{i-1}, staying close to π_{i-1} (eq. 3)."""
         online = None if self.at.services is None else self._online(self.at.services, i, base)
+        learn, settings = self.learner()
         try:
-            if online is None:
-                summary = self.learn(i, base, (), out, ignore)
-            else:
-                summary = self.learn(i, base, online.source, out, online.publish)
+            summary = learn(
+                base,
+                base,
+                online.source if online else (),
+                out,
+                settings.model_copy(update={"seed": derive(self.at.config.seed, f"pi_{i}")}),
+                self.at.prompt,
+                online.publish if online else ignore,
+                **self.at.reports(f"pi_{i}"),
+            )
         except NoSamplesError as error:
             summary = {}
             self.keep(i, base, out, str(error))
@@ -118,14 +120,9 @@ class OnlineDPO(OnlineUpdate):
     samples = "preferences"
     source = PreferenceSource
 
-    def learn(
-        self, i: int, base: Path, samples: Iterable[Preference], out: Path, publish: Publish
-    ) -> Metrics:
+    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
         """See `fit_dpo`."""
-        seed = derive(self.at.config.seed, f"pi_{i}")
-        settings = self.at.config.dpo.model_copy(update={"seed": seed})
-        reports = self.at.reports(f"pi_{i}")
-        return fit_dpo(base, base, samples, out, settings, self.at.prompt, publish, **reports)
+        return fit_dpo, self.at.config.dpo
 
 
 class GRPO(OnlineUpdate):
@@ -135,14 +132,9 @@ class GRPO(OnlineUpdate):
     samples = "groups"
     source = GroupSource
 
-    def learn(
-        self, i: int, base: Path, samples: Iterable[Group], out: Path, publish: Publish
-    ) -> Metrics:
+    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
         """See `fit_grpo`."""
-        seed = derive(self.at.config.seed, f"pi_{i}")
-        settings = self.at.config.grpo.model_copy(update={"seed": seed})
-        reports = self.at.reports(f"pi_{i}")
-        return fit_grpo(base, base, samples, out, settings, self.at.prompt, publish, **reports)
+        return fit_grpo, self.at.config.grpo
 
 
 @dataclass(frozen=True)
