@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import uuid
@@ -41,6 +42,7 @@ class Options:
     device: str = "auto"
     engine: str = "compiled"
     workers: int = 2
+    policy_replicas: int = 1
     batch: int = 8
     policy_engine: PolicyEngine = PolicyEngine.EMBEDDED
     sglang_urls: tuple[str, ...] = ()
@@ -59,6 +61,7 @@ class Options:
             device=config.device,
             engine=config.engine,
             workers=config.workers,
+            policy_replicas=config.policy_replicas,
             batch=config.batch,
             policy_engine=config.policy_engine,
             sglang_urls=config.sglang_urls,
@@ -67,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the services of a machine listen."""
+    """Where the services of a machine listen; of a policy with replicas a,b,... each of them."""
 
     env: str
     policy: str
@@ -254,16 +257,17 @@ def _work(
     redis_url = given_url() or machine.start_redis(RedisServer(machine.run / "redis"))
     queue = _queue_name(machine.run)
     endpoints = _start_services(machine, games, options)
-    connections = ["--redis-url", redis_url, *endpoints.flags()]
+    policies = itertools.cycle(endpoints.policy.split(","))
     world = []
     if options.world_registry is not None:
         world = ["--world-url", start_world(machine, options.world_registry, options)]
     for k in range(1, options.workers + 1):
         name = f"rollout-{k}"
-        worker = ["--run", queue, "--name", name]
+        worker = ["--run", queue, "--name", name, "--redis-url", redis_url]
+        worker += replace(endpoints, policy=next(policies)).flags()
         if options.chat_url is not None:
             worker += ["--chat-url", options.chat_url, "--prompt", options.prompt]
-        machine.start(name, "services.rollout", *worker, *connections, *world)
+        machine.start(name, "services.rollout", *worker, *world)
     _train(machine, module, queue, redis_url, endpoints, flags, quiet=quiet)
 
 
@@ -314,11 +318,17 @@ def _queue_name(run: Path) -> str:
 
 def _start_services(machine: Machine, games: Path | None, options: Options) -> Endpoints:
     prm = _start_model(machine, _PRM, free_port(), machine.run, options, [])
-    policy = _start_model(machine, _POLICY, free_port(), machine.run, options, ["--prm-url", prm])
+    policies = [_POLICY, *(f"{_POLICY}-{k}" for k in range(2, options.policy_replicas + 1))]
+    urls = [
+        _start_model(
+            machine, _POLICY, free_port(), machine.run, options, ["--prm-url", prm], name=name
+        )
+        for name in policies
+    ]
     capacity = options.workers * options.batch
     env = _start_env(machine, free_port(), games, options, capacity=capacity, privileged=True)
-    machine.wait_reachable([_ENV, _POLICY, _PRM])
-    return Endpoints(env=env, policy=policy, prm=prm)
+    machine.wait_reachable([_ENV, *policies, _PRM])
+    return Endpoints(env=env, policy=",".join(urls), prm=prm)
 
 
 def _start_env(
@@ -337,14 +347,23 @@ def _start_env(
 
 
 def _start_model(
-    machine: Machine, name: str, port: int, run: Path, options: Options, flags: list[str]
+    machine: Machine,
+    service: str,
+    port: int,
+    run: Path,
+    options: Options,
+    flags: list[str],
+    *,
+    name: str | None = None,
 ) -> str:
+    """A service that holds a model; `name` tells replicas of it apart."""
     registry = ["--registry", str(run / "checkpoints")]
     common = ["--prompt", options.prompt, "--device", options.device]
-    if name == _POLICY:
+    if service == _POLICY:
         common += ["--engine", options.policy_engine]
         common += ["--engine-url", ",".join(options.sglang_urls)] if options.sglang_urls else []
-    return machine.start(name, f"services.{name}", *registry, *common, *flags, port=port)
+    module = f"services.{service}"
+    return machine.start(name or service, module, *registry, *common, *flags, port=port)
 
 
 def start_world(machine: Machine, registry: Path, options: Options) -> str:

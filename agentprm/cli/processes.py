@@ -36,6 +36,15 @@ _MAX_RESTARTS = 5
 _WINDOW = 300.0
 
 
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Tensors from the heap, which keeps what is freed: else every large one is new pages, zeroed.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+}
+"""What every process gets: torch computes a tenth to a fourth faster by it on a CPU."""
+
+
 class ProcessFailed(Exception):
     """A process ended that must not, or does not come up."""
 
@@ -81,7 +90,7 @@ class Machine:
         except ValueError as error:
             raise ProcessFailed(str(error)) from None
         given = {**keys, **(environment or {})}
-        self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **given}
+        self._environment = {**_ENVIRONMENT, **os.environ, **given}
         self._processes: dict[str, _Process] = {}
         self._redis: RedisServer | None = None
 

@@ -151,6 +151,9 @@ class Config(Settings):
     """How they share it: `ddp`, `fsdp`, or the path of a file of `accelerate config`."""
     workers: int = Field(default=2, ge=1)
     """Rollout workers that `agentprm train` starts."""
+    policy_replicas: int = Field(default=1, ge=1)
+    """Policy services that `agentprm train` starts. On a CPU each computes on a core of its own;
+    every worker asks one of them."""
     batch: int = Field(default=8, ge=1)
     """Episodes of one job; a worker plays them side by side."""
     max_steps: int = Field(default=30, ge=1, le=200)

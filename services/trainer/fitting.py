@@ -34,6 +34,7 @@ from transformers.trainer_callback import PrinterCallback
 from agentprm.config import FitSettings
 from agentprm.facts import METADATA
 from agentprm.vocabulary import within
+from services.trainer.attention import attend_in_float32
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import MakeCanary
 
@@ -151,6 +152,11 @@ class StepMeanTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.args.bf16 and self.args.device.type == "cpu":
+            attend_in_float32(self.model)
 
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         """What a batch, as it is collated, contributes to the denominator of the mean."""

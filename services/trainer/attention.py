@@ -1,0 +1,40 @@
+"""Attention of fits on a CPU: in float32, where the rest computes in bf16.
+
+torch's attention has a backward pass for bf16 on CPUs that takes twice the time of the one for
+float32: a fit of the tiny model is a fifth faster with this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_NAME = "agentprm_float32"
+
+
+def attend_in_float32(model: PreTrainedModel) -> None:
+    """Have `model` compute its attention in float32 whatever autocast says.
+
+    A model that computes it by another way than torch's own is left as it is.
+    """
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(_NAME)
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    with torch.autocast(query.device.type, enabled=False):
+        attended, _ = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), mask, **options
+        )
+    return attended.to(query.dtype), None
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
