@@ -60,10 +60,24 @@ class Vine(Settings):
 
     states: int = Field(default=100, ge=1)
     """Distinct states an iteration, drawn from its rollouts."""
-    actions: int = Field(default=2, ge=1, le=16)
+    actions: int = Field(default=2, ge=0, le=16)
     """Actions tried in a state: the one of the rollout, and others sampled from the policy."""
+    random: int = Field(default=0, ge=0, le=16)
+    """Further actions, drawn at random from the admissible commands: faults that the policy does
+    not make, and finds that it misses. A PRM knows nothing of what no rollout has tried."""
     continuations: int = Field(default=4, ge=1)
-    """Rollouts that begin with each action; `actions` x `continuations` of them make a batch."""
+    """Rollouts that begin with each action; those of one state have to fit into a batch."""
+
+    @property
+    def size(self) -> int:
+        """Rollouts from one state."""
+        return (self.actions + self.random) * self.continuations
+
+    @model_validator(mode="after")
+    def _something_is_tried(self) -> Vine:
+        if self.size == 0:
+            raise ValueError("`actions` and `random` are both 0: nothing is tried")
+        return self
 
 
 class Rollouts(Settings):
@@ -192,10 +206,10 @@ class Config(Settings):
     @model_validator(mode="after")
     def _a_state_fits_into_a_batch(self) -> Config:
         vine = self.rollouts.vine
-        if vine is not None and vine.actions * vine.continuations > self.batch:
+        if vine is not None and vine.size > self.batch:
             raise ValueError(
-                f"rollouts.vine: {vine.actions} actions x {vine.continuations} continuations "
-                f"are more than the batch of {self.batch}"
+                f"rollouts.vine: {vine.actions + vine.random} actions x {vine.continuations} "
+                f"continuations are more than the batch of {self.batch}"
             )
         return self
 

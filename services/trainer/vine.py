@@ -7,6 +7,8 @@ more visit of that (s, a), and `monte_carlo_targets` takes the mean over all of 
 from __future__ import annotations
 
 import heapq
+import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,6 +85,28 @@ def actions_to_try(recorded: Action, sampled: ActResult, count: int) -> list[Act
     return list(actions.values())[:count]
 
 
+def random_actions(place: Place, tried: Sequence[Action], count: int, seed: int) -> list[Action]:
+    """At most `count` actions beside those `tried`, with the reason of the rollout.
+
+    Each is drawn evenly from the first words of the admissible commands, then from the commands
+    with that word: there are many places to go to, and few things to take.
+    """
+    rng = random.Random(seed)
+    known = {action.command for action in tried}
+    by_verb: dict[str, list[str]] = defaultdict(list)
+    for command in place.episode.turns[place.t].admissible:
+        if command not in known:
+            by_verb[command.partition(" ")[0]].append(command)
+    drawn: list[Action] = []
+    while by_verb and len(drawn) < count:
+        verb = rng.choice(sorted(by_verb))
+        command = by_verb[verb].pop(rng.randrange(len(by_verb[verb])))
+        if not by_verb[verb]:
+            del by_verb[verb]
+        drawn.append(Action(reason=place.recorded.reason, command=command))
+    return drawn
+
+
 def vine_jobs(
     collector: Collector,
     stage: str,
@@ -99,7 +123,7 @@ def vine_jobs(
         ServiceError: the policy does not answer.
         RuntimeError: it answers with another version.
     """
-    size = collector.batch // (plan.actions * plan.continuations)
+    size = collector.batch // plan.size
     groups = [places[first : first + size] for first in range(0, len(places), size)]
     finished = collector.records.finished(stage)
     missing = {k: group for k, group in enumerate(groups) if f"{stage}-{k:04d}" not in finished}
@@ -107,19 +131,12 @@ def vine_jobs(
         collector.serve(policy=policy)
     jobs = []
     for k, group in missing.items():
-        request = ActRequest(
-            states=[place.episode.state(place.t) for place in group],
-            n=min(_SAMPLES * plan.actions, MAX_CANDIDATES),
-            sampling=sampling,
-            seed=derive(collector.seed, stage, k, "actions"),
-        )
-        answer = collector.services.policy.next.act(request)
-        if answer.policy_version != policy:
-            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+        seed = derive(collector.seed, stage, k, "actions")
+        tried = _tried(collector, group, plan, policy, sampling, seed)
         branches = [
             (place.episode.game.id, place.start(action))
-            for place, sampled in zip(group, answer.results, strict=True)
-            for action in actions_to_try(place.recorded, sampled, plan.actions)
+            for place, actions in zip(group, tried, strict=True)
+            for action in actions
             for _ in range(plan.continuations)
         ]
         jobs.append(
@@ -134,3 +151,33 @@ def vine_jobs(
             )
         )
     return jobs
+
+
+def _tried(
+    collector: Collector,
+    places: Sequence[Place],
+    plan: Vine,
+    policy: str,
+    sampling: Sampling,
+    seed: int,
+) -> list[list[Action]]:
+    """The actions to try at each place."""
+    tried: list[list[Action]] = [[place.recorded][: plan.actions] for place in places]
+    if plan.actions > 1:
+        request = ActRequest(
+            states=[place.episode.state(place.t) for place in places],
+            n=min(_SAMPLES * plan.actions, MAX_CANDIDATES),
+            sampling=sampling,
+            seed=seed,
+        )
+        answer = collector.services.policy.next.act(request)
+        if answer.policy_version != policy:
+            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+        tried = [
+            actions_to_try(place.recorded, sampled, plan.actions)
+            for place, sampled in zip(places, answer.results, strict=True)
+        ]
+    return [
+        actions + random_actions(place, actions, plan.random, derive(seed, k))
+        for k, (place, actions) in enumerate(zip(places, tried, strict=True))
+    ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 
@@ -11,7 +12,7 @@ from agentprm.protocol import Action, ActResult, Candidate, Episode, RolloutJob,
 from services.trainer.fitting import load_tokenizer
 from services.trainer.rows import episode_rows
 from services.trainer.targets import monte_carlo_targets
-from services.trainer.vine import Place, actions_to_try, sample_places
+from services.trainer.vine import Place, actions_to_try, random_actions, sample_places
 from tests.unit.trainer_episodes import create_small, episode
 
 # A rollout that is lost, and continuations from its second state, which the first turn led to.
@@ -108,6 +109,22 @@ def test_actions_differ_in_their_commands_and_the_recorded_one_comes_first() -> 
     assert actions_to_try(recorded, result, 2) == [recorded, sampled[0]]
 
 
+def test_random_actions_are_spread_over_verbs_and_leave_out_what_is_tried() -> None:
+    places = [f"go to cabinet {k}" for k in range(1, 10)]
+    admissible = ("take mug 1", "look", *places)
+    rollout = episode(["look", "go to cabinet 1"], [0, 0])
+    turn = rollout.turns[0].model_copy(update={"admissible": admissible})
+    place = Place(rollout.model_copy(update={"turns": (turn, rollout.turns[1])}), 0)
+    drawn = [random_actions(place, [place.recorded], 1, seed)[0] for seed in range(2000)]
+    assert {action.reason for action in drawn} == {place.recorded.reason}
+    counts = Counter(action.command for action in drawn)
+    assert set(counts) == {"take mug 1", *places}, "`look` was tried"
+    assert counts["take mug 1"] == pytest.approx(1000, abs=120)
+    assert all(counts[command] == pytest.approx(1000 / 9, abs=50) for command in places)
+    everything = random_actions(place, [], 99, 0)
+    assert sorted(action.command for action in everything) == sorted(admissible)
+
+
 def test_a_branch_begins_with_the_turns_before_it() -> None:
     start = Place(with_choices(ROLLOUT), 2).start(Action(command="help"))
     assert [turn.action.command for turn in start.turns] == ["look", "inventory"]
@@ -130,3 +147,10 @@ def test_the_continuations_of_a_state_must_fit_into_a_batch() -> None:
     assert Config.model_validate({**given, "rollouts": fitting}).rollouts.vine == Vine(states=5)
     with pytest.raises(ValueError, match="3 actions x 4 continuations are more than the batch"):
         Config.model_validate({**given, "rollouts": {**rollouts, "vine": {"actions": 3}}})
+    nothing = {**rollouts, "vine": {"actions": 0}}
+    with pytest.raises(ValueError, match="nothing is tried"):
+        Config.model_validate({**given, "rollouts": nothing})
+    only_random = {**rollouts, "vine": {"actions": 0, "random": 4, "continuations": 2}}
+    vine = Config.model_validate({**given, "rollouts": only_random}).rollouts.vine
+    assert vine is not None
+    assert vine.size == 8
