@@ -24,31 +24,33 @@ S = TypeVar("S", Preference, Group)
 
 
 def sample_states(episodes: Sequence[Episode], count: int, per_game: int, seed: int) -> list[State]:
-    """At most `count` states of D in random order, at most `per_game` of one game."""
+    """At most `count` states of D, at most `per_game` of one game; see `sample_turns`."""
     return [episode.state(t) for episode, t in sample_turns(episodes, count, per_game, seed)]
 
 
 def sample_turns(
     episodes: Sequence[Episode], count: int, per_game: int, seed: int
 ) -> list[tuple[Episode, int]]:
-    """The turns of `sample_states`.
+    """Turns drawn at random from games in random order, until there are `count`.
 
-    States with one admissible command leave nothing to prefer and are left out, and so are those
-    before an episode's start.
+    Those of an episode follow one another: their states begin alike, and what the policy and the
+    PRM compute for the first of them serves the others. States with one admissible command leave
+    nothing to prefer and are left out, and so are those before an episode's start.
     """
     rng = random.Random(seed)
-    by_game: dict[str, list[tuple[Episode, int]]] = defaultdict(list)
-    for episode in episodes:
+    by_game: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for i, episode in enumerate(episodes):
         played = range(episode.start, len(episode.turns))
         turns = (t for t in played if len(episode.turns[t].admissible) != 1)
-        by_game[episode.game.id].extend((episode, t) for t in turns)
+        by_game[episode.game.id].extend((i, t) for t in turns)
+    order = sorted(by_game)
+    rng.shuffle(order)
     picked = [
         place
-        for _, places in sorted(by_game.items())
-        for place in rng.sample(places, min(per_game, len(places)))
+        for game in order
+        for place in sorted(rng.sample(by_game[game], min(per_game, len(by_game[game]))))
     ]
-    rng.shuffle(picked)
-    return picked[:count]
+    return [(episodes[i], t) for i, t in picked[:count]]
 
 
 def candidate_jobs(
