@@ -1,0 +1,185 @@
+"""Sequences of any lengths in one forward pass, each behind what is known of it from before.
+
+The new tokens of all sequences lie one after the other in a single row, without padding. The
+linear layers do not care; the attention, which is ours, computes each sequence on the keys and
+values that are stored for it.
+
+Of the shared package this alone needs torch and transformers: only services that run models
+import it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "agentprm_segments"
+"""The attention implementation's name in transformers' registry."""
+
+
+@dataclass(eq=False)
+class Store:
+    """Keys and values of a conversation, of each layer [heads, columns, size].
+
+    Layers that hold fewer than `room` columns grow to it when they are written to.
+    """
+
+    room: int = 0
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def reserve(self, columns: int) -> None:
+        """Have room for `columns`, and a quarter more, so that few turns copy."""
+        if columns > self.room:
+            self.room = -(-columns * 5 // 4 // 64) * 64
+
+    def write(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put keys and values [heads, tokens, size] behind the first `start` columns."""
+        end = start + keys.shape[1]
+        held = self.layers.get(layer)
+        if held is None or held[0].shape[1] < end:
+            shapes = ((x.shape[0], self.room, x.shape[2]) for x in (keys, values))
+            grown = tuple(keys.new_empty(shape) for shape in shapes)
+            if held is not None:
+                for new, old in zip(grown, held, strict=True):
+                    new[:, :start] = old[:, :start]
+            held = self.layers[layer] = (grown[0], grown[1])
+        held[0][:, start:end] = keys
+        held[1][:, start:end] = values
+
+    def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first `end` columns."""
+        keys, values = self.layers[layer]
+        return keys[:, :end], values[:, :end]
+
+
+@dataclass(eq=False)
+class Segment(ABC):
+    """New tokens of a sequence, to be computed behind the first `start` columns of `store`."""
+
+    start: int
+    store: Store
+    _masks: dict[int | None, torch.Tensor | None] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """New tokens."""
+
+    @property
+    @abstractmethod
+    def chain(self) -> bool:
+        """Whether every new token sees all that lies before it: no branches."""
+
+    @abstractmethod
+    def sees(self) -> torch.Tensor:
+        """[new tokens, columns]: whether the token sees the column, on the CPU.
+
+        Each token sees itself. It is asked for where `chain` does not say as much.
+        """
+
+    @abstractmethod
+    def column_positions(self) -> Sequence[int]:
+        """The position of each column in its sequence; the new tokens are the last columns."""
+
+    def columns(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values in this layer [heads, columns, size], given the new ones."""
+        self.store.write(layer, self.start, keys, values)
+        return self.store.read(layer, self.start + len(self))
+
+    def mask(self, query: torch.Tensor, window: int | None) -> torch.Tensor | None:
+        """What is added to attention scores [new tokens, columns]; None where nothing needs to."""
+        if window is not None and window >= self.start + len(self):
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._mask(query, window)
+        return self._masks[window]
+
+    @property
+    def causal(self) -> bool:
+        """Whether it has neither a beginning nor branches."""
+        return self.start == 0 and self.chain
+
+    def _mask(self, query: torch.Tensor, window: int | None) -> torch.Tensor | None:
+        if window is None and self.chain and (self.start == 0 or len(self) == 1):
+            return None
+        shape = len(self), self.start + len(self)
+        sees = torch.ones(shape, dtype=torch.bool).tril(self.start) if self.chain else self.sees()
+        if window is not None:
+            at = torch.tensor(self.column_positions())
+            sees = sees & (at[self.start :, None] - at < window)
+        added = torch.zeros(shape, dtype=query.dtype)
+        return added.masked_fill_(~sees, torch.finfo(query.dtype).min).to(query.device)
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _: object = None,
+    *,
+    segments: Sequence[Segment],
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **__: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention over `segments`, whose new tokens make up `query`, `key` and `value`.
+
+    Shapes: [1, heads, tokens, size] in, [1, tokens, heads, size] out.
+    """
+    heads, tokens = query.shape[1:3]
+    output = query.new_empty(1, tokens, heads, value.shape[-1])
+    begin = 0
+    for segment in segments:
+        end = begin + len(segment)
+        keys, values = segment.columns(
+            module.layer_idx, key[0, :, begin:end], value[0, :, begin:end]
+        )
+        mask = segment.mask(query, sliding_window)
+        attended = scaled_dot_product_attention(
+            query[:, :, begin:end],
+            keys[None],
+            values[None],
+            attn_mask=mask,
+            is_causal=mask is None and segment.causal,
+            scale=scaling,
+            enable_gqa=heads != keys.shape[0],
+        )
+        output[:, begin:end] = attended.transpose(1, 2)
+        begin = end
+    return output, None
+
+
+def takes_segments(body: Any, config: Any) -> bool:
+    """Whether attention is exchangeable, and depends on the positions of its own sequence alone.
+
+    Where it is not (a recurrent layer, ALiBi, capped scores, rotations that change with the length
+    of the batch), `attend` would compute something else than the model.
+
+    Args:
+        body: the model without its head.
+        config: the configuration of its text part.
+    """
+    layers: Iterable[str] = getattr(config, "layer_types", None) or ()
+    rotation = repr(getattr(config, "rope_parameters", None))
+    return (
+        bool(getattr(body, "_supports_attention_backend", False))
+        and "position_ids" in inspect.signature(body.forward).parameters
+        and all(layer in ("full_attention", "sliding_attention") for layer in layers)
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and "dynamic" not in rotation
+        and "longrope" not in rotation
+    )
+
+
+AttentionInterface.register(NAME, attend)
