@@ -13,11 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.encoding import encode
+from agentprm.prefix_cache import PrefixCache
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
 from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
-from services.policy.engine.prefix_cache import Entry, PrefixCache
+from services.policy.engine.kept import Entry, Store
 from tests.models import tiny_causal_lm
 
 OBSERVATIONS = [
@@ -223,18 +224,22 @@ def test_growing_conversations_encode_as_training_does(llama: Path) -> None:
         assert codec.prompt(messages) == prompt_ids(llama, messages)
 
 
+def entry(ids: range) -> Entry:
+    return Entry(tuple(ids), Store(), len(ids))
+
+
 def test_prefix_cache_finds_the_longest_beginning_and_keeps_its_bound() -> None:
     cache: PrefixCache[Entry] = PrefixCache(capacity=100)
-    first = Entry(tuple(range(40)), [])
+    first = entry(range(40))
     cache.add(first)
     assert cache.find([*range(35), 99]) == (first, 35)
     assert cache.find([7, *range(30)]) == (None, 0)
-    longer = Entry(tuple(range(60)), [])
+    longer = entry(range(60))
     cache.add(longer, replaces=first)
     assert cache.tokens == 60
     assert cache.find(list(range(40))) == (longer, 40)
-    cache.add(Entry(tuple(range(100, 150)), []))
+    cache.add(entry(range(100, 150)))
     assert cache.tokens == 50
     assert cache.find(list(range(40))) == (None, 0)
-    cache.add(Entry(tuple(range(1000)), []))
+    cache.add(entry(range(1000)))
     assert cache.tokens == 50

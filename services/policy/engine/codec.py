@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 from jinja2 import TemplateError
 
 from agentprm.encoding import encode, render
+from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
-from services.policy.engine.prefix_cache import common_length
 
 K = TypeVar("K")
 V = TypeVar("V")
