@@ -137,27 +137,24 @@ def attend(
 
     Shapes: [1, heads, tokens, size] in, [1, tokens, heads, size] out.
     """
-    heads, tokens = query.shape[1:3]
-    output = query.new_empty(1, tokens, heads, value.shape[-1])
-    begin = 0
-    for segment in segments:
-        end = begin + len(segment)
-        keys, values = segment.columns(
-            module.layer_idx, key[0, :, begin:end], value[0, :, begin:end]
-        )
+    lengths = [len(segment) for segment in segments]
+    parts = (x.split(lengths, dim=-2) for x in (query, key[0], value[0]))
+    grouped = query.shape[1] != key.shape[1]
+    outputs = []
+    for segment, queries, *new in zip(segments, *parts, strict=True):
+        keys, values = segment.columns(module.layer_idx, *new)
         mask = segment.mask(query, sliding_window)
         attended = scaled_dot_product_attention(
-            query[:, :, begin:end],
+            queries,
             keys[None],
             values[None],
             attn_mask=mask,
             is_causal=mask is None and segment.causal,
             scale=scaling,
-            enable_gqa=heads != keys.shape[0],
+            enable_gqa=grouped,
         )
-        output[:, begin:end] = attended.transpose(1, 2)
-        begin = end
-    return output, None
+        outputs.append(attended.transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
 
 
 def takes_segments(body: Any, config: Any) -> bool:

@@ -17,6 +17,9 @@ from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
 
+_Key = tuple[tuple[str, str], ...]
+"""Roles and contents of a conversation: hashed and compared at the pace of strings."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -33,7 +36,7 @@ class Codec:
 
     def __init__(self, tokenizer: Any, eos: Collection[int]) -> None:
         self._tokenizer = tokenizer
-        self._prompts: _Bounded[tuple[Message, ...], tuple[str, list[int]]] = _Bounded(2048)
+        self._prompts: _Bounded[_Key, tuple[str, list[int]]] = _Bounded(2048)
         self._segments: _Bounded[str, list[int]] = _Bounded(100_000)
         self._before, self._after = self._frame()
         self.ends = frozenset(eos) | self._end_mark()
@@ -44,13 +47,14 @@ class Codec:
         Raises:
             ProblemError: 422, the chat template does not take these messages.
         """
-        known = self._prompts.get(messages)
+        key = tuple([(message.role, message.content) for message in messages])
+        known = self._prompts.get(key)
         if known is None:
             try:
-                known = self._extended(messages) or self._from_scratch(messages)
+                known = self._extended(messages, key) or self._from_scratch(messages)
             except (TemplateError, ValueError) as error:  # such as roles out of order
                 raise ProblemError(422, "Refused by the chat template", str(error)) from error
-            self._prompts.put(messages, known)
+            self._prompts.put(key, known)
         return known[1]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
@@ -84,20 +88,20 @@ class Codec:
         ids = encode(self._tokenizer, messages, generation_prompt=True).ids
         return self._render(messages, prompt=True), ids
 
-    def _extended(self, messages: tuple[Message, ...]) -> tuple[str, list[int]] | None:
+    def _extended(self, messages: tuple[Message, ...], key: _Key) -> tuple[str, list[int]] | None:
         """From the conversation of the turn before, where that is known."""
         if len(messages) < 3 or messages[-2].role != "assistant":
             return None
-        earlier = self._prompts.get(messages[:-2])
+        earlier = self._prompts.get(key[:-2])
         if earlier is None:
             return None
         text, ids = earlier
-        answered = self._render(messages[:-1], prompt=False)
+        answer = f"{self._before}{messages[-2].content}{self._after}"
         whole = self._render(messages, prompt=True)
-        if not (answered.startswith(text) and whole.startswith(answered)):
-            return None  # `encode` says what is wrong
-        answer, observation = self._encode([answered[len(text) :], whole[len(answered) :]])
-        return whole, ids + answer + observation
+        if not whole.startswith(text + answer):
+            return None  # it is rendered otherwise than the one that `_frame` tried, or refused
+        segments = self._encode([answer, whole[len(text) + len(answer) :]])
+        return whole, [*ids, *segments[0], *segments[1]]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         found = {text: self._segments.get(text) for text in texts}

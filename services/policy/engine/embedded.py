@@ -133,15 +133,20 @@ class EmbeddedEngine(Engine):
             for tree, numbers in build_trees(row.ids[row.start :], answers[row.number], TREE_NODES)
         ]
         trees.sort(key=lambda planted: planted.new)
+        openings = [
+            {opening: self.codec.opening(opening) for opening in {text for text, _ in q.answers}}
+            for q in questions
+        ]
         scores: list[dict[int, Score]] = [{} for _ in questions]
         for group in batches(trees, self._forward.cost, self._new_tokens):
             for planted, log_probs in zip(group, self._edges(group), strict=True):
                 number = planted.row.number
                 for answer, path in zip(planted.answers, planted.tree.paths, strict=True):
-                    opening, _ = questions[number].answers[answer]
-                    scores[number][answer] = self._score(
-                        opening, answers[number][answer], [log_probs[edge] for edge in path]
-                    )
+                    ids = answers[number][answer]
+                    steps = [log_probs[edge] for edge in path]
+                    opening = openings[number][questions[number].answers[answer][0]]
+                    shared = common_length(opening, ids)
+                    scores[number][answer] = Score(ids, sum(steps), sum(steps[:shared]))
         if self._forward.packs:
             # Of several trees of a conversation its store holds the one that was computed last.
             for planted in {planted.row.number: planted for planted in trees}.values():
@@ -228,16 +233,10 @@ class EmbeddedEngine(Engine):
         segments = [planted.segment() for planted in group]
         logits = self._compute(self._forward.batch(), segments, "score").float()
         begins = accumulate((planted.new for planted in group), initial=0)
-        edges = [
-            (begin + node, token)
-            for begin, planted in zip(begins, group, strict=False)
-            for node, token in planted.tree.edges
-        ]
-        nodes, predicted = torch.tensor(edges, device=logits.device).T
-        totals = logits.logsumexp(dim=-1)
-        values = iter((logits[nodes, predicted] - totals[nodes]).tolist())
-        return [list(islice(values, len(planted.tree.edges))) for planted in group]
-
-    def _score(self, opening: str, ids: list[int], steps: Sequence[float]) -> Score:
-        shared = common_length(self.codec.opening(opening), ids)
-        return Score(ids=ids, log_prob=sum(steps), opening_log_prob=sum(steps[:shared]))
+        nodes, predicted = [], []
+        for begin, planted in zip(begins, group, strict=False):
+            nodes += [begin + node for node in planted.tree.edge_nodes]
+            predicted += planted.tree.edge_tokens
+        at, token = torch.from_numpy(np.array([nodes, predicted])).to(logits.device)
+        values = iter((logits[at, token] - logits.logsumexp(dim=-1)[at]).tolist())
+        return [list(islice(values, len(planted.tree.edge_nodes))) for planted in group]
