@@ -77,10 +77,8 @@ class Segment(segments.Segment):
         known, start = self.store.logits, self.start
         return [known[end] if end < start else self._new[end - start] for end in self.row.ends]
 
-    def columns(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values of the row in this layer, given the new ones."""
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the new keys and values into the store, behind those of the source."""
         if self.source is not None:
             self.store.write(layer, 0, *self.source.read(layer, self.start))
-        return super().columns(layer, keys, values)
+        super().write(layer, keys, values)

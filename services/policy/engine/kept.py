@@ -55,13 +55,17 @@ class Store(segments.Store):
                 other.write(layer, length, keys[:, chosen], values[:, chosen])
 
     def trim(self, columns: int) -> None:
-        """Give back what is more than twice the room for `columns`."""
-        if self.room > 2 * columns + 64:
-            self.room = columns
-            self.layers = {
-                layer: (keys[:, :columns].clone(), values[:, :columns].clone())
-                for layer, (keys, values) in self.layers.items()
-            }
+        """Give back what is more than twice the room that `columns` are given."""
+        room = self.room
+        self.room = 0
+        self.reserve(columns)
+        if room <= 2 * self.room:
+            self.room = room
+            return
+        self.layers = {
+            layer: (keys[:, : self.room].clone(), values[:, : self.room].clone())
+            for layer, (keys, values) in self.layers.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
