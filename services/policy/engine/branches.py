@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from agentprm.prefix_cache import common_length
 from services.policy.engine import Draw
 from services.policy.engine.kept import Row, Tail
 from services.policy.engine.sampling import generator
@@ -27,71 +28,99 @@ class Branch:
 class Branches:
     """The `draw.n` samples of one prompt.
 
-    The tokens of those that go on are computed behind all that were computed before; each sees the
-    prompt and its own branch.
+    Behind the prompt a `guess` of how they begin is computed with it, so branches that follow it
+    need no pass of their own until they leave it. From there on the tokens of those that are not
+    finished are computed behind all that were before; each sees the prompt and its own branch.
     """
 
-    def __init__(self, row: Row, key: tuple[int, int], draw: Draw, room: int) -> None:
+    def __init__(
+        self, row: Row, key: tuple[int, int], draw: Draw, room: int, guess: Sequence[int]
+    ) -> None:
         """For the prompt `row`, with its random stream, up to `room` tokens each."""
         self.row = row
         self.all = [Branch() for _ in range(draw.n)]
-        self.open = list(range(draw.n))
-        """The numbers of those that are not finished."""
+        self.guess = guess
         self._stream = generator(key, 0)
-        self._room = min(room, draw.max_tokens)
+        self._uniform: list[npt.NDArray[np.float64]] = []
+        self._room = room
         self._tokens: list[int] = []
+        """Those computed behind the prompt, with the one before each and their positions."""
         self._parents: list[int] = []
         self._positions: list[int] = []
         self._last = [-1] * draw.n
+        """For each branch its last computed token."""
         self._tree = np.zeros((draw.n, 0), dtype=np.bool_)
         """[branches, computed tokens]: which are the branch's."""
 
-    def uniform(self) -> npt.NDArray[np.float64]:
-        """What the next tokens of the open branches are drawn by.
+    def open(self) -> list[int]:
+        """The numbers of the branches that are not finished."""
+        return [number for number, branch in enumerate(self.all) if not branch.end]
 
-        Each branch has its own numbers, whichever others are finished.
+    def following(self, depth: int) -> list[int]:
+        """The numbers of the open branches that are the guess's first `depth` tokens."""
+        if depth > len(self.guess):
+            return []
+        followed = self.guess[:depth]
+        return [number for number in self.open() if self.all[number].ids == followed]
+
+    def uniform(self, numbers: Sequence[int]) -> list[float]:
+        """What the next token of each branch is drawn by.
+
+        It depends on the branch and its length alone, whatever the others do.
         """
-        return self._stream.random(len(self.all))[self.open]
+        while len(self._uniform) <= max(len(self.all[number].ids) for number in numbers):
+            self._uniform.append(self._stream.random(len(self.all)))
+        return [self._uniform[len(self.all[number].ids)][number] for number in numbers]
 
     def extend(
         self,
-        tokens: Sequence[int],
-        log_probs: Sequence[float],
+        number: int,
+        token: int,
+        log_prob: float,
         ends: Collection[int],
         stopped: Callable[[Sequence[int]], bool],
     ) -> None:
-        """Add a token to each open branch; `ends` and `stopped` say which are finished by it."""
-        for number, token, log_prob in zip(self.open, tokens, log_probs, strict=True):
-            branch = self.all[number]
-            branch.ids.append(token)
-            branch.log_probs.append(log_prob)
-            if token in ends:
-                branch.end = "mark"
-            elif stopped(branch.ids):
-                branch.end = "stop"
-            elif len(branch.ids) == self._room:
-                branch.end = "limit"
-        self.open = [number for number in self.open if not self.all[number].end]
+        """Add a token to a branch; `ends` and `stopped` say whether it is finished by it."""
+        branch = self.all[number]
+        branch.ids.append(token)
+        branch.log_probs.append(log_prob)
+        if token in ends:
+            branch.end = "mark"
+        elif stopped(branch.ids):
+            branch.end = "stop"
+        elif len(branch.ids) == self._room:
+            branch.end = "limit"
+
+    def settle(self) -> None:
+        """Once no branch follows the guess: what is computed of each, and of all."""
+        followed = [common_length(self.guess, branch.ids) for branch in self.all]
+        longest = max(followed)
+        self._tokens = list(self.guess[:longest])
+        self._parents = list(range(-1, longest - 1))
+        self._positions = [len(self.row.ids) + k for k in range(longest)]
+        self._last = [length - 1 for length in followed]
+        self._tree = np.arange(longest) < np.array(followed)[:, None]
 
     def segment(self) -> Segment:
         """The last tokens of the open branches, to be computed."""
-        row, known = self.row, len(self._tokens)
-        tokens = [self.all[number].ids[-1] for number in self.open]
-        positions = [len(row.ids) + len(self.all[self.open[0]].ids) - 1] * len(tokens)
+        row, known, growing = self.row, len(self._tokens), self.open()
+        start = len(row.ids)
+        tokens = [self.all[number].ids[-1] for number in growing]
+        positions = [start + len(self.all[number].ids) - 1 for number in growing]
         between = self._positions.copy()
         tree = None
         if len(self.all) > 1:
-            grown = np.zeros((len(self.all), known + len(tokens)), dtype=np.bool_)
+            columns = range(known, known + len(growing))
+            grown = np.zeros((len(self.all), known + len(growing)), dtype=np.bool_)
             grown[:, :known] = self._tree
-            grown[self.open, range(known, known + len(tokens))] = True
+            grown[growing, columns] = True
             self._tree = grown
-            tree = grown[self.open]
-        self._parents += [self._last[number] for number in self.open]
-        for column, number in enumerate(self.open, known):
+            tree = grown[growing]
+        self._parents += [self._last[number] for number in growing]
+        for column, number in enumerate(growing, known):
             self._last[number] = column
         self._tokens += tokens
         self._positions += positions
-        start = len(row.ids)
         return Segment(start + known, row.store, tokens, positions, start, tree, between)
 
     def tail(self, length: int) -> Tail:

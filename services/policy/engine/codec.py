@@ -16,6 +16,7 @@ from agentprm.encoding import encode, render
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
+from services.policy.engine import Prompt
 
 _Key = tuple[tuple[str, str], ...]
 """Roles and contents of a conversation: hashed and compared at the pace of strings."""
@@ -72,6 +73,21 @@ class Codec:
             return []
         ids, longer = self._encode([self._before + text, f"{self._before}{text}x"])
         return ids[: common_length(ids, longer)]
+
+    def guess(self, prompt: Prompt, stops: Sequence[str]) -> list[int]:
+        """The ids behind the opening that an answer would have if it repeated the one before.
+
+        They end before one of `stops`, or the end of the turn. Without an answer before, none.
+        """
+        before = next((m.content for m in reversed(prompt.messages) if m.role == "assistant"), "")
+        if not before.startswith(prompt.opening):
+            return []
+        opening = self.opening(prompt.opening)
+        repeated = prompt.opening + cut(before[len(prompt.opening) :], stops)
+        ids = self.answers([repeated])[0]
+        if common_length(opening, ids) < len(opening):
+            return []
+        return [token for token in ids[len(opening) :] if token not in self.ends]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special ones."""

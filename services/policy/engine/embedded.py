@@ -38,13 +38,16 @@ from services.policy.engine.tree import build_trees
 
 NEW_TOKENS = 16_384
 """Most tokens of one forward pass, padding included."""
-NEW_TOKENS_CPU = 2048
-"""The same on a CPU: more would only fall out of its caches (20 % slower at 8192)."""
+NEW_TOKENS_CPU = 1024
+"""The same on a CPU: more would only fall out of its caches."""
 LOGITS = 2**28
 """Most logits of one forward pass: 1 GiB."""
 TREE_NODES = 256
 """Most command tokens packed into one row. Those of different reasons do not see each other, so a
 wider row is mostly mask: 512 takes 1.4 times as long for the commands behind 16 reasons."""
+GUESS = 16
+"""Most tokens of an answer that are computed with its prompt, in the hope that they are drawn."""
+
 FORWARD_TOKENS = Counter(
     "agentprm_policy_forward_tokens_total", "Tokens through the model, padding included", ["phase"]
 )
@@ -108,7 +111,9 @@ class EmbeddedEngine(Engine):
         samples: list[list[Sample]] = [[] for _ in prompts]
         room = draw.n * min(draw.max_tokens, self.max_length)
         for group in batches(self._rows(encoded), self._forward.cost, self._new_tokens, room):
-            for found in self._decode(group, [prompts[row.number].key for row in group], draw):
+            branches = [self._branches(row, prompts[row.number], draw) for row in group]
+            self._decode(branches, draw)
+            for found in branches:
                 row = found.row
                 samples[row.number] = [self._sample(row, branch, draw) for branch in found.all]
                 length = lengths[row.number]
@@ -166,8 +171,8 @@ class EmbeddedEngine(Engine):
             raise ValueError("its logits are not finite")
         row = Row(0, ids, Store(), len(ids) // 2, None, 0)
         first = Segment(0, row.store, ids[: row.start], range(row.start), 0)
-        self._forward.batch().compute([first], 1, keep=True)
-        parts = self._forward.batch().compute([row.segment()], 1, keep=True)[0]
+        self._forward.batch().compute([first], [1], keep=True)
+        parts = self._forward.batch().compute([row.segment()], [1], keep=True)[0]
         tolerance = 1e-3 if whole.dtype == torch.float32 else 0.5
         if not torch.allclose(whole, parts, atol=tolerance, rtol=tolerance):
             raise ValueError("its keys and values cannot be kept from turn to turn")
@@ -181,42 +186,51 @@ class EmbeddedEngine(Engine):
             yield row
 
     def _compute(
-        self, batch: Batch, segments: Sequence[Segment], phase: str, last: int = 0
+        self,
+        batch: Batch,
+        segments: Sequence[Segment],
+        phase: str,
+        last: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        FORWARD_TOKENS.labels(phase).inc(self._forward.cost([len(s) for s in segments]))
-        return batch.compute(segments, last, keep=phase == "prefill")
+        """Logits of so many last tokens of each segment, of all of them unless said."""
+        lengths = [len(segment) for segment in segments]
+        FORWARD_TOKENS.labels(phase).inc(self._forward.cost(lengths))
+        return batch.compute(segments, last or lengths, keep=phase == "prefill")
 
-    def _decode(
-        self, rows: Sequence[Row], keys: Sequence[tuple[int, int]], draw: Draw
-    ) -> list[Branches]:
-        """The samples of each row."""
+    def _branches(self, row: Row, prompt: Prompt, draw: Draw) -> Branches:
+        room = min(draw.max_tokens, self.max_length - len(row.ids))
+        guess = self.codec.guess(prompt, draw.stop)[: min(room - 1, GUESS)]
+        return Branches(row, prompt.key, draw, room, guess)
+
+    def _decode(self, all_: Sequence[Branches], draw: Draw) -> None:
+        """Compute the prompts, then sample until every branch is finished."""
         batch = self._forward.batch()
-        logits = self._compute(batch, [row.segment() for row in rows], "prefill", last=1)
-        PROMPT_TOKENS.labels("cached").inc(sum(row.start for row in rows))
-        PROMPT_TOKENS.labels("computed").inc(sum(row.new for row in rows))
-        logits = logits.repeat_interleave(draw.n, dim=0)
         stopped = stopper(self.codec, draw.stop)
-        found = [
-            Branches(row, key, draw, self.max_length - len(row.ids))
-            for row, key in zip(rows, keys, strict=True)
-        ]
-        growing = found
-        while True:
-            uniform = np.concatenate([branches.uniform() for branches in growing])
-            drawn = draw_tokens(logits, draw.temperature, uniform)
-            tokens, log_probs = (iter(values.tolist()) for values in drawn)
-            for branches in growing:
-                count = len(branches.open)
-                branches.extend(
-                    list(islice(tokens, count)),
-                    list(islice(log_probs, count)),
-                    self.codec.ends,
-                    stopped,
-                )
-            growing = [branches for branches in growing if branches.open]
-            if not growing:
-                return found
-            logits = self._compute(batch, [branches.segment() for branches in growing], "decode")
+
+        def extend(growing: Sequence[tuple[Branches, list[int]]], logits: torch.Tensor) -> None:
+            uniform = np.concatenate([found.uniform(numbers) for found, numbers in growing])
+            tokens, log_probs = draw_tokens(logits, draw.temperature, uniform)
+            drawn = zip(tokens.tolist(), log_probs.tolist(), strict=True)
+            for found, numbers in growing:
+                for number, (token, log_prob) in zip(numbers, drawn, strict=False):
+                    found.extend(number, token, log_prob, self.codec.ends, stopped)
+
+        segments = [found.row.segment(found.guess) for found in all_]
+        last = [len(found.guess) + 1 for found in all_]
+        known = self._compute(batch, segments, "prefill", last)
+        PROMPT_TOKENS.labels("cached").inc(sum(found.row.start for found in all_))
+        PROMPT_TOKENS.labels("computed").inc(sum(found.row.new for found in all_))
+        begins = dict(zip(all_, accumulate(last, initial=0), strict=False))
+        for depth in range(max(last)):
+            growing = [(found, numbers) for found in all_ if (numbers := found.following(depth))]
+            if growing:
+                at = [begins[found] + depth for found, numbers in growing for _ in numbers]
+                extend(growing, known[at])
+        for found in all_:
+            found.settle()
+        while growing := [(found, numbers) for found in all_ if (numbers := found.open())]:
+            segments = [found.segment() for found, _ in growing]
+            extend(growing, self._compute(batch, segments, "decode"))
 
     def _sample(self, row: Row, branch: Branch, draw: Draw) -> Sample:
         ids = branch.ids[:-1] if branch.end == "mark" else branch.ids

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,11 +24,13 @@ STEPS = 16
 class Batch(Protocol):
     """Conversations that are computed side by side, pass by pass."""
 
-    def compute(self, segments: Sequence[Segment], last: int, *, keep: bool) -> torch.Tensor:
-        """Logits of the `last` tokens of each segment (0: of all), one after the other [tokens, V].
+    def compute(
+        self, segments: Sequence[Segment], last: Sequence[int], *, keep: bool
+    ) -> torch.Tensor:
+        """Logits [tokens, V] of so many of each segment's `last` tokens, one after the other.
 
-        The first pass of a batch says what there is; later ones go on where it ended, in some of
-        its conversations. With `keep` the keys and values go to the segments' stores.
+        The first pass of a batch says what there is; later ones go on behind what is computed, in
+        some of its conversations. With `keep` the keys and values go to the segments' stores.
         """
 
 
@@ -69,22 +72,24 @@ class Packed:
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
 
-    def compute(self, segments: Sequence[Segment], last: int, *, keep: bool) -> torch.Tensor:
+    def compute(
+        self, segments: Sequence[Segment], last: Sequence[int], *, keep: bool
+    ) -> torch.Tensor:
         """As `Batch` says; everything is kept."""
         for segment in segments:
             segment.store.reserve(segment.start + len(segment))
         ids = [token for segment in segments for token in segment.tokens]
         positions = [at for segment in segments for at in segment.positions]
-        wanted: Any = 0
-        if last:
-            ends = np.cumsum([len(segment) for segment in segments])
-            wanted = torch.from_numpy((ends[:, None] + np.arange(-last, 0)).ravel())
+        ends = accumulate(len(segment) for segment in segments)
+        wanted = [
+            at for end, count in zip(ends, last, strict=True) for at in range(end - count, end)
+        ]
         device = self._forward.model.device
         output = self._forward.model(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
-            logits_to_keep=wanted,
+            logits_to_keep=torch.tensor(wanted, device=device),
             segments=segments,
         )
         logits: torch.Tensor = output.logits[0]
@@ -104,7 +109,9 @@ class Padded:
         self._columns: list[list[int]] = []
         """For each row where in the batch the columns of its store are."""
 
-    def compute(self, segments: Sequence[Segment], last: int, *, keep: bool) -> torch.Tensor:
+    def compute(
+        self, segments: Sequence[Segment], last: Sequence[int], *, keep: bool
+    ) -> torch.Tensor:
         """As `Batch` says."""
         kv = self._begun(segments)
         past = kv.get_seq_length()
@@ -118,13 +125,12 @@ class Padded:
             tokens[number, begin:] = segment.tokens
             positions[number, begin:] = segment.positions
             columns = self._columns[number]
-            columns.extend(range(past + begin, past + width))
+            columns[segment.start :] = range(past + begin, past + width)
             mask[number, begin:, columns] = segment.seen().T
-        logits = self._run(kv, tokens, positions, mask, last)
+        logits = self._run(kv, tokens, positions, mask, max(last))
         if keep:
             self._save(kv, segments)
-        wanted = [min(last or len(segment), len(segment)) for segment in segments]
-        return torch.cat([row[-count:] for row, count in zip(logits, wanted, strict=True)])
+        return torch.cat([row[-count:] for row, count in zip(logits, last, strict=True)])
 
     def _run(self, kv: BatchKV, tokens: Any, positions: Any, mask: Any, last: int) -> torch.Tensor:
         model = self._forward.model

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from agentprm import segments
 from agentprm.prefix_cache import PrefixCache
 from services.policy.engine.segment import Segment
@@ -46,13 +48,16 @@ class Store(segments.Store):
 
         That may be this store, in which the first ones stay where they are.
         """
-        chosen = [length + number for number in path]
         other.reserve(length + len(path))
+        chosen = torch.tensor([length + number for number in path])
+        in_place = other is self and path == [*range(len(path))]
         for layer, (keys, values) in self.layers.items():
             if other is not self:
                 other.write(layer, 0, *self.read(layer, length))
-            if path:
-                other.write(layer, length, keys[:, chosen], values[:, chosen])
+            if path and not in_place:
+                columns = chosen.to(keys.device)
+                moved = keys.index_select(1, columns), values.index_select(1, columns)
+                other.write(layer, length, *moved)
 
     def trim(self, columns: int) -> None:
         """Give back what is more than twice the room that `columns` are given."""
@@ -99,10 +104,11 @@ class Row:
         """Tokens whose keys and values are needed."""
         return len(self.ids)
 
-    def segment(self) -> Segment:
-        """The new tokens, to be computed."""
-        new = range(self.start, len(self.ids))
-        return Segment(self.start, self.store, self.ids[self.start :], new, self.start)
+    def segment(self, guess: Sequence[int] = ()) -> Segment:
+        """The new tokens, to be computed, and `guess` behind them."""
+        tokens = [*self.ids[self.start :], *guess]
+        positions = range(self.start, self.start + len(tokens))
+        return Segment(self.start, self.store, tokens, positions, self.start)
 
 
 class Kept:
