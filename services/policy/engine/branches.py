@@ -52,6 +52,16 @@ class Branches:
         self._tree = np.zeros((draw.n, 0), dtype=np.bool_)
         """[branches, computed tokens]: which are the branch's."""
 
+    @property
+    def new(self) -> int:
+        """Tokens to compute at first."""
+        return self.row.new + len(self.guess)
+
+    @property
+    def held(self) -> int:
+        """Tokens of the prompt, whose keys and values are needed."""
+        return len(self.row.ids)
+
     def open(self) -> list[int]:
         """The numbers of the branches that are not finished."""
         return [number for number, branch in enumerate(self.all) if not branch.end]

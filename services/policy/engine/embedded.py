@@ -110,10 +110,10 @@ class EmbeddedEngine(Engine):
             require_room(len(encoded[-1]) + 1, self.max_length)
         samples: list[list[Sample]] = [[] for _ in prompts]
         room = draw.n * min(draw.max_tokens, self.max_length)
-        for group in batches(self._rows(encoded), self._forward.cost, self._new_tokens, room):
-            branches = [self._branches(row, prompts[row.number], draw) for row in group]
-            self._decode(branches, draw)
-            for found in branches:
+        all_ = (self._branches(row, prompts[row.number], draw) for row in self._rows(encoded))
+        for group in batches(all_, self._forward.cost, self._new_tokens, room):
+            self._decode(group, draw)
+            for found in group:
                 row = found.row
                 samples[row.number] = [self._sample(row, branch, draw) for branch in found.all]
                 length = lengths[row.number]

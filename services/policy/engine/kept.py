@@ -75,11 +75,10 @@ class Store(segments.Store):
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A conversation's tokens, where it is stored, and how many columns of that count."""
+    """A conversation's tokens and where it is stored."""
 
     ids: tuple[int, ...]
     store: Store = field(repr=False)
-    columns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +97,6 @@ class Row:
     def new(self) -> int:
         """Tokens to compute."""
         return len(self.ids) - self.start
-
-    @property
-    def held(self) -> int:
-        """Tokens whose keys and values are needed."""
-        return len(self.ids)
 
     def segment(self, guess: Sequence[int] = ()) -> Segment:
         """The new tokens, to be computed, and `guess` behind them."""
@@ -138,8 +132,8 @@ class Kept:
         own = row.entry is None or row.store is not row.entry.store
         if own and row.common >= length:
             return  # the beginning of another one
-        columns = length + len(tail.tokens)
-        row.store.trim(columns)
+        behind = len(tail.tokens)
+        row.store.trim(length + behind)
         row.store.tail = tail
-        entry = Entry(tuple(row.ids[:length]), row.store, columns)
-        self._cache.add(entry, replaces=None if own else row.entry)
+        entry = Entry(tuple(row.ids[:length]), row.store)
+        self._cache.add(entry, behind=behind, replaces=None if own else row.entry)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from services.policy.engine.branches import Branches
 from services.policy.engine.kept import Row, Tail
 from services.policy.engine.segment import Segment
 from services.policy.engine.tree import Tree
@@ -48,7 +49,7 @@ class Planted:
         return Tail(self.tree.tokens[context:], parents)
 
 
-R = TypeVar("R", Row, Planted)
+R = TypeVar("R", Branches, Planted)
 
 
 def batches(
