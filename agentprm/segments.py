@@ -148,7 +148,7 @@ def attend(
     Shapes: [1, heads, tokens, size] in, [1, tokens, heads, size] out.
     """
     lengths = [len(segment) for segment in segments]
-    parts = (x.split(lengths, dim=-2) for x in (query, key[0], value[0]))
+    parts = (torch.split(x, lengths, dim=-2) for x in (query, key[0], value[0]))
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     for segment, queries, *new in zip(segments, *parts, strict=True):
