@@ -397,6 +397,22 @@ def test_growing_conversations_encode_as_training_does(llama: Path) -> None:
         assert codec.prompt(messages) == prompt_ids(llama, messages)
 
 
+def test_templates_that_render_turns_by_their_place_encode_as_training_does(
+    tmp_path: Path,
+) -> None:
+    """Numbers from the third answer on: no probe knows of it."""
+    path = tiny_causal_lm(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m.content }}", "{{ m.content }}{% if loop.index == 4 %}{{ loop.index }}{% endif %}"
+    )
+    tokenizer.save_pretrained(path)
+    codec = load(path).codec
+    for turns in (1, 2, 3, 4, 5):
+        messages = conversation(turns)
+        assert codec.prompt(messages) == prompt_ids(path, messages)
+
+
 def entry(ids: range) -> Entry:
     return Entry(tuple(ids), Store())
 

@@ -18,6 +18,11 @@ from agentprm.protocol import Message
 from agentprm.service import ProblemError
 from services.policy.engine import Prompt
 
+ASKED = (Message(role="user", content="x"),)
+"""A short conversation."""
+TRIED_MESSAGES = 6
+"""Up to this length every conversation is rendered as a whole."""
+
 _Key = tuple[tuple[str, str], ...]
 """Roles and contents of a conversation: hashed and compared at the pace of strings."""
 
@@ -39,7 +44,9 @@ class Codec:
         self._tokenizer = tokenizer
         self._prompts: _Bounded[_Key, tuple[str, list[int]]] = _Bounded(2048)
         self._segments: _Bounded[str, list[int]] = _Bounded(100_000)
+        self._header = self._render(ASKED, prompt=True)
         self._before, self._after = self._frame()
+        self._uniform = self._same_anywhere()
         self.ends = frozenset(eos) | self._end_mark()
 
     def prompt(self, messages: tuple[Message, ...]) -> list[int]:
@@ -112,18 +119,51 @@ class Codec:
         if earlier is None:
             return None
         text, ids = earlier
+        behind = self._behind(messages, text)
         answer = f"{self._before}{messages[-2].content}{self._after}"
-        whole = self._render(messages, prompt=True)
-        if not whole.startswith(text + answer):
+        if not behind or not behind.startswith(answer):
             return None  # it is rendered otherwise than the one that `_frame` tried, or refused
-        segments = self._encode([answer, whole[len(text) + len(answer) :]])
-        return whole, [*ids, *segments[0], *segments[1]]
+        segments = self._encode([answer, behind[len(answer) :]])
+        return text + behind, [*ids, *segments[0], *segments[1]]
+
+    def _behind(self, messages: Sequence[Message], text: str) -> str:
+        """What the last answer and the message after it add to `text`; nothing if they change it.
+
+        Most templates render a turn the same wherever it stands. Where that was so in a probe, and
+        in the first turns of every conversation, it is rendered behind a short one.
+        """
+        short = self._turn(messages[-2:])
+        if self._uniform and len(messages) > TRIED_MESSAGES:
+            return short
+        whole = self._render(messages, prompt=True)
+        if not whole.startswith(text):
+            return ""
+        self._uniform = self._uniform and whole[len(text) :] == short
+        return whole[len(text) :]
+
+    def _turn(self, messages: Sequence[Message]) -> str:
+        """An answer and the message after it, as rendered behind a short conversation."""
+        return self._render([*ASKED, *messages], prompt=True)[len(self._header) :]
+
+    def _same_anywhere(self) -> bool:
+        """Whether a probe's turns are rendered as each is behind a short conversation."""
+        turn = [Message(role="assistant", content="y"), Message(role="user", content="z")]
+        try:
+            whole = self._render([*ASKED, *turn, *turn], prompt=True)
+            return whole == self._header + 2 * self._turn(turn)
+        except (TemplateError, ValueError):
+            return False
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         found = {text: self._segments.get(text) for text in texts}
         missing = [text for text, ids in found.items() if ids is None]
         if missing:
-            batch = self._tokenizer(missing, add_special_tokens=False)["input_ids"]
+            batch = self._tokenizer(
+                missing,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
             for text, ids in zip(missing, batch, strict=True):
                 found[text] = ids
                 self._segments.put(text, ids)
@@ -135,10 +175,9 @@ class Codec:
 
     def _frame(self) -> tuple[str, str]:
         """What the template puts between the header and an answer, and behind an answer."""
-        asked = [Message(role="user", content="x")]
         answer = "REASON: y\nACTION: z"
-        header = self._render(asked, prompt=True)
-        whole = self._render([*asked, Message(role="assistant", content=answer)], prompt=False)
+        header = self._header
+        whole = self._render([*ASKED, Message(role="assistant", content=answer)], prompt=False)
         if not whole.startswith(header) or answer not in whole[len(header) :]:
             raise ValueError("the chat template does not render the assistant's answer verbatim")
         before, _, after = whole[len(header) :].partition(answer)
