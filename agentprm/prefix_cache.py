@@ -31,7 +31,7 @@ class PrefixCache(Generic[E]):
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.tokens = 0
-        self._entries: OrderedDict[E, list[int]] = OrderedDict()
+        self._entries: OrderedDict[E, tuple[list[int], int]] = OrderedDict()
         self._by_hash: dict[int, E] = {}
 
     def find(self, ids: Sequence[int]) -> tuple[E | None, int]:
@@ -41,7 +41,7 @@ class PrefixCache(Generic[E]):
             return None, 0
         self._entries.move_to_end(entry)
         # Of all entries that begin alike the hashes point at the one used last, which goes last.
-        self._by_hash.update(dict.fromkeys(self._entries[entry], entry))
+        self._by_hash.update(dict.fromkeys(self._entries[entry][0], entry))
         return entry, common_length(ids, entry.ids)
 
     def common(self, ids: Sequence[int]) -> int:
@@ -49,16 +49,20 @@ class PrefixCache(Generic[E]):
         entry = self._search(ids)
         return 0 if entry is None else common_length(ids, entry.ids)
 
-    def add(self, entry: E, *, replaces: E | None = None) -> None:
-        """Keep `entry`; `replaces` is one whose whole conversation `entry` begins with."""
+    def add(self, entry: E, *, behind: int = 0, replaces: E | None = None) -> None:
+        """Keep `entry`, with `behind` more tokens that are stored behind its conversation.
+
+        `replaces` is one whose whole conversation `entry` begins with.
+        """
         if replaces is not None and replaces in self._entries:
             self._remove(replaces)
-        if len(entry.ids) > self.capacity:
+        size = len(entry.ids) + behind
+        if size > self.capacity:
             return
         digests = list(_hashes(entry.ids))
-        self._entries[entry] = digests
+        self._entries[entry] = digests, size
         self._by_hash.update(dict.fromkeys(digests, entry))
-        self.tokens += len(entry.ids)
+        self.tokens += size
         while self.tokens > self.capacity:
             self._remove(next(iter(self._entries)))
 
@@ -78,8 +82,9 @@ class PrefixCache(Generic[E]):
         return entry
 
     def _remove(self, entry: E) -> None:
-        self.tokens -= len(entry.ids)
-        for digest in self._entries.pop(entry):
+        digests, size = self._entries.pop(entry)
+        self.tokens -= size
+        for digest in digests:
             if self._by_hash.get(digest) is entry:
                 del self._by_hash[digest]
 

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.gemma2 import Gemma2Config
+from transformers.models.gpt2 import GPT2Config
 from transformers.models.gpt_neox import GPTNeoXConfig
 from transformers.models.llama import LlamaConfig
+from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 
 WORDS = re.findall(
@@ -66,7 +69,11 @@ def tiny_causal_lm(
     phrases: bool = False,
     **config: Any,
 ) -> Path:
-    """Save a random `llama`, `qwen2` (grouped heads) or `gpt_neox` with its tokenizer to `path`."""
+    """Save a random model with its tokenizer to `path`.
+
+    A `llama`, `qwen2` (grouped heads), `mistral`, `gpt2`, `gpt_neox`, or a `gemma2`, whose capped
+    attention scores are not exchangeable.
+    """
     tokenizer = word_tokenizer(phrases=phrases)
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
@@ -86,6 +93,11 @@ def tiny_causal_lm(
         "llama": lambda: LlamaConfig(**settings | config),
         "qwen2": lambda: Qwen2Config(**settings | {"num_key_value_heads": 2} | config),
         "gpt_neox": lambda: GPTNeoXConfig(**settings | config),
+        "gpt2": lambda: GPT2Config(**settings | config),
+        "mistral": lambda: MistralConfig(**settings | {"num_key_value_heads": 2} | config),
+        "gemma2": lambda: Gemma2Config(
+            **settings | {"num_key_value_heads": 2, "head_dim": size // 4} | config
+        ),
     }
     model = AutoModelForCausalLM.from_config(kinds[kind]())
     model.save_pretrained(path)

@@ -7,8 +7,7 @@ turn of an episode, another action in its state, rows that are computed in the s
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,8 +19,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from agentprm.prefix_cache import PrefixCache
 from agentprm.registry import CheckpointError
+from agentprm.segments import NAME, takes_segments
 from agentprm.weights import copy_from_file, require_all
-from services.prm import attention
 from services.prm.attention import Segment, Store
 from services.prm.packing import Row
 
@@ -85,11 +84,11 @@ class Classifier:
         self.vocabulary: int = text.vocab_size
         self.max_tokens: int | None = getattr(text, "max_position_embeddings", None)
         self.forward_tokens = FORWARD_TOKENS.get(self.device.type, FORWARD_TOKENS["cuda"])
-        self.packs = _takes_segments(self._body, text)
+        self.packs = takes_segments(self._body, text)
         """Whether it scores several actions behind one state, and keeps what it computed."""
         self._attention: str = model.config._attn_implementation
         if self.packs:
-            model.set_attn_implementation(attention.NAME)
+            model.set_attn_implementation(NAME)
         self._cache: PrefixCache[Entry] = PrefixCache(cache_bytes // _bytes_per_token(model, text))
 
     def cost(self, row: Row) -> int:
@@ -112,7 +111,7 @@ class Classifier:
             return self._alone(Row(list(ids), [len(ids) - 1], len(ids)))[0]
         finally:
             if self.packs:
-                self._model.set_attn_implementation(attention.NAME)
+                self._model.set_attn_implementation(NAME)
 
     def _passes(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows to compute together. A single row may be larger than a pass."""
@@ -156,7 +155,7 @@ class Classifier:
         if entry is None:
             store, source = Store(), None
         elif common == len(row):
-            return Segment(row, common, entry.store, None)
+            return Segment(common, entry.store, row, None)
         elif common == len(entry.ids) == entry.store.length:
             store, source = entry.store, None
         else:  # what follows in the store is another conversation's, or another row's
@@ -165,7 +164,7 @@ class Classifier:
         if common < len(trunk):
             extended = None if source is not None else entry
             self._cache.add(Entry(trunk, store), replaces=extended)
-        return Segment(row, common, store, source)
+        return Segment(common, store, row, source)
 
     def _compute(self, segments: Sequence[Segment]) -> None:
         ids = [token for segment in segments for token in segment.row.ids[segment.start :]]
@@ -199,21 +198,3 @@ def _bytes_per_token(model: Any, config: Any) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
-
-
-def _takes_segments(body: Any, config: Any) -> bool:
-    """Whether attention is exchangeable, and depends on the positions of its own sequence alone.
-
-    Where it is not (a recurrent layer, ALiBi, capped scores, rotations that change with the length
-    of the batch), every row is computed for itself.
-    """
-    layers: Iterable[str] = getattr(config, "layer_types", None) or ()
-    rotation = repr(getattr(config, "rope_parameters", None))
-    return (
-        bool(getattr(body, "_supports_attention_backend", False))
-        and "position_ids" in inspect.signature(body.forward).parameters
-        and all(layer in ("full_attention", "sliding_attention") for layer in layers)
-        and getattr(config, "attn_logit_softcapping", None) is None
-        and "dynamic" not in rotation
-        and "longrope" not in rotation
-    )

@@ -13,13 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.encoding import encode
+from agentprm.prefix_cache import PrefixCache
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
 from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
-from services.policy.engine.prefix_cache import Entry, PrefixCache
+from services.policy.engine.forward import Batch
+from services.policy.engine.kept import Entry, Store, Tail
+from services.policy.engine.segment import Segment
 from tests.models import tiny_causal_lm
 
+KINDS = ["llama", "qwen2", "mistral", "gpt2", "gpt_neox", "gemma2"]
 OBSERVATIONS = [
     "You are in the middle of a room. You see a cabinet 1, a fridge 1.",
     "You arrive at cabinet 1. In it, you see nothing.",
@@ -43,7 +47,7 @@ def load(path: Path, cache_tokens: int = 10_000) -> EmbeddedEngine:
     return engine
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "gpt_neox"])
+@pytest.fixture(scope="module", params=KINDS)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_causal_lm(tmp_path_factory.mktemp(request.param), 0, kind=request.param)
 
@@ -193,6 +197,176 @@ def test_an_answer_ends_at_a_stop_text_or_at_the_models_end(tmp_path: Path) -> N
     assert stop not in stopped.text
 
 
+class Watched:
+    """Counts what an engine computes: the new tokens of each segment, by phase."""
+
+    def __init__(self, engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passes: list[tuple[str, list[int]]] = []
+        compute = engine._compute
+
+        def watched(
+            batch: Batch,
+            segments: Sequence[Segment],
+            phase: str,
+            last: Sequence[int] | None = None,
+        ) -> torch.Tensor:
+            self.passes.append((phase, [len(segment) for segment in segments]))
+            return compute(batch, segments, phase, last)
+
+        monkeypatch.setattr(engine, "_compute", watched)
+
+    def take(self) -> list[tuple[str, list[int]]]:
+        """The passes since the last call."""
+        taken, self.passes = self.passes, []
+        return taken
+
+
+def answered(
+    messages: tuple[Message, ...], answer: str, observation: str = "Nothing happens."
+) -> tuple[Message, ...]:
+    more = Message(role="assistant", content=answer), Message(role="user", content=observation)
+    return (*messages, *more)
+
+
+def test_models_that_take_segments_are_computed_without_padding(checkpoint: Path) -> None:
+    assert load(checkpoint)._forward.packs is (checkpoint.name[:-1] != "gemma2")
+
+
+def test_padded_batches_answer_as_packed_ones_do(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU computes: samples that end at different lengths, several turns, trees."""
+    packed = load(llama)
+    monkeypatch.setattr("services.policy.engine.forward.takes_segments", lambda *_: False)
+    padded = load(llama)
+    assert (packed._forward.packs, padded._forward.packs) == (True, False)
+    answers = tuple(("REASON: find mug\nACTION:", f" go to {k}") for k in range(5))
+    for turns in (1, 2, 4):
+        messages = [conversation(turns, k) for k in range(4)]
+        prompts = [Prompt(m, (turns, k), "REASON:") for k, m in enumerate(messages)]
+        for draw in (Draw(n=1, max_tokens=9), Draw(n=4, max_tokens=9, stop=("m", "\n"))):
+            same(packed.generate(prompts, draw), padded.generate(prompts, draw))
+        questions = [Question(m, answers[k:]) for k, m in enumerate(messages)]
+        for a, b in zip(packed.score(questions), padded.score(questions), strict=True):
+            assert [s.ids for s in a] == [s.ids for s in b]
+            np.testing.assert_allclose([s.log_prob for s in a], [s.log_prob for s in b], atol=1e-4)
+
+
+@pytest.mark.parametrize("chosen", [0, 1, 2])
+def test_the_answer_that_was_drawn_is_not_computed_again(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, chosen: int
+) -> None:
+    engine = load(llama)
+    watched = Watched(engine, monkeypatch)
+    first = conversation(2)
+    commands = [" go to 10", " look", " go to fridge 1"]
+    answers = tuple(("REASON: find mug\nACTION:", command) for command in commands)
+    engine.score([Question(first, answers)])
+    answer = answers[chosen][0] + answers[chosen][1]
+    prompt = Prompt(answered(first, answer), (3, 3))
+    watched.take()
+    found = engine.generate([prompt], Draw(n=2, max_tokens=6))
+    (_, (computed,)), *_ = watched.take()
+    new = len(prompt_ids(llama, prompt.messages)) - len(prompt_ids(llama, first))
+    kept = len(AutoTokenizer.from_pretrained(llama).encode(answer))
+    guess = len(engine.codec.guess(prompt, ()))
+    assert computed == new - kept + min(guess, 5)
+    same(found, load(llama).generate([prompt], Draw(n=2, max_tokens=6)))
+
+
+@torch.inference_mode()
+def test_a_sampled_answer_is_not_computed_again(llama: Path) -> None:
+    engine = load(llama)
+    first = conversation(2)
+    samples = engine.generate([Prompt(first, (1, 1))], Draw(n=3, max_tokens=6))[0]
+    ids = samples[0].ids
+    row = engine._kept.row(0, [*prompt_ids(llama, first), *ids, 7, 8, 9], ())
+    assert row.new == 4  # the last token sampled was never computed
+    again = engine._forward.batch().compute([row.segment()], [1], keep=True)[0]
+    expected = plain(llama)(torch.tensor([row.ids])).logits[0, -1]
+    torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_conversations_that_share_a_beginning_do_not_disturb_each_other(llama: Path) -> None:
+    """The same one several times in a batch, and different turns behind the same one."""
+    engine = load(llama)
+    first = conversation(2)
+    draw = Draw(n=2, max_tokens=6)
+    engine.generate([Prompt(first)], draw)
+    prompts = [Prompt(first, (2, k)) for k in range(3)]
+    prompts += [Prompt(answered(first, f"REASON: {k}", f"You see {k}."), (3, k)) for k in range(3)]
+    for _ in range(2):
+        same(engine.generate(prompts, draw), [load(llama).generate([p], draw)[0] for p in prompts])
+        questions = [Question(p.messages, (("REASON:", " find"), ("go", " to"))) for p in prompts]
+        for question, scores in zip(questions, engine.score(questions), strict=True):
+            alone = load(llama).score([question])[0]
+            np.testing.assert_allclose(
+                [s.log_prob for s in scores], [s.log_prob for s in alone], atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_guess_saves_passes_and_changes_no_sample(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """Guesses that are right, that go wrong after two tokens, and from the first one on."""
+    draw = Draw(n=n, max_tokens=8)
+    prompts = [Prompt(conversation(2, k), (k, 7)) for k in range(3)]
+    computed = []
+    found: list[list[Sample]] = []
+    for right in (False, True):
+        engine = load(llama)
+        guesses: dict[tuple[Message, ...], list[int]] = {p.messages: [] for p in prompts}
+        if right:
+            ids = [samples[-1].ids for samples in found]
+            wrong = [[*ids[0], 7], [*ids[1][:2], ids[1][2] + 1, 9], [ids[2][0] + 1, *ids[2]]]
+            guesses = dict(zip(guesses, wrong, strict=True))
+        monkeypatch.setattr(engine.codec, "guess", lambda p, _, known=guesses: known[p.messages])
+        watched = Watched(engine, monkeypatch)
+        samples = engine.generate(prompts, draw)
+        if right:
+            same(samples, found)
+        found = samples
+        passes = watched.take()
+        computed.append(sum(sum(new) for phase, new in passes if phase == "decode"))
+    longest = len(found[0][-1].ids) - 1
+    assert computed[1] == computed[0] - longest - 2 or (n > 1 and computed[1] < computed[0] - 2)
+
+
+@pytest.mark.parametrize("opening", ["", "REASON:"])
+def test_a_guess_is_the_answer_before_up_to_the_stop(llama: Path, opening: str) -> None:
+    codec = load(llama).codec
+    first = conversation(1)
+    assert codec.guess(Prompt(first, opening=opening), ("\n",)) == []
+    messages = answered(first, "REASON: find mug\nACTION: look")
+    guess = codec.guess(Prompt(messages, opening=opening), ("\n",))
+    assert codec.text([*codec.opening(opening), *guess]) == "REASON: find mug"
+    assert codec.guess(Prompt(messages, opening="ACTION:"), ()) == []
+
+
+def test_storage_is_bounded_by_the_tokens_that_are_kept(llama: Path) -> None:
+    engine = load(llama, cache_tokens=600)
+    answers = tuple(("REASON: find mug\nACTION:", f" go to {k}") for k in range(9))
+    for turns in (1, 2, 3, 4):
+        messages = [conversation(turns, k) for k in range(4)]
+        engine.generate([Prompt(m) for m in messages], Draw(n=40, max_tokens=8))
+        engine.score([Question(m, answers) for m in messages])
+        cache = engine._kept._cache
+        held = [entry.store for entry in cache._entries]
+        assert 0 < cache.tokens <= 600
+        assert len(set(held)) == len(held)
+        stored = [store.layers[0][0].shape[1] for store in held]
+        assert sum(stored) <= 2 * (cache.tokens * 5 / 4 + 64 * len(held))
+
+
+def test_a_tail_is_followed_along_its_branches() -> None:
+    tail = Tail(tokens=[5, 6, 7, 6, 8], parents=[-1, 0, 0, 2, 3])
+    assert tail.along([5, 7, 6, 9]) == [0, 2, 3]
+    assert tail.along([5, 6]) == [0, 1]
+    assert tail.along([6]) == []
+    assert tail.along([]) == []
+
+
 def test_a_conversation_that_is_too_long_is_refused_with_both_numbers(tmp_path: Path) -> None:
     engine = load(tiny_causal_lm(tmp_path, 0, max_position_embeddings=64))
     with pytest.raises(ProblemError, match=r"at least \d+ tokens, the model takes 64") as raised:
@@ -223,18 +397,38 @@ def test_growing_conversations_encode_as_training_does(llama: Path) -> None:
         assert codec.prompt(messages) == prompt_ids(llama, messages)
 
 
+def test_templates_that_render_turns_by_their_place_encode_as_training_does(
+    tmp_path: Path,
+) -> None:
+    """Numbers from the third answer on: no probe knows of it."""
+    path = tiny_causal_lm(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m.content }}", "{{ m.content }}{% if loop.index == 4 %}{{ loop.index }}{% endif %}"
+    )
+    tokenizer.save_pretrained(path)
+    codec = load(path).codec
+    for turns in (1, 2, 3, 4, 5):
+        messages = conversation(turns)
+        assert codec.prompt(messages) == prompt_ids(path, messages)
+
+
+def entry(ids: range) -> Entry:
+    return Entry(tuple(ids), Store())
+
+
 def test_prefix_cache_finds_the_longest_beginning_and_keeps_its_bound() -> None:
     cache: PrefixCache[Entry] = PrefixCache(capacity=100)
-    first = Entry(tuple(range(40)), [])
+    first = entry(range(40))
     cache.add(first)
     assert cache.find([*range(35), 99]) == (first, 35)
     assert cache.find([7, *range(30)]) == (None, 0)
-    longer = Entry(tuple(range(60)), [])
+    longer = entry(range(60))
     cache.add(longer, replaces=first)
     assert cache.tokens == 60
     assert cache.find(list(range(40))) == (longer, 40)
-    cache.add(Entry(tuple(range(100, 150)), []))
+    cache.add(entry(range(100, 150)))
     assert cache.tokens == 50
     assert cache.find(list(range(40))) == (None, 0)
-    cache.add(Entry(tuple(range(1000)), []))
+    cache.add(entry(range(1000)))
     assert cache.tokens == 50

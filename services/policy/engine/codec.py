@@ -13,9 +13,18 @@ from typing import Any, Generic, TypeVar
 from jinja2 import TemplateError
 
 from agentprm.encoding import encode, render
+from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
-from services.policy.engine.prefix_cache import common_length
+from services.policy.engine import Prompt
+
+ASKED = (Message(role="user", content="x"),)
+"""A short conversation."""
+TRIED_MESSAGES = 6
+"""Up to this length every conversation is rendered as a whole."""
+
+_Key = tuple[tuple[str, str], ...]
+"""Roles and contents of a conversation: hashed and compared at the pace of strings."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,9 +42,11 @@ class Codec:
 
     def __init__(self, tokenizer: Any, eos: Collection[int]) -> None:
         self._tokenizer = tokenizer
-        self._prompts: _Bounded[tuple[Message, ...], tuple[str, list[int]]] = _Bounded(2048)
+        self._prompts: _Bounded[_Key, tuple[str, list[int]]] = _Bounded(2048)
         self._segments: _Bounded[str, list[int]] = _Bounded(100_000)
+        self._header = self._render(ASKED, prompt=True)
         self._before, self._after = self._frame()
+        self._uniform = self._same_anywhere()
         self.ends = frozenset(eos) | self._end_mark()
 
     def prompt(self, messages: tuple[Message, ...]) -> list[int]:
@@ -44,13 +55,14 @@ class Codec:
         Raises:
             ProblemError: 422, the chat template does not take these messages.
         """
-        known = self._prompts.get(messages)
+        key = tuple([(message.role, message.content) for message in messages])
+        known = self._prompts.get(key)
         if known is None:
             try:
-                known = self._extended(messages) or self._from_scratch(messages)
+                known = self._extended(messages, key) or self._from_scratch(messages)
             except (TemplateError, ValueError) as error:  # such as roles out of order
                 raise ProblemError(422, "Refused by the chat template", str(error)) from error
-            self._prompts.put(messages, known)
+            self._prompts.put(key, known)
         return known[1]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
@@ -69,6 +81,21 @@ class Codec:
         ids, longer = self._encode([self._before + text, f"{self._before}{text}x"])
         return ids[: common_length(ids, longer)]
 
+    def guess(self, prompt: Prompt, stops: Sequence[str]) -> list[int]:
+        """The ids behind the opening that an answer would have if it repeated the one before.
+
+        They end before one of `stops`, or the end of the turn. Without an answer before, none.
+        """
+        before = next((m.content for m in reversed(prompt.messages) if m.role == "assistant"), "")
+        if not before.startswith(prompt.opening):
+            return []
+        opening = self.opening(prompt.opening)
+        repeated = prompt.opening + cut(before[len(prompt.opening) :], stops)
+        ids = self.answers([repeated])[0]
+        if common_length(opening, ids) < len(opening):
+            return []
+        return [token for token in ids[len(opening) :] if token not in self.ends]
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special ones."""
         text: str = self._tokenizer.decode(
@@ -84,26 +111,59 @@ class Codec:
         ids = encode(self._tokenizer, messages, generation_prompt=True).ids
         return self._render(messages, prompt=True), ids
 
-    def _extended(self, messages: tuple[Message, ...]) -> tuple[str, list[int]] | None:
+    def _extended(self, messages: tuple[Message, ...], key: _Key) -> tuple[str, list[int]] | None:
         """From the conversation of the turn before, where that is known."""
         if len(messages) < 3 or messages[-2].role != "assistant":
             return None
-        earlier = self._prompts.get(messages[:-2])
+        earlier = self._prompts.get(key[:-2])
         if earlier is None:
             return None
         text, ids = earlier
-        answered = self._render(messages[:-1], prompt=False)
+        behind = self._behind(messages, text)
+        answer = f"{self._before}{messages[-2].content}{self._after}"
+        if not behind or not behind.startswith(answer):
+            return None  # it is rendered otherwise than the one that `_frame` tried, or refused
+        segments = self._encode([answer, behind[len(answer) :]])
+        return text + behind, [*ids, *segments[0], *segments[1]]
+
+    def _behind(self, messages: Sequence[Message], text: str) -> str:
+        """What the last answer and the message after it add to `text`; nothing if they change it.
+
+        Most templates render a turn the same wherever it stands. Where that was so in a probe, and
+        in the first turns of every conversation, it is rendered behind a short one.
+        """
+        short = self._turn(messages[-2:])
+        if self._uniform and len(messages) > TRIED_MESSAGES:
+            return short
         whole = self._render(messages, prompt=True)
-        if not (answered.startswith(text) and whole.startswith(answered)):
-            return None  # `encode` says what is wrong
-        answer, observation = self._encode([answered[len(text) :], whole[len(answered) :]])
-        return whole, ids + answer + observation
+        if not whole.startswith(text):
+            return ""
+        self._uniform = self._uniform and whole[len(text) :] == short
+        return whole[len(text) :]
+
+    def _turn(self, messages: Sequence[Message]) -> str:
+        """An answer and the message after it, as rendered behind a short conversation."""
+        return self._render([*ASKED, *messages], prompt=True)[len(self._header) :]
+
+    def _same_anywhere(self) -> bool:
+        """Whether a probe's turns are rendered as each is behind a short conversation."""
+        turn = [Message(role="assistant", content="y"), Message(role="user", content="z")]
+        try:
+            whole = self._render([*ASKED, *turn, *turn], prompt=True)
+            return whole == self._header + 2 * self._turn(turn)
+        except (TemplateError, ValueError):
+            return False
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         found = {text: self._segments.get(text) for text in texts}
         missing = [text for text, ids in found.items() if ids is None]
         if missing:
-            batch = self._tokenizer(missing, add_special_tokens=False)["input_ids"]
+            batch = self._tokenizer(
+                missing,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
             for text, ids in zip(missing, batch, strict=True):
                 found[text] = ids
                 self._segments.put(text, ids)
@@ -115,10 +175,9 @@ class Codec:
 
     def _frame(self) -> tuple[str, str]:
         """What the template puts between the header and an answer, and behind an answer."""
-        asked = [Message(role="user", content="x")]
         answer = "REASON: y\nACTION: z"
-        header = self._render(asked, prompt=True)
-        whole = self._render([*asked, Message(role="assistant", content=answer)], prompt=False)
+        header = self._header
+        whole = self._render([*ASKED, Message(role="assistant", content=answer)], prompt=False)
         if not whole.startswith(header) or answer not in whole[len(header) :]:
             raise ValueError("the chat template does not render the assistant's answer verbatim")
         before, _, after = whole[len(header) :].partition(answer)

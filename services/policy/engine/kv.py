@@ -1,4 +1,4 @@
-"""The keys and values of a batch while it is being decoded.
+"""The keys and values of a padded batch.
 
 transformers' own dynamic layer copies everything it holds for each token; this one writes into
 storage that grows by doubling, and hands out views of it.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from services.policy.engine.prefix_cache import Entry, Layers
+from agentprm.segments import Store
 
 
 class _Layer(DynamicLayer):
@@ -53,23 +53,24 @@ class _Layer(DynamicLayer):
 
 
 class BatchKV(Cache):
-    """One cache for the rows of a batch, filled with what is known of each."""
+    """One cache for the rows of a batch, filled with what is stored of each."""
 
-    def __init__(self, layers: int, known: Sequence[tuple[Entry | None, int]], room: int) -> None:
+    def __init__(self, layers: int, known: Sequence[tuple[Store, int]], room: int) -> None:
         super().__init__(layers=[_Layer(room) for _ in range(layers)])
-        width = max(hit for _, hit in known)
+        width = max(start for _, start in known)
         if width == 0:
             return
-        example = next(entry for entry, _ in known if entry is not None)
+        example = next(store for store, start in known if start)
         for number, layer in enumerate(self.layers):
             keys, values = (
                 x.new_empty(len(known), x.shape[0], 0, x.shape[2]) for x in example.layers[number]
             )
             layer.reserve(width, keys, values)
-            for row, (entry, hit) in enumerate(known):
-                if entry is not None:
-                    layer.keys[row, :, :hit] = entry.layers[number][0][:, :hit]
-                    layer.values[row, :, :hit] = entry.layers[number][1][:, :hit]
+            for row, (store, start) in enumerate(known):
+                if start:
+                    layer.keys[row, :, :start], layer.values[row, :, :start] = store.read(
+                        number, start
+                    )
             layer.length = width
 
     def select(self, rows: torch.Tensor) -> None:
@@ -78,13 +79,3 @@ class BatchKV(Cache):
             end = layer.length
             layer.keys = layer.keys[:, :, :end].index_select(0, rows)
             layer.values = layer.values[:, :, :end].index_select(0, rows)
-
-    def row(self, row: int, hit: int, start: int, end: int) -> Layers:
-        """A copy of a row: its first `hit` columns, then those from `start` to `end`."""
-        return [
-            (
-                torch.cat([layer.keys[row, :, :hit], layer.keys[row, :, start:end]], dim=1),
-                torch.cat([layer.values[row, :, :hit], layer.values[row, :, start:end]], dim=1),
-            )
-            for layer in self.layers
-        ]

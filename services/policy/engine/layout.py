@@ -1,51 +1,30 @@
-"""How conversations and trees are laid out as the rows of one forward pass.
-
-Columns are what is known from before, then the new tokens. Every mask and position is explicit.
-"""
+"""What is computed together: items of similar size, up to what a pass may hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
-from services.policy.engine.prefix_cache import Entry
+from services.policy.engine.branches import Branches
+from services.policy.engine.kept import Row, Tail
+from services.policy.engine.segment import Segment
 from services.policy.engine.tree import Tree
 
 HELD_TOKENS = 131_072
 """Most tokens whose keys and values a batch holds, padding included."""
 
 
-@dataclass
-class Row:
-    """A prompt's place in a batch: it has `common` tokens in common with `entry`."""
+@dataclass(frozen=True)
+class Planted:
+    """A tree of answers, those of the given numbers, behind what is known of a conversation.
 
-    number: int
-    ids: list[int]
-    entry: Entry | None = None
-    common: int = 0
-
-    @property
-    def hit(self) -> int:
-        """Tokens taken from `entry`. The last is computed anew: its logits are wanted."""
-        return min(self.common, len(self.ids) - 1)
-
-    @property
-    def new(self) -> int:
-        """Tokens to compute."""
-        return len(self.ids) - self.hit
-
-
-@dataclass
-class Packed:
-    """A tree in a batch, for the answers `numbers` of question `question`."""
+    It begins with the rest of the conversation.
+    """
 
     row: Row
     tree: Tree
-    question: int
-    numbers: list[int]
+    answers: list[int]
 
     @property
     def new(self) -> int:
@@ -53,72 +32,43 @@ class Packed:
         return len(self.tree.tokens)
 
     @property
-    def hit(self) -> int:
-        """Tokens of the prompt that are known."""
-        return self.row.hit
+    def held(self) -> int:
+        """Tokens whose keys and values are needed."""
+        return self.row.start + self.new
+
+    def segment(self) -> Segment:
+        """The tree, to be computed."""
+        start, tree = self.row.start, self.tree
+        positions = [start + depth for depth in tree.depths]
+        return Segment(start, self.row.store, tree.tokens, positions, start, tree.ancestors())
+
+    def tail(self) -> Tail:
+        """What lies behind the conversation."""
+        context = self.row.new
+        parents = [parent - context for parent in self.tree.parents[context:]]
+        return Tail(self.tree.tokens[context:], parents)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Arrays or tensors of new tokens.
-
-    `tokens` and `positions` are [rows, tokens], `mask` is [rows, tokens, columns] and True where
-    a token sees a column.
-    """
-
-    tokens: Any
-    positions: Any
-    mask: Any
+R = TypeVar("R", Branches, Planted)
 
 
-R = TypeVar("R", Row, Packed)
+def batches(
+    items: Iterable[R], cost: Callable[[Sequence[int]], int], new_tokens: int, room: int = 0
+) -> Iterator[list[R]]:
+    """Items in their order, at most `new_tokens` computed and HELD_TOKENS held at once.
 
-
-def batches(rows: Sequence[R], new_tokens: int, room: int = 0) -> Iterator[list[R]]:
-    """Rows of similar size together, at most `new_tokens` computed and HELD_TOKENS held at once.
-
-    Both count padding. Each row holds up to `room` further tokens.
+    `cost` counts tokens of items side by side. Each item holds up to `room` further ones. A single
+    item may be larger than a batch.
     """
     batch: list[R] = []
-    for row in sorted(rows, key=lambda row: (row.new, row.hit)):
-        width = row.new  # rows come in order of it, so it is the widest
-        held = width + room + max([row.hit, *(other.hit for other in batch)])
-        count = len(batch) + 1
-        if batch and (count * width > new_tokens or count * held > HELD_TOKENS):
+    new: list[int] = []
+    held: list[int] = []
+    for item in items:
+        new.append(item.new)
+        held.append(item.held + room)
+        if batch and (cost(new) > new_tokens or cost(held) > HELD_TOKENS):
             yield batch
-            batch = []
-        batch.append(row)
+            batch, new, held = [], new[-1:], held[-1:]
+        batch.append(item)
     if batch:
         yield batch
-
-
-def prefill_layout(rows: Sequence[Row], past: int) -> Layout:
-    """New tokens of conversations, behind `past` columns, aligned at the right."""
-    width = max(row.new for row in rows)
-    layout = _empty(len(rows), width, past)
-    for number, row in enumerate(rows):
-        start = width - row.new
-        layout.tokens[number, start:] = row.ids[row.hit :]
-        layout.positions[number, start:] = range(row.hit, len(row.ids))
-        layout.mask[number, start:, : row.hit] = True
-        layout.mask[number, start:, past + start :] = np.tri(row.new, dtype=np.bool_)
-    return layout
-
-
-def tree_layout(items: Sequence[Packed], past: int) -> Layout:
-    """Trees behind `past` columns, aligned at the left; a node sees its ancestors only."""
-    layout = _empty(len(items), max(item.new for item in items), past)
-    for number, item in enumerate(items):
-        layout.tokens[number, : item.new] = item.tree.tokens
-        layout.positions[number, : item.new] = np.array(item.tree.depths) + item.hit
-        layout.mask[number, : item.new, : item.hit] = True
-        layout.mask[number, : item.new, past : past + item.new] = item.tree.ancestors()
-    return layout
-
-
-def _empty(rows: int, width: int, past: int) -> Layout:
-    """Nothing but padding, which sees itself: a token that sees nothing would become NaN."""
-    mask = np.zeros((rows, width, past + width), dtype=np.bool_)
-    mask[:, range(width), range(past, past + width)] = True
-    zeros = np.zeros((2, rows, width), dtype=np.int64)
-    return Layout(zeros[0], zeros[1], mask)

@@ -22,12 +22,12 @@ def draw_tokens(
     """Tokens drawn by inverting the distribution function at `uniform`; the likeliest at 0.
 
     Args:
-        logits: [rows, n, vocabulary].
+        logits: [draws, vocabulary].
         temperature: 0 or more.
-        uniform: [rows, n], in [0, 1).
+        uniform: [draws], in [0, 1).
 
     Returns:
-        Tokens [rows, n] and their log-probabilities at temperature 1 [rows, n].
+        Tokens [draws] and their log-probabilities at temperature 1 [draws].
     """
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     if temperature == 0:

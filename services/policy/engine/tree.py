@@ -12,30 +12,81 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from agentprm.prefix_cache import common_length
+
 
 @dataclass
 class Tree:
     """Token nodes below the last token of a context, and where each answer runs through them.
 
-    An edge (node, token) stands for the prediction of `token` at `node`. The last token of an
-    answer is only predicted, never a node of its own.
+    An edge stands for the prediction of a token at a node. The last token of an answer is only
+    predicted, never a node of its own.
     """
 
     tokens: list[int]
     parents: list[int]
     depths: list[int]
-    edges: list[tuple[int, int]] = field(default_factory=list)
+    edge_nodes: list[int] = field(default_factory=list)
+    edge_tokens: list[int] = field(default_factory=list)
     paths: list[list[int]] = field(default_factory=list)
     """For each answer its edges, one a token."""
 
+    @classmethod
+    def behind(cls, context: Sequence[int]) -> Tree:
+        """The context alone, one node after the other."""
+        length = len(context)
+        return cls(list(context), list(range(-1, length - 1)), list(range(length)))
+
     def ancestors(self) -> npt.NDArray[np.bool_]:
         """[nodes, nodes]: whether the row's node sees the column's; each sees itself."""
-        seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=np.bool_)
+        seen = np.eye(len(self.tokens), dtype=np.bool_)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
-                seen[node] = seen[parent]
-            seen[node, node] = True
+                seen[node, :node] = seen[parent, :node]
         return seen
+
+
+class _Grower:
+    """Adds answers to a tree, each beginning where it leaves the one before."""
+
+    def __init__(self, context: Sequence[int]) -> None:
+        self.tree = Tree.behind(context)
+        self.numbers: list[int] = []
+        self._edges: dict[tuple[int, int], int] = {}
+        self._below: list[int] = []
+        """For each edge the node of its token, -1 where there is none yet."""
+        self._root = len(context) - 1
+        self._answer: Sequence[int] = ()
+        self._path: list[int] = []
+
+    def add(self, number: int, answer: Sequence[int]) -> None:
+        """Give the answer its nodes and its path."""
+        tree = self.tree
+        shared = common_length(self._answer, answer)
+        path = self._path[:shared]
+        for token in answer[shared:]:
+            node = self._node(path[-1]) if path else self._root
+            edge = self._edges.setdefault((node, token), len(tree.edge_nodes))
+            if edge == len(tree.edge_nodes):
+                tree.edge_nodes.append(node)
+                tree.edge_tokens.append(token)
+                self._below.append(-1)
+            path.append(edge)
+        tree.paths.append(path)
+        self.numbers.append(number)
+        self._answer, self._path = answer, path
+
+    def _node(self, edge: int) -> int:
+        """The node of an edge's token: some answer goes on behind it."""
+        node = self._below[edge]
+        if node < 0:
+            tree = self.tree
+            node = self._below[edge] = len(tree.tokens)
+            parent = tree.edge_nodes[edge]
+            tree.tokens.append(tree.edge_tokens[edge])
+            tree.parents.append(parent)
+            tree.depths.append(tree.depths[parent] + 1)
+        return node
 
 
 def build_trees(
@@ -46,32 +97,9 @@ def build_trees(
     A tree has at most `limit` nodes below its context, unless one answer alone is longer.
     `context` is the part of the prompt, at least its last token, that is not computed yet.
     """
-    trees: list[tuple[Tree, list[int]]] = []
-    children: dict[tuple[int, int], int] = {}
-    edges: dict[tuple[int, int], int] = {}
+    growers: list[_Grower] = []
     for number, answer in enumerate(answers):
-        full = trees and len(trees[-1][0].tokens) + len(answer) > len(context) + limit
-        if not trees or full:
-            chain = len(context)
-            tree = Tree(list(context), list(range(-1, chain - 1)), list(range(chain)))
-            trees.append((tree, []))
-            children, edges = {}, {}
-        tree, numbers = trees[-1]
-        numbers.append(number)
-        node = len(context) - 1
-        path = []
-        for position, token in enumerate(answer):
-            step = (node, token)
-            if step not in edges:
-                edges[step] = len(tree.edges)
-                tree.edges.append(step)
-            path.append(edges[step])
-            if position + 1 < len(answer):
-                if step not in children:
-                    children[step] = len(tree.tokens)
-                    tree.tokens.append(token)
-                    tree.parents.append(node)
-                    tree.depths.append(tree.depths[node] + 1)
-                node = children[step]
-        tree.paths.append(path)
-    return trees
+        if not growers or len(growers[-1].tree.tokens) + len(answer) > len(context) + limit:
+            growers.append(_Grower(context))
+        growers[-1].add(number, answer)
+    return [(grower.tree, grower.numbers) for grower in growers]
