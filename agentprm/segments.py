@@ -85,9 +85,10 @@ class Segment(ABC):
 
     @abstractmethod
     def sees(self) -> torch.Tensor:
-        """[new tokens, columns]: whether the token sees the column, on the CPU.
+        """[new tokens, last columns]: whether the token sees the column, on the CPU.
 
-        Each token sees itself. It is asked for where `chain` does not say as much.
+        All of them see the columns before these; each sees itself. It is asked for where there
+        are branches.
         """
 
     @abstractmethod
@@ -118,16 +119,14 @@ class Segment(ABC):
         if window is None and self.chain and (self.start == 0 or len(self) == 1):
             return None
         new, width = len(self), self.start + len(self)
-        if self.chain:
-            sees = torch.ones(new, width, dtype=torch.bool).tril(self.start)
-        else:
-            sees = self.sees()
+        hidden = torch.finfo(query.dtype).min
+        sees = torch.ones(new, new, dtype=torch.bool).tril() if self.chain else self.sees()
+        added = torch.zeros(new, -(-width // ALIGNED) * ALIGNED, dtype=query.dtype)
+        added[:, width:] = hidden
+        added[:, width - sees.shape[1] : width].masked_fill_(~sees, hidden)
         if window is not None:
             at = torch.tensor(self.column_positions())
-            sees = sees & (at[self.start :, None] - at < window)
-        hidden = torch.finfo(query.dtype).min
-        added = torch.full((new, -(-width // ALIGNED) * ALIGNED), hidden, dtype=query.dtype)
-        added[:, :width].masked_fill_(sees, 0)
+            added[:, :width].masked_fill_(at[self.start :, None] - at >= window, hidden)
         return added.to(query.device)
 
 

@@ -56,10 +56,11 @@ class Segment(segments.Segment):
         return [*range(self.start), *self.positions()]
 
     def sees(self) -> torch.Tensor:
-        """The trunk, and one's own branch."""
-        sees = torch.ones(len(self), len(self.row), dtype=torch.bool).tril(self.start)
-        for begin, end in pairwise(accumulate(self.row.branches, initial=self.row.trunk)):
-            sees[end - self.start :, begin:end] = False
+        """Of the new columns the trunk's, and those of one's own branch."""
+        sees = torch.ones(len(self), len(self), dtype=torch.bool).tril()
+        first = self.row.trunk - self.start
+        for begin, end in pairwise(accumulate(self.row.branches, initial=first)):
+            sees[end:, begin:end] = False
         return sees
 
     def keep(self, logits: list[float]) -> None:

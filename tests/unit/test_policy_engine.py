@@ -344,6 +344,21 @@ def test_a_guess_is_the_answer_before_up_to_the_stop(llama: Path, opening: str) 
     assert codec.guess(Prompt(messages, opening="ACTION:"), ()) == []
 
 
+def test_after_a_fault_the_next_answers_are_right(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass fails half way through the model, on the stores of conversations that go on."""
+    engine = load(llama)
+    draw = Draw(n=2, max_tokens=6)
+    engine.generate([Prompt(conversation(2, k)) for k in range(3)], draw)
+    prompts = [Prompt(conversation(3, k), (3, k)) for k in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model.model.layers[1], "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.generate(prompts, draw)
+    same(engine.generate(prompts, draw), load(llama).generate(prompts, draw))
+
+
 def test_storage_is_bounded_by_the_tokens_that_are_kept(llama: Path) -> None:
     engine = load(llama, cache_tokens=600)
     answers = tuple(("REASON: find mug\nACTION:", f" go to {k}") for k in range(9))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +36,10 @@ class Segment(segments.Segment):
         return self.tree is None
 
     def sees(self) -> torch.Tensor:
-        """The trunk, then by the tree."""
-        return torch.from_numpy(self.seen())
+        """Behind the trunk what the tree says."""
+        return torch.from_numpy(self.tree)
 
-    def seen(self) -> npt.NDArray[Any]:
+    def seen(self) -> npt.NDArray[np.bool_]:
         """[tokens, columns]: whether the token sees the column."""
         width = self.start + len(self)
         if self.tree is None:
