@@ -60,6 +60,8 @@ class Vine(Settings):
 
     states: int = Field(default=100, ge=1)
     """Distinct states an iteration, drawn from its rollouts."""
+    before: int = Field(default=200, ge=1)
+    """Only states before this turn. Later ones have little left to win, and long histories."""
     actions: int = Field(default=2, ge=0, le=16)
     """Actions tried in a state: the one of the rollout, and others sampled from the policy."""
     random: int = Field(default=0, ge=0, le=16)

@@ -159,7 +159,8 @@ class Loop:
             return
         stage = f"pi_{i}-vine"
         rollouts = self.records.episodes(f"pi_{i}-rollouts")
-        places = sample_places(rollouts, plan.vine.states, derive(self.config.seed, stage))
+        seed = derive(self.config.seed, stage)
+        places = sample_places(rollouts, plan.vine.states, seed, before=plan.vine.before)
         jobs = vine_jobs(self.collector, stage, places, plan.vine, f"policy/{i}", plan.sampling)
         self.collector.collect(stage, jobs, f"π_{i} goes on from {len(places)} states")
 

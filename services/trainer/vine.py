@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from agentprm.config import Vine
 from agentprm.protocol import (
     MAX_CANDIDATES,
+    MAX_STEPS,
     Action,
     ActRequest,
     ActResult,
@@ -59,8 +60,10 @@ def reachable(episode: Episode) -> range:
     return range(episode.start, next(ends, len(turns)))
 
 
-def sample_places(episodes: Sequence[Episode], count: int, seed: int) -> list[Place]:
-    """At most `count` distinct states of the episodes, each as likely as any other.
+def sample_places(
+    episodes: Sequence[Episode], count: int, seed: int, *, before: int = MAX_STEPS
+) -> list[Place]:
+    """At most `count` distinct states before turn `before`, each as likely as any other.
 
     Whether a state is drawn hangs on its name and the seed, not on how the episode went on from
     there: drawing turns of an episode would prefer those of short, won episodes, and the return
@@ -71,7 +74,7 @@ def sample_places(episodes: Sequence[Episode], count: int, seed: int) -> list[Pl
     for episode in episodes:
         states = [state for state, _ in keys(episode)]
         for t in reachable(episode):
-            if len(episode.turns[t].admissible) != 1:
+            if t < before and len(episode.turns[t].admissible) != 1:
                 places.setdefault(states[t], Place(episode, t))
     drawn = heapq.nsmallest(count, places, key=lambda state: derive(seed, state.hex()))
     return [places[state] for state in drawn]

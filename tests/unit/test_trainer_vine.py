@@ -83,6 +83,8 @@ def test_every_distinct_state_is_drawn_once_and_whatever_came_after_it() -> None
     drawn = sample_places([lost, won], 3, seed=3)
     assert drawn == places[:3]
     assert sample_places([lost, won], 3, seed=4) != drawn
+    early = sample_places([lost, won], 100, seed=3, before=2)
+    assert sorted(place.t for place in early) == [0, 1]
     # The same states, whether the second episode was won there or went on.
     longer = with_choices(episode(["look", "look", "help", "look"], [0] * 4, index=1))
     assert {p.t for p in sample_places([lost, longer], 100, seed=3) if p.episode == lost} == {

@@ -17,7 +17,7 @@ def create_tiny(
     layers: int = 4,
     heads: int = 4,
     feed_forward: int = 384,
-    max_position: int = 2048,
+    max_position: int = 4096,
 ) -> None:
     """Write a Llama with random weights and its tokenizer to `directory`.
 
