@@ -92,7 +92,8 @@ class Rollouts(Settings):
     sampling: Sampling = Sampling(temperature=1.0)
     """How the policy is sampled. The targets are of this policy."""
     vine: Vine | None = None
-    """Vine rollouts as well, where it is given."""
+    """Vine rollouts as well, where it is given. They estimate outcomes, so only `agent-prm` plays
+    them."""
     exploration: Exploration = Exploration()
     """How rollouts begin (section 4.1); by default at the game's beginning."""
 
@@ -218,7 +219,6 @@ class Config(Settings):
     @model_validator(mode="after")
     def _inverse_prm_reads_no_outcome(self) -> Config:
         estimates = {
-            "rollouts.vine": self.rollouts.vine is not None,
             "shaping.alpha": self.shaping.alpha > 0,
             'prm.objective = "relative"': self.prm.objective == "relative",
         }

@@ -153,9 +153,12 @@ class Loop:
         self.metrics.log(stage, i, won)
 
     def branch(self, i: int) -> None:
-        """Vine rollouts: π_i goes on from states of its rollouts, several times an action."""
+        """Vine rollouts: π_i goes on from states of its rollouts, several times an action.
+
+        InversePRM, which reads no outcome, has no use for them.
+        """
         plan = self.config.rollouts
-        if plan.vine is None:
+        if plan.vine is None or self.config.algorithm is Algorithm.INVERSE_PRM:
             return
         stage = f"pi_{i}-vine"
         rollouts = self.records.episodes(f"pi_{i}-rollouts")

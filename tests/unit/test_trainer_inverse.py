@@ -330,7 +330,9 @@ def test_the_algorithm_of_a_preset_and_another_one() -> None:
     assert load_config("smoke").algorithm is Algorithm.AGENT_PRM
     config = load_config("smoke", overrides={"algorithm": "inverse-prm"})
     assert config.algorithm is Algorithm.INVERSE_PRM
-    estimates = {"rollouts.vine.actions": 1, "shaping.alpha": 0.5, "prm.objective": "relative"}
+    assert load_config("tiny").rollouts.vine is not None
+    assert load_config("tiny", overrides={"algorithm": "inverse-prm"}).algorithm is config.algorithm
+    estimates = {"shaping.alpha": 0.5, "prm.objective": "relative"}
     for name, value in estimates.items():
         with pytest.raises(ValueError, match="which inverse-prm does not read"):
             changed(config, {name: value})
