@@ -133,11 +133,10 @@ def _conditions(
     played = read_episodes(run, "eval-pi_0")[0].provenance
     parts = [
         f"{study.title} ({study.paper} of arXiv 2502.10325).",
-        f"Success on {games} games of {plan.split} within {config.max_steps} turns; the policy "
-        f"alone at temperature {plan.sampling.temperature:g}, Best-of-N (N = {plan.best_of} where "
-        f"nothing else is said) at {plan.best_of_sampling.temperature:g}. Seed {config.seed}, one "
-        "run of each variant: what differs between seeds is in no interval. Intervals of success "
-        "are Wilson's, at 95 %; all policies play the same games from the same seeds.",
+        f"Success on {games} games of {plan.split} within {config.max_steps} turns; "
+        f"{study.actors(plan)}. Seed {config.seed}, one run of each variant: what differs between "
+        "seeds is in no interval. Intervals of success are Wilson's, at 95 %; all policies play "
+        "the same games from the same seeds.",
         f"Preset {config.preset}{_settings(common)}."
         + "".join(f" {v.name}: the run{_settings(v.overrides)}." for v in variants),
         f"Engine {played.engine}, data {played.data_version}, prompt {played.template_hash}; "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from agentprm.config import Config
+from agentprm.config import Config, Evaluation
 from agentprm.measurements import Measurement
 
 if TYPE_CHECKING:
@@ -52,6 +52,14 @@ class Study(ABC):
     @abstractmethod
     def draw(self, rows: Sequence[Cells], figure: Figure) -> None:
         """Draw the rows."""
+
+    def actors(self, plan: Evaluation) -> str:
+        """Who plays at which temperature, as a clause of the conditions."""
+        return (
+            f"the policy alone at temperature {plan.sampling.temperature:g}, Best-of-N "
+            f"(N = {plan.best_of} where nothing else is said) at "
+            f"{plan.best_of_sampling.temperature:g}"
+        )
 
     def findings(self, rows: Sequence[Cells]) -> str:
         """What the rows show that the figure does not, as Markdown."""

@@ -79,9 +79,16 @@ def spread(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """What the series of `axes` are, under the figure: there it never covers one."""
+    """What the series of `axes` are, under the figure: there it never covers one.
+
+    In up to three columns, as many as the figure is wide enough for.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
+    for columns in range(min(len(labels), 3), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def write(figure: Figure, directory: Path, stem: str = "figure") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentprm.config import Config
+from agentprm.config import Config, Evaluation
 from agentprm.measurements import Measurement, read_measured
 from agentprm.studies._study import Cells, Study, Variant
 
@@ -45,6 +45,10 @@ class Scaling(Study):
             for i, q in ((0, 0), (last, last - 1))
             for n in SAMPLES
         ]
+
+    def actors(self, plan: Evaluation) -> str:
+        """One temperature for every N, so that nothing but N differs along the curve."""
+        return f"every N, 1 too, at temperature {plan.best_of_sampling.temperature:g}"
 
     def rows(self, runs: Mapping[str, Path]) -> list[Cells]:
         """A line for each policy and N."""

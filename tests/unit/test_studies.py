@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from agentprm.config import Config, changed, load_config, read_config
 from agentprm.measurements import Measured, Measurement, ProcessReward, write_measured
 from agentprm.registry import CheckpointError, Registry
 from agentprm.results import summarise, write_results
 from agentprm.runs import read_episodes
-from agentprm.studies import STUDIES, Study, StudyError, Work, run_study
+from agentprm.studies import STUDIES, Study, StudyError, Work, figures, run_study
 from agentprm.studies._derive import derive_run
 from agentprm.studies.hacking import parting
 from tests.finished_run import finished_run
@@ -186,7 +187,7 @@ def test_hacking_looks_along_stage_3_also_where_the_preset_publishes_nothing() -
 def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:
     finished_run(tmp_path)
     recorder = Recorder()
-    run_study(STUDIES["scaling"], tmp_path, recorder.work, {}, "agentprm ...")
+    directory = run_study(STUDIES["scaling"], tmp_path, recorder.work, {}, "agentprm ...")
     assert recorder.trained == []
     ((run, policies),) = recorder.measured
     assert policies == ["policy/0"] * 6 + ["policy/1"] * 6
@@ -194,6 +195,25 @@ def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:
     assert [m.plan.best_of for m in measurements[1:6]] == [2, 4, 8, 16, 32]
     assert not measurements[0].steered
     assert {m.plan.sampling.temperature for m in measurements} == {1.0}
+    said = (directory / "conditions.md").read_text()
+    assert "every N, 1 too, at temperature 1." in said
+
+
+def test_a_legend_of_long_labels_stays_within_the_figure() -> None:
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for variant in ("AgentPRM", "InversePRM"):
+            for who in ("policy", "best of 16"):
+                axes.plot([0, 1], [0, 1], label=f"{variant}, {who}")
+        figures.legend_below(figure, axes)
+
+    figure = figures.plot(draw)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    inside = legend.get_window_extent()
+    assert figure.bbox.x0 <= inside.x0
+    assert inside.x1 <= figure.bbox.x1
+    assert len(legend.get_texts()) == 4
 
 
 def test_an_unfinished_run_and_a_wrong_setting_are_refused(tmp_path: Path) -> None:
