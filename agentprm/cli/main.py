@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -133,8 +134,11 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
     count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
     max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
+    preset: Annotated[
+        str, typer.Option(help="actions are sampled as this preset's evaluations sample them")
+    ] = "tiny",
     temperature: Annotated[
-        float | None, typer.Option(help="default 0.5, or 1.0 for one of N", min=0)
+        float | None, typer.Option(help="in place of the preset's", min=0)
     ] = None,
     prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
     device: Device = "auto",
@@ -144,12 +148,13 @@ def evaluate(
     """Success rate and mean number of actions of a checkpoint, with 95 % intervals."""
     if prm is not None and choice is not ChoiceRule.PRM:
         fail(f"--choice {choice} takes no --prm")
+    as_trained = _settings(preset).evaluation
     plan = Evaluation(
         split=split,
         games=count,
         best_of=best_of,
-        sampling=Sampling(temperature=0.5 if temperature is None else temperature),
-        best_of_sampling=Sampling(temperature=1.0 if temperature is None else temperature),
+        sampling=_at(as_trained.sampling, temperature),
+        best_of_sampling=_at(as_trained.best_of_sampling, temperature),
     )
     with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained():
         run = Path(directory)
@@ -253,12 +258,23 @@ def ensemble(
     console.print(f"{version}: {', '.join(members)}")
 
 
-def _new_or_same(run: Path, preset: str, seed: int, overrides: list[str]) -> Config:
-    """The settings of a new run, written to its directory, or those of the run that is there."""
+def _settings(preset: str, seed: int = 0, overrides: Sequence[str] = ()) -> Config:
     try:
-        config = load_config(preset, seed, parse_overrides(overrides))
+        return load_config(preset, seed, parse_overrides(overrides))
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
+
+
+def _at(sampling: Sampling, temperature: float | None) -> Sampling:
+    """The same at this temperature, of reasons and commands alike, where one is given."""
+    if temperature is None:
+        return sampling
+    return sampling.model_copy(update={"temperature": temperature, "reason_temperature": None})
+
+
+def _new_or_same(run: Path, preset: str, seed: int, overrides: list[str]) -> Config:
+    """The settings of a new run, written to its directory, or those of the run that is there."""
+    config = _settings(preset, seed, overrides)
     if not (run / "config.json").exists():
         run.mkdir(parents=True, exist_ok=True)
         write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())

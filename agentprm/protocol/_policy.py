@@ -33,17 +33,28 @@ class Sampling(Request):
     With `admissible` decoding REASON has the temperature `reason_temperature` where that is given.
     A low one keeps reasons as the policy means them while the commands still vary: of many reasons
     at a high temperature some are like none that the PRM was fitted on, and it may prefer those.
+
+    With `admissible` decoding `presence_penalty`, in nats, is taken from the log-probability of a
+    command that the agent has carried out before, before the temperature is applied: against walks
+    in circles, which a policy that does not remember where it was cannot know for what they are.
+    What is reported as `log_prob` is without it.
     """
 
     decoding: Decoding = Decoding.ADMISSIBLE
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     reason_temperature: float | None = Field(default=None, ge=0.0, le=10.0)
+    presence_penalty: float = Field(default=0.0, ge=0.0, le=100.0)
     max_tokens: int = Field(default=128, ge=1, le=4096)
 
     @model_validator(mode="after")
-    def _reason_apart(self) -> Sampling:
-        if self.reason_temperature is not None and self.decoding is Decoding.FREE:
-            raise ValueError("`reason_temperature` has no meaning with free decoding")
+    def _of_commands(self) -> Sampling:
+        given = {
+            "reason_temperature": self.reason_temperature is not None,
+            "presence_penalty": self.presence_penalty > 0,
+        }
+        for name, is_given in given.items():
+            if is_given and self.decoding is Decoding.FREE:
+                raise ValueError(f"`{name}` has no meaning with free decoding")
         return self
 
 

@@ -170,6 +170,31 @@ def test_reasons_may_have_a_temperature_of_their_own(engine: EmbeddedEngine) -> 
         Sampling(decoding=Decoding.FREE, reason_temperature=0.5)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 3.0, 20.0])
+def test_a_presence_penalty_is_taken_from_commands_that_were_carried_out(
+    checkpoint: Path, engine: EmbeddedEngine, penalty: float
+) -> None:
+    temperature, n = 8.0, 4000
+    sampling = Sampling(
+        temperature=temperature, reason_temperature=0, presence_penalty=penalty, max_tokens=5
+    )
+    (result,) = Decoder(load_prompt("chat")).act(engine, [Query(STATE, (1, 0))], n, sampling)
+    (reason,) = {candidate.action.reason for candidate in result.candidates}
+    opening, totals = brute_force(checkpoint, STATE, reason, "chat")
+    logits = np.array(totals) / temperature
+    logits[STATE.admissible.index("go to cabinet 1")] -= penalty / temperature
+    shares = {c.action.command: c.count / n for c in result.candidates}
+    assert [shares.get(command, 0.0) for command in STATE.admissible] == pytest.approx(
+        np.exp(logits - np.logaddexp.reduce(logits)), abs=0.03
+    )
+    for candidate in result.candidates:  # the policy's own, whatever it was drawn by
+        own = totals[STATE.admissible.index(candidate.action.command)]
+        expected = opening + own - np.logaddexp.reduce(totals)
+        assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ValueError, match="free decoding"):
+        Sampling(decoding=Decoding.FREE, presence_penalty=1.0)
+
+
 def test_a_state_is_sampled_from_its_seed_alone(engine: EmbeddedEngine) -> None:
     decoder = Decoder(load_prompt("chat"))
     other = STATE.model_copy(update={"history": (), "admissible": ("look", "inventory")})
