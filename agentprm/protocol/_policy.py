@@ -48,14 +48,19 @@ class Sampling(Request):
 
     @model_validator(mode="after")
     def _of_commands(self) -> Sampling:
-        given = {
-            "reason_temperature": self.reason_temperature is not None,
-            "presence_penalty": self.presence_penalty > 0,
-        }
-        for name, is_given in given.items():
-            if is_given and self.decoding is Decoding.FREE:
-                raise ValueError(f"`{name}` has no meaning with free decoding")
+        if self.decoding is Decoding.FREE:
+            if self.reason_temperature is not None:
+                raise ValueError("`reason_temperature` has no meaning with free decoding")
+            if self.presence_penalty:
+                raise ValueError("`presence_penalty` has no meaning with free decoding")
         return self
+
+    def in_words(self) -> str:
+        """What it says of commands, for the conditions beside a figure."""
+        words = f"temperature {self.temperature:g}"
+        if self.presence_penalty:
+            words += f" with a presence penalty of {self.presence_penalty:g}"
+        return words
 
 
 class ActRequest(Request):

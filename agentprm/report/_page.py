@@ -60,9 +60,9 @@ def _conditions(run: Path, config: Config) -> list[tuple[str, str]]:
         ("Seed", str(config.seed)),
         ("Evaluation", f"at most {plan.games} games of {plan.split}, {config.max_steps} turns"),
         (
-            "Temperature",
-            f"{plan.sampling.temperature:g} alone, "
-            f"{plan.best_of_sampling.temperature:g} for the best of {plan.best_of}",
+            "Sampling",
+            f"{plan.sampling.in_words()} alone, "
+            f"{plan.best_of_sampling.in_words()} for the best of {plan.best_of}",
         ),
         ("Rollouts", f"{config.rollouts.games} games × {config.rollouts.per_game} an iteration"),
         ("Discount", f"γ = {config.gamma:g}"),

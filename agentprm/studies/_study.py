@@ -54,11 +54,10 @@ class Study(ABC):
         """Draw the rows."""
 
     def actors(self, plan: Evaluation) -> str:
-        """Who plays at which temperature, as a clause of the conditions."""
+        """Who plays, and how actions are sampled, as a clause of the conditions."""
         return (
-            f"the policy alone at temperature {plan.sampling.temperature:g}, Best-of-N "
-            f"(N = {plan.best_of} where nothing else is said) at "
-            f"{plan.best_of_sampling.temperature:g}"
+            f"the policy alone at {plan.sampling.in_words()}, Best-of-N (N = {plan.best_of} where "
+            f"nothing else is said) at {plan.best_of_sampling.in_words()}"
         )
 
     def findings(self, rows: Sequence[Cells]) -> str:

@@ -47,8 +47,8 @@ class Scaling(Study):
         ]
 
     def actors(self, plan: Evaluation) -> str:
-        """One temperature for every N, so that nothing but N differs along the curve."""
-        return f"every N, 1 too, at temperature {plan.best_of_sampling.temperature:g}"
+        """One sampling for every N, so that nothing but N differs along the curve."""
+        return f"every N, 1 too, at {plan.best_of_sampling.in_words()}"
 
     def rows(self, runs: Mapping[str, Path]) -> list[Cells]:
         """A line for each policy and N."""

@@ -193,6 +193,7 @@ def test_a_presence_penalty_is_taken_from_commands_that_were_carried_out(
         assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
     with pytest.raises(ValueError, match="free decoding"):
         Sampling(decoding=Decoding.FREE, presence_penalty=1.0)
+    assert ("penalty" in sampling.in_words()) is (penalty > 0)
 
 
 def test_a_state_is_sampled_from_its_seed_alone(engine: EmbeddedEngine) -> None:
