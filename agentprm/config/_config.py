@@ -109,6 +109,8 @@ class Preferences(Settings):
     """Actions sampled in a state; the best is set against the worst."""
     margin: float = Field(default=0.05, ge=0, lt=1)
     """Least difference in Q between the two; smaller ones are noise of the PRM and are dropped."""
+    inverse_margin: float = Field(default=0.01, ge=0, lt=1)
+    """The same where the PRM is InversePRM's: its Q is σ of a mean of logits and differs less."""
     anchors: float = Field(default=0.0, ge=0)
     """Anchors for each pair: states whose candidates differ by less than `margin`, in which the
     policy's own sample is kept likely (with `dpo.chosen_weight`) and nothing set against it. Pairs
@@ -121,6 +123,12 @@ class Preferences(Settings):
     """Preferences sampled more than this many weight updates ago are dropped and counted."""
     sampling: Sampling = Sampling(temperature=1.0)
     """How candidates are sampled."""
+
+    def under(self, algorithm: Algorithm) -> Preferences:
+        """These settings, with the margin on the scale of that algorithm's Q."""
+        if algorithm is not Algorithm.INVERSE_PRM:
+            return self
+        return self.model_copy(update={"margin": self.inverse_margin})
 
 
 class Evaluation(Settings):

@@ -23,7 +23,7 @@ from services.trainer.metrics import Metrics
 from services.trainer.process_reward import mean_q, process_reward, validation_states
 from services.trainer.progress import Progress
 from services.trainer.records import Records
-from services.trainer.updates.online import _Online
+from services.trainer.updates.online import OnlineUpdate, _Online
 from tests.fake_services import Walker, serving
 from tests.finished_run import finished_run
 
@@ -57,6 +57,21 @@ def test_weights_along_stage_3_stay_where_they_are_asked_for(tmp_path: Path) -> 
     again = _online(registry, 2, keep_every=0)
     assert registry.versions("online") == kept
     again.finish(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("algorithm", "margin"), [("agent-prm", 0.05), ("inverse-prm", 0.02)])
+def test_pairs_differ_by_the_margin_of_the_algorithm(
+    tmp_path: Path, algorithm: str, margin: float
+) -> None:
+    finished_run(tmp_path)
+    settings = {"preferences.margin": 0.05, "preferences.inverse_margin": 0.02}
+    config = load_config("tiny", overrides={"algorithm": algorithm, **settings})
+    services = cast("Services", SimpleNamespace(queue=None))
+    records, prompt = Records(tmp_path / "records"), load_prompt()
+    fits = Fits(tmp_path, config, records, prompt, lambda *_: None, Progress(), services)
+    assert isinstance(fits.update, OnlineUpdate)
+    jobs = fits.update._online(services, 1, tmp_path).source._waiting
+    assert {job.margin for job in jobs} == {margin}
 
 
 def test_several_prms_are_fitted_from_different_seeds_and_serve_as_one(tmp_path: Path) -> None:

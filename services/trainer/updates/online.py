@@ -69,7 +69,8 @@ class OnlineUpdate(Update):
             self.at.progress.end({**summary, **counts})
 
     def _online(self, services: Services, i: int, base: Path) -> _Online:
-        config, plan = self.at.config, self.at.config.preferences
+        config = self.at.config
+        plan = config.preferences.under(config.algorithm)
         stage = f"pi_{i}-{self.samples}"
         attempt = uuid.uuid4().hex[:8]
         rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
