@@ -159,11 +159,12 @@ def _game(name: str) -> Game:
 
 @dataclass
 class Walker:
-    """The policy. While `loading`, health and acts are 503."""
+    """The policy. While `loading`, health and acts are 503. `beta` is that of the last request."""
 
     version: str = "policy/0"
     prm_version: str = "prm/0"
     loading: bool = False
+    beta: float = 0.0
 
     def app(self) -> FastAPI:
         app = create_app("policy", self._health)
@@ -172,6 +173,7 @@ class Walker:
         def act(body: ActRequest) -> Response:
             if self.loading:
                 raise ProblemError(503, "Loading", retry_after=1)
+            self.beta = body.beta
             results = [self._act(body, i, state) for i, state in enumerate(body.states)]
             answer = ActResponse(
                 results=results,

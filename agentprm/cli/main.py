@@ -155,6 +155,7 @@ def evaluate(
         best_of=best_of,
         sampling=_at(as_trained.sampling, temperature),
         best_of_sampling=_at(as_trained.best_of_sampling, temperature),
+        best_of_beta=as_trained.best_of_beta,
     )
     with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained():
         run = Path(directory)

@@ -144,6 +144,15 @@ class Evaluation(Settings):
     """N of Best-of-N."""
     best_of_sampling: Sampling = Sampling(temperature=1.0)
     """How the N candidates are sampled."""
+    best_of_beta: float = Field(default=0.0, ge=0, le=10)
+    """β of the choice: Q + β log(share of the N) is compared, and Q alone with 0 (eq. 3). Where
+    candidates hardly differ in Q, what the policy draws often is kept to."""
+
+    @property
+    def choice_in_words(self) -> str:
+        """How one of N is chosen, for the conditions beside a figure."""
+        words = f"Best-of-N at {self.best_of_sampling.in_words()}"
+        return f"{words} by Q + {self.best_of_beta:g} log share" if self.best_of_beta else words
 
 
 class Config(Settings):

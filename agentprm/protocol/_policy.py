@@ -35,9 +35,9 @@ class Sampling(Request):
     at a high temperature some are like none that the PRM was fitted on, and it may prefer those.
 
     With `admissible` decoding `presence_penalty`, in nats, is taken from the log-probability of a
-    command that the agent has carried out before, before the temperature is applied: against walks
-    in circles, which a policy that does not remember where it was cannot know for what they are.
-    What is reported as `log_prob` is without it.
+    command that the agent has carried out before for the same reason (to the letter), before the
+    temperature is applied: against walks in circles, which a policy that does not remember where it
+    was cannot know for what they are. What is reported as `log_prob` is without it.
     """
 
     decoding: Decoding = Decoding.ADMISSIBLE
@@ -70,7 +70,8 @@ class ActRequest(Request):
     the likelier, then the earlier. With `q_temperature` above 0 it is drawn instead, each of the
     `n` samples with a weight of exp(Q / q_temperature): an action counts as often as it was drawn.
     As n grows that tends to the policy that maximises Q minus q_temperature times the KL divergence
-    from the sampling policy (eq. 3).
+    from the sampling policy (eq. 3). With `beta` above 0 the best is what that policy, at a
+    temperature of beta, finds likeliest: Q + beta log(share of the samples) takes the place of Q.
 
     Where the PRM gives no score the request fails with a 503, or with `allow_degraded` it is
     answered as if without `prm`, and marked.
@@ -86,6 +87,7 @@ class ActRequest(Request):
     n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
     prm: bool = False
     q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)
+    beta: float = Field(default=0.0, ge=0.0, le=10.0)
     allow_degraded: bool = False
     sampling: Sampling = Sampling()
     seed: Seed | None = None
@@ -100,8 +102,12 @@ class ActRequest(Request):
             )
         if self.hints is not None and len(self.hints) != len(self.states):
             raise ValueError("give one hint for each of `states`")
-        if not self.prm and (self.q_temperature > 0 or self.allow_degraded):
-            raise ValueError("`q_temperature` and `allow_degraded` have no meaning without `prm`")
+        if not self.prm and (self.q_temperature > 0 or self.beta > 0 or self.allow_degraded):
+            raise ValueError(
+                "`q_temperature`, `beta` and `allow_degraded` have no meaning without `prm`"
+            )
+        if self.q_temperature > 0 and self.beta > 0:
+            raise ValueError("give `q_temperature` or `beta`, not both")
         return self
 
 

@@ -66,6 +66,8 @@ class Provenance(Record):
     template_hash: str
     sampling: Sampling | None = None
     best_of: int = 1
+    beta: float = 0.0
+    """Of Best-of-N, as in `ActRequest`."""
     hint: str = ""
     """What the policy read beside the states. It tells where an episode comes from; no prompt that
     is trained on may hold it."""
@@ -154,6 +156,8 @@ class RolloutJob(Record):
     prm_version: str | None = None
     sampling: Sampling = Sampling()
     best_of: int = 1
+    beta: float = 0.0
+    """Of Best-of-N, as in `ActRequest`."""
     choice: ChoiceRule = ChoiceRule.PRM
     labelled: bool = False
     lookahead: Lookahead | None = None

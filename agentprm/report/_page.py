@@ -61,8 +61,7 @@ def _conditions(run: Path, config: Config) -> list[tuple[str, str]]:
         ("Evaluation", f"at most {plan.games} games of {plan.split}, {config.max_steps} turns"),
         (
             "Sampling",
-            f"{plan.sampling.in_words()} alone, "
-            f"{plan.best_of_sampling.in_words()} for the best of {plan.best_of}",
+            f"{plan.sampling.in_words()} alone; {plan.choice_in_words}, N = {plan.best_of}",
         ),
         ("Rollouts", f"{config.rollouts.games} games × {config.rollouts.per_game} an iteration"),
         ("Discount", f"γ = {config.gamma:g}"),

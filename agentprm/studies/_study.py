@@ -56,8 +56,8 @@ class Study(ABC):
     def actors(self, plan: Evaluation) -> str:
         """Who plays, and how actions are sampled, as a clause of the conditions."""
         return (
-            f"the policy alone at {plan.sampling.in_words()}, Best-of-N (N = {plan.best_of} where "
-            f"nothing else is said) at {plan.best_of_sampling.in_words()}"
+            f"the policy alone at {plan.sampling.in_words()}, {plan.choice_in_words} (N = "
+            f"{plan.best_of} where nothing else is said)"
         )
 
     def findings(self, rows: Sequence[Cells]) -> str:

@@ -48,7 +48,7 @@ class Scaling(Study):
 
     def actors(self, plan: Evaluation) -> str:
         """One sampling for every N, so that nothing but N differs along the curve."""
-        return f"every N, 1 too, at {plan.best_of_sampling.in_words()}"
+        return f"every N, 1 too: {plan.choice_in_words}"
 
     def rows(self, runs: Mapping[str, Path]) -> list[Cells]:
         """A line for each policy and N."""

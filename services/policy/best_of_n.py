@@ -6,6 +6,7 @@ candidate (it is down, it is busy for too long, its answer cannot be read) is `P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import httpx
@@ -73,23 +74,34 @@ async def choose_best(
     ]
     version, scores = await score(prm, ScoreRequest(choices=choices))
     return version, [
-        best(result, q, request.q_temperature, (seed, k))
+        best(result, q, request.q_temperature, (seed, k), request.beta)
         for k, (result, q) in enumerate(zip(results, scores, strict=True))
     ]
 
 
 def best(
-    result: ActResult, q: Sequence[float], temperature: float, key: tuple[int, int]
+    result: ActResult,
+    q: Sequence[float],
+    temperature: float,
+    key: tuple[int, int],
+    beta: float = 0.0,
 ) -> ActResult:
-    """The result with each candidate's Q, the first by `ranking` chosen."""
+    """The result with each candidate's Q, the first by `ranking` of `regularised` Q chosen."""
     candidates = [
         candidate.model_copy(update={"q": value})
         for candidate, value in zip(result.candidates, q, strict=True)
     ]
     counts = [candidate.count for candidate in candidates]
     log_probs = [candidate.log_prob for candidate in candidates]
-    chosen = ranking(q, counts, log_probs, temperature, key)[0]
+    chosen = ranking(regularised(q, counts, beta), counts, log_probs, temperature, key)[0]
     return ActResult(candidates=candidates, chosen=chosen)
+
+
+def regularised(q: Sequence[float], counts: Sequence[int], beta: float) -> list[float]:
+    """Q + β log p of each candidate, p its share of the samples: what the optimum of eq. 3, the
+    policy in proportion to p exp(Q / β), finds likeliest. With β = 0 it is Q."""
+    drawn = sum(counts)
+    return [value + beta * math.log(n / drawn) for value, n in zip(q, counts, strict=True)]
 
 
 def ranking(

@@ -22,7 +22,7 @@ from agentprm.protocol import ChatMessage, Continuations, ScoreRequest
 from agentprm.service import ProblemError, request_body, shape_problems
 from agentprm.serving import Serving
 from services.policy.batching import Batcher
-from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, score
+from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
 from services.policy.chat_request import ChatRequest, best_of_named
 from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Sample
 
@@ -126,7 +126,7 @@ def add_routes(
         if request.candidates is None:
             return _completion(version, drawn, [_choice(*each) for each in enumerate(drawn)])
         try:
-            judged = await _judge(prm, prompt, drawn, request.q_temperature)
+            judged = await _judge(prm, prompt, drawn, request.q_temperature, request.beta)
         except PRMUnavailableError:
             if not request.allow_degraded:
                 raise
@@ -153,7 +153,11 @@ def add_routes(
 
 
 async def _judge(
-    prm: AsyncPRMClient | None, prompt: Prompt, drawn: Sequence[_Drawn], temperature: float
+    prm: AsyncPRMClient | None,
+    prompt: Prompt,
+    drawn: Sequence[_Drawn],
+    temperature: float,
+    beta: float,
 ) -> _Judged:
     """Equal texts are one candidate; all are scored in one call.
 
@@ -180,7 +184,7 @@ async def _judge(
     ]
     counts = [candidate.count for candidate in candidates]
     log_probs = [candidate.log_prob for candidate in candidates]
-    order = ranking(q, counts, log_probs, temperature, prompt.key)
+    order = ranking(regularised(q, counts, beta), counts, log_probs, temperature, prompt.key)
     equals = [iter(equal) for equal in by_text.values()]
     return _Judged(version, candidates, [(next(equals[k]), k) for k in order])
 

@@ -24,7 +24,7 @@ class ChatRequest(BaseModel):
     """The options that are honoured; others are ignored.
 
     `best_of`, or a model named `best-of-N`, draws that many samples and returns the `n` that the
-    PRM likes best. `q_temperature` and `allow_degraded` are those of `/v1/act`.
+    PRM likes best. `q_temperature`, `beta` and `allow_degraded` are those of `/v1/act`.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -41,6 +41,7 @@ class ChatRequest(BaseModel):
     stream: bool = False
     best_of: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES)
     q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)
+    beta: float = Field(default=0.0, ge=0.0, le=10.0)
     allow_degraded: bool = False
 
     @property
@@ -63,9 +64,11 @@ class ChatRequest(BaseModel):
         wanted = self.candidates
         if self.stream:
             return "stream", "streaming is not supported; send stream: false"
-        if wanted is None and (self.q_temperature > 0 or self.allow_degraded):
-            field = "q_temperature" if self.q_temperature > 0 else "allow_degraded"
-            return field, f"{field} has no meaning without best_of"
+        for field in ("q_temperature", "beta", "allow_degraded"):
+            if wanted is None and getattr(self, field):
+                return field, f"{field} has no meaning without best_of"
+        if self.q_temperature > 0 and self.beta > 0:
+            return "beta", "give q_temperature or beta, not both"
         if wanted is not None and self.best_of not in (None, wanted):
             return "best_of", f"best_of is {self.best_of}, but the model is {self.model}"
         if wanted is not None and self.n > wanted:

@@ -132,13 +132,15 @@ class Decoder:
                 reason: scores[k * len(allowed) : (k + 1) * len(allowed)]
                 for k, reason in enumerate(dict.fromkeys(drawn))
             }
-            done = {step.action.command for step in query.state.history}
-            penalties = [sampling.presence_penalty * (command in done) for command in allowed]
+            done = {(step.action.reason, step.action.command) for step in query.state.history}
             uniform = generator(query.key, 1).random(n)
             candidates = []
             for reason, at in zip(drawn, uniform, strict=True):
                 row = of_reason[reason]
-                weights = [s.log_prob - p for s, p in zip(row, penalties, strict=True)]
+                weights = [
+                    score.log_prob - sampling.presence_penalty * ((reason, command) in done)
+                    for score, command in zip(row, allowed, strict=True)
+                ]
                 chosen = draw_index(weights, sampling.temperature, at)
                 command = allowed[chosen]
                 candidates.append(

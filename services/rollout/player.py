@@ -149,6 +149,7 @@ class Player:
             template_hash=actor.template_hash,
             sampling=None if job.actor == "expert" else job.sampling,
             best_of=job.best_of,
+            beta=job.beta,
             choice=job.choice,
             lookahead=job.lookahead,
         )

@@ -23,18 +23,26 @@ class JobPolicy:
         seed: int,
         *,
         prm: bool = True,
+        beta: float = 0.0,
         hints: list[str] | None = None,
     ) -> ActResponse:
-        """`n` samples in each state, with `prm` scored by the job's PRM.
+        """`n` samples in each state, with `prm` scored by the job's PRM; see `ActRequest`.
 
         Raises:
             PlayError: another version than the job's has answered.
             ServiceError, httpx.HTTPError: the service fails.
         """
         job = self._job
-        answer = self._client.act(
-            ActRequest(states=states, hints=hints, n=n, prm=prm, sampling=job.sampling, seed=seed)
+        request = ActRequest(
+            states=states,
+            hints=hints,
+            n=n,
+            prm=prm,
+            beta=beta,
+            sampling=job.sampling,
+            seed=seed,
         )
+        answer = self._client.act(request)
         _require("policy", job.policy_version, answer.policy_version)
         if prm:
             _require("prm", job.prm_version, answer.prm_version)

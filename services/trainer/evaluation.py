@@ -37,6 +37,7 @@ def evaluate(
         prm=prm,
         sampling=plan.sampling if chooser is None else plan.best_of_sampling,
         best_of=1 if chooser is None else plan.best_of,
+        beta=0.0 if prm is None else plan.best_of_beta,
         choice=choice,
         seed=derive(collector.seed, "evaluation"),
     )

@@ -85,11 +85,12 @@ def test_the_step_limit_ends_an_episode(world: World) -> None:
 
 
 def test_best_of_n_takes_the_prms_choice(world: World) -> None:
-    job = rollout(best_of=16, prm_version="prm/0")
+    job = rollout(best_of=16, beta=0.1, prm_version="prm/0")
     for episode in world.player().play(job).episodes:
         assert commands(episode) == [EAST, EAST]
         assert {(turn.q, turn.prm_version) for turn in episode.turns} == {(0.9, "prm/0")}
-        assert episode.provenance.best_of == 16
+        assert (episode.provenance.best_of, episode.provenance.beta) == (16, 0.1)
+        assert world.walker.beta == 0.1
         for turn in episode.turns:
             assert sum(candidate.count for candidate in turn.considered) == 16
             assert {c.action.command: c.q for c in turn.considered} == {EAST: 0.9, WEST: 0.1}

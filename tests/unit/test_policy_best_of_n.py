@@ -186,11 +186,39 @@ def test_draws_by_q_follow_the_seed_and_sharpen_to_the_best() -> None:
         assert ranking(*arguments, temperature, (0, 0)) == [1, 2, 2, 0, 0, 0]
 
 
+def test_beta_weighs_the_share_of_the_samples() -> None:
+    """Of 16 samples 15 are alike: one has to be log(15) beta better in Q.
+
+    With beta = 0.1 that is 0.271: 0.8 against 0.5 is enough, and 0.75 is not.
+    """
+    many = ActResult(candidates=[candidate("a", count=15), candidate("b")], chosen=0)
+
+    def chosen(q: float, beta: float) -> ActResult:
+        return best(many, [0.5, q], 0.0, (0, 0), beta)
+
+    assert chosen(0.8, 0.1).chosen == 1
+    assert chosen(0.75, 0.1).chosen == 0
+    assert chosen(0.51, 0.0).chosen == 1
+    assert [c.q for c in chosen(0.75, 0.1).candidates] == [0.5, 0.75]  # Q itself is what is told
+
+
+def test_beta_and_a_temperature_find_the_same_candidate_likeliest() -> None:
+    q, counts, beta = [0.2, 0.32, 0.6], [12, 3, 1], 0.1
+    both = ActResult(
+        candidates=[candidate(name, count=n) for name, n in zip("abc", counts, strict=True)],
+        chosen=0,
+    )
+    drawn = Counter(best(both, q, beta, (seed, 0)).chosen for seed in range(4000))
+    assert drawn.most_common(1)[0][0] == best(both, q, 0.0, (0, 0), beta).chosen == 2
+
+
 def test_options_of_the_prm_without_the_prm_are_refused() -> None:
-    for option in ({"q_temperature": 0.5}, {"allow_degraded": True}):
+    for option in ({"q_temperature": 0.5}, {"beta": 0.1}, {"allow_degraded": True}):
         with pytest.raises(ValidationError, match="no meaning without `prm`"):
             ActRequest.model_validate({"states": STATES, **option})
         ActRequest.model_validate({"states": STATES, "prm": True, **option})
+    with pytest.raises(ValidationError, match="not both"):
+        ActRequest(states=STATES, prm=True, q_temperature=0.5, beta=0.1)
 
 
 def test_every_n_has_a_model_name() -> None:
@@ -207,6 +235,8 @@ def test_every_n_has_a_model_name() -> None:
         ({"model": "policy", "best_of": 2, "n": 3}, "n"),
         ({"model": "policy", "q_temperature": 0.5}, "q_temperature"),
         ({"model": "policy", "allow_degraded": True}, "allow_degraded"),
+        ({"model": "policy", "beta": 0.1}, "beta"),
+        ({"model": "best-of-4", "beta": 0.1, "q_temperature": 0.5}, "beta"),
         ({"model": "best-of-4", "best_of": 4, "n": 4, "q_temperature": 0.5}, None),
         ({"model": "policy", "n": 4}, None),
     ],

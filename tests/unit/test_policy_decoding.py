@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from agentprm.protocol import (
     Step,
 )
 from services.policy.decoding import Decoder, Query
-from services.policy.engine import Question
+from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
 from tests.models import tiny_causal_lm
 
@@ -171,26 +172,33 @@ def test_reasons_may_have_a_temperature_of_their_own(engine: EmbeddedEngine) -> 
 
 
 @pytest.mark.parametrize("penalty", [0.0, 3.0, 20.0])
-def test_a_presence_penalty_is_taken_from_commands_that_were_carried_out(
-    checkpoint: Path, engine: EmbeddedEngine, penalty: float
+def test_a_presence_penalty_is_taken_from_what_was_done_for_the_same_reason(
+    checkpoint: Path, engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, penalty: float
 ) -> None:
-    temperature, n = 8.0, 4000
-    sampling = Sampling(
-        temperature=temperature, reason_temperature=0, presence_penalty=penalty, max_tokens=5
-    )
+    """STATE has "find mug", "go to cabinet 1" behind it. Another reason may go there again."""
+    temperature, n = 8.0, 8000
+    reasons = ("find mug", "mug one")
+
+    def generate(prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        return [[Sample(reasons[k % 2], [], [], 0, True) for k in range(draw.n)] for _ in prompts]
+
+    monkeypatch.setattr(engine, "generate", generate)
+    sampling = Sampling(temperature=temperature, presence_penalty=penalty, max_tokens=5)
     (result,) = Decoder(load_prompt("chat")).act(engine, [Query(STATE, (1, 0))], n, sampling)
-    (reason,) = {candidate.action.reason for candidate in result.candidates}
-    opening, totals = brute_force(checkpoint, STATE, reason, "chat")
-    logits = np.array(totals) / temperature
-    logits[STATE.admissible.index("go to cabinet 1")] -= penalty / temperature
-    shares = {c.action.command: c.count / n for c in result.candidates}
-    assert [shares.get(command, 0.0) for command in STATE.admissible] == pytest.approx(
-        np.exp(logits - np.logaddexp.reduce(logits)), abs=0.03
-    )
-    for candidate in result.candidates:  # the policy's own, whatever it was drawn by
-        own = totals[STATE.admissible.index(candidate.action.command)]
-        expected = opening + own - np.logaddexp.reduce(totals)
-        assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
+    for reason in reasons:
+        opening, totals = brute_force(checkpoint, STATE, reason, "chat")
+        logits = np.array(totals) / temperature
+        if reason == "find mug":
+            logits[STATE.admissible.index("go to cabinet 1")] -= penalty / temperature
+        candidates = [c for c in result.candidates if c.action.reason == reason]
+        shares = {c.action.command: 2 * c.count / n for c in candidates}
+        assert [shares.get(command, 0.0) for command in STATE.admissible] == pytest.approx(
+            np.exp(logits - np.logaddexp.reduce(logits)), abs=0.03
+        )
+        for candidate in candidates:  # the policy's own, whatever it was drawn by
+            own = totals[STATE.admissible.index(candidate.action.command)]
+            expected = opening + own - np.logaddexp.reduce(totals)
+            assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
     with pytest.raises(ValueError, match="free decoding"):
         Sampling(decoding=Decoding.FREE, presence_penalty=1.0)
     assert ("penalty" in sampling.in_words()) is (penalty > 0)

@@ -196,7 +196,7 @@ def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:
     assert not measurements[0].steered
     assert {m.plan.sampling.temperature for m in measurements} == {1.0}
     said = (directory / "conditions.md").read_text()
-    assert "every N, 1 too, at temperature 1." in said
+    assert "every N, 1 too: Best-of-N at temperature 1." in said
 
 
 def test_a_legend_of_long_labels_stays_within_the_figure() -> None:
