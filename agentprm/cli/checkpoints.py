@@ -1,4 +1,4 @@
-"""`agentprm checkpoints`: what a registry holds, and how a checkpoint gets into it."""
+"""`agentprm checkpoints`: what a registry holds, how one gets into it, and out of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import orjson
 import typer
 
 from agentprm.canary import FILE
+from agentprm.export import Dtype, export
 from agentprm.registry import KINDS, CheckpointError, Registry
 
 Root = Annotated[
     Path, typer.Option("--registry", help="directory of checkpoints, such as RUN/checkpoints")
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints of a registry: list them, add your own.")
+app = typer.Typer(
+    no_args_is_help=True, help="Checkpoints of a registry: list them, add your own, hand them on."
+)
 
 
 @app.command("list")
@@ -53,3 +56,20 @@ def adopt(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(f"{version} is {Registry(registry).path(version)}")
+
+
+@app.command("export")
+def export_checkpoints(
+    out: Annotated[Path, typer.Argument(help="directory that gets policy/0, prm/0 and so on")],
+    registry: Root,
+    dtype: Annotated[Dtype, typer.Option(help="what the weights are rounded to")] = "float16",
+) -> None:
+    """Write all policies and PRMs as small Hugging Face directories, for others to load."""
+    try:
+        written = export(Registry(registry), out, dtype)
+    except (CheckpointError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    for path in written:
+        size = sum(file.stat().st_size for file in path.rglob("*"))
+        typer.echo(f"{size / 2**20:>10,.1f} MiB  {path}")

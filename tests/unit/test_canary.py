@@ -11,11 +11,14 @@ import orjson
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
 from agentprm.canary import FILE, Canary, read_canary
+from agentprm.cli import app
 from agentprm.config import DPOSettings, PRMSettings, SFTSettings
 from agentprm.prompts import load_prompt
-from agentprm.registry import CheckpointError
+from agentprm.registry import CheckpointError, Registry
 from services.policy.canary import check as check_policy
 from services.policy.engine.embedded import EmbeddedEngine
 from services.prm.canary import check as check_prm
@@ -311,3 +314,44 @@ def test_weights_that_serve_do_not_hang_on_their_file(copy: Callable[[str], Path
             file.truncate(4096)
     check_policy(engine, path, load_prompt("chat"))
     check_prm(scorer, path.with_name("prm"))
+
+
+def test_exported_checkpoints_are_smaller_and_load_anywhere(
+    trained: Path, copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    registry = Registry(tmp_path / "checkpoints")
+    registry.adopt(trained / "policy", "policy/0")
+    registry.adopt(trained / "prm", "prm/0")
+    out = tmp_path / "out"
+    command = ["checkpoints", "export", str(out), "--registry", str(registry.root)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert str(out / "prm" / "0") in done.output
+
+    try_policy(out / "policy" / "0")  # in float32, as a CPU computes
+    try_prm(out / "prm" / "0")
+    ids = torch.arange(4, 12)[None]
+    for kind, auto in (
+        ("policy", AutoModelForCausalLM),
+        ("prm", AutoModelForSequenceClassification),
+    ):
+        weights = load_file(out / kind / "0" / "model.safetensors")
+        assert {weight.dtype for weight in weights.values()} == {torch.float16}
+        before, after = (
+            auto.from_pretrained(path, dtype=torch.float32)(ids).logits
+            for path in (trained / kind, out / kind / "0")
+        )
+        assert torch.allclose(before, after, atol=0.05)
+        assert not torch.equal(before, after)
+
+    assert CliRunner().invoke(app, command).exit_code == 2  # they are there already
+    large = copy("policy")
+    edit(large, lambda weights: weights["model.norm.weight"].fill_(1e6))
+    broken = Registry(tmp_path / "broken")
+    broken.adopt(large, "policy/0")
+    refused = CliRunner().invoke(
+        app, ["checkpoints", "export", str(tmp_path / "x"), "--registry", str(broken.root)]
+    )
+    assert refused.exit_code == 2
+    assert "take bfloat16" in refused.output
+    assert not (tmp_path / "x" / "policy" / "0").exists()
