@@ -234,14 +234,45 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _the_monitor_has_something_to_watch(self) -> Config:
+        if self.monitor is None:
+            return self
+        fits = {PolicyUpdate.ONLINE_DPO: self.dpo, PolicyUpdate.GRPO: self.grpo}
+        fit = fits.get(self.update)
+        if fit is None:
+            raise ValueError(f'monitor: update = "{self.update}" publishes no weights to look at')
+        if self.monitor.games and fit.publish_every >= fit.max_steps:
+            raise ValueError(
+                f"monitor.games: weights are published every {fit.publish_every} steps of "
+                f"{fit.max_steps}, so no fit could be ended in time; lower publish_every"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _inverse_prm_reads_no_outcome(self) -> Config:
-        estimates = {
+        reading = {
             "shaping.alpha": self.shaping.alpha > 0,
             'prm.objective = "relative"': self.prm.objective == "relative",
+            'update = "outcome-rejection"': self.update is PolicyUpdate.OUTCOME_REJECTION,
+            "rollouts.exploration.reset": self.rollouts.exploration.reset is not None,
         }
-        given = [name for name, present in estimates.items() if present]
+        given = [name for name, present in reading.items() if present]
         if self.algorithm is Algorithm.INVERSE_PRM and given:
             raise ValueError(f"{given[0]} needs outcomes, which inverse-prm does not read")
+        return self
+
+    @model_validator(mode="after")
+    def _baselines_have_no_prm(self) -> Config:
+        exploration = self.rollouts.exploration
+        meant_for_a_prm = {
+            "shaping.alpha": self.shaping.alpha > 0,
+            "monitor": self.monitor is not None,
+            "update": self.update is not PolicyUpdate.ONLINE_DPO,
+            "rollouts.exploration": exploration != Exploration(),
+        }
+        given = [name for name, present in meant_for_a_prm.items() if present]
+        if self.algorithm in (Algorithm.SFT, Algorithm.DAGGER) and given:
+            raise ValueError(f"{given[0]} has no meaning with {self.algorithm}")
         return self
 
 

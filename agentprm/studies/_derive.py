@@ -25,6 +25,7 @@ _END = (10**9, 0)
 
 _FIRST_READ: dict[str, Place] = {
     "sft": (0, _POLICY),
+    "rollouts.exploration.steered.hindsight": (0, _POLICY),
     "rollouts": (1, _ROLLOUTS),
     "algorithm": (1, _PRM),
     "shaping": (1, _PRM),
@@ -33,10 +34,13 @@ _FIRST_READ: dict[str, Place] = {
     "preferences": (1, _POLICY),
     "dpo": (1, _POLICY),
     "update": (1, _POLICY),
+    "grpo": (1, _POLICY),
+    "rejection": (1, _POLICY),
+    "monitor": (1, _POLICY),
     "evaluation": _END,
     "iterations": _END,
 }
-"""Where the loop first reads a group of settings; any other, such as the model, at its start."""
+"""Where the loop first reads a setting or a group; any other, such as the model, at its start."""
 
 _RECORDS = re.compile(r"(?P<eval>eval-)?pi_(?P<pi>\d+)(-q_(?P<q>\d+))?(-(?P<what>[a-z]+))?")
 
@@ -69,8 +73,17 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
 
 
 def _first_read(overrides: Iterable[str]) -> Place:
-    groups = (name.partition(".")[0] for name in overrides)
-    return min((_FIRST_READ.get(group, _START) for group in groups), default=_END)
+    return min(map(_read_first_at, overrides), default=_END)
+
+
+def _read_first_at(name: str) -> Place:
+    """The earliest of the places that read the setting `name`, what it is in, or what is in it."""
+    places = [
+        place
+        for known, place in _FIRST_READ.items()
+        if f"{name}.".startswith(f"{known}.") or f"{known}.".startswith(f"{name}.")
+    ]
+    return min(places, default=_START)
 
 
 def _touches(overrides: Iterable[str], group: str) -> bool:

@@ -13,19 +13,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agentprm.config import Config, read_config
+from agentprm.config import Algorithm, Config, read_config
 from agentprm.measurements import Measurement, read_measured
 from agentprm.registry import write_atomic
 from agentprm.results import read_results
 from agentprm.runs import read_episodes, read_stage_seconds
 from agentprm.studies._derive import derive_run
-from agentprm.studies._study import Cells, Study, Variant
+from agentprm.studies._study import Cells, Study, StudyError, Variant
 
 _PACKAGES = ("agentprm", "torch", "transformers", "trl")
-
-
-class StudyError(Exception):
-    """A study cannot be done on this run."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +92,12 @@ def _variant(
 
 
 def _trained(run: Path, config: Config) -> bool:
-    """Whether the run's table has its last policy, alone and steered."""
+    """Whether the run's table has its last policy, alone and, where it has PRMs, steered."""
     if not (run / "results.json").exists():
         return False
     last = [row for row in read_results(run) if row.policy == f"pi_{config.iterations}"]
-    return {row.prm is None for row in last} == {True, False}
+    baseline = config.algorithm in (Algorithm.SFT, Algorithm.DAGGER)
+    return {row.prm is None for row in last} == ({True} if baseline else {True, False})
 
 
 def _csv(rows: Sequence[Cells]) -> str:

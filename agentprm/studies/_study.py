@@ -18,6 +18,10 @@ Cells = dict[str, Any]
 """A line of the CSV by column. Rates are in [0, 1]; `low` and `high` are 95 % intervals."""
 
 
+class StudyError(Exception):
+    """A study cannot be done on this run."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """The run with other settings. `name` is that of its directory, and its label in the figure."""
@@ -25,6 +29,21 @@ class Variant:
     name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """By dotted names; none: the run as it is."""
+
+
+def with_fewer_rollouts(config: Config, share: int) -> dict[str, Any]:
+    """Settings by which one rollout in `share` is left, and as many states for stage 3 as before.
+
+    So what differs is the data of the PRM alone.
+    """
+    rollouts = config.rollouts
+    fewer: dict[str, Any] = {
+        "rollouts.games": max(2, rollouts.games // share),
+        "preferences.per_game": config.preferences.per_game * share,
+    }
+    if rollouts.vine is not None:
+        fewer["rollouts.vine.states"] = max(1, rollouts.vine.states // share)
+    return fewer
 
 
 class Study(ABC):

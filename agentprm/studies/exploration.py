@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from agentprm.config import Config
 from agentprm.studies._comparison import Comparison
 from agentprm.studies._study import Variant
@@ -11,6 +13,13 @@ _STRATEGIES = (
     "Look at every surface before you open anything.",
     "Go to the places where such a thing is usually kept.",
 )
+_TINY_STRATEGIES = (
+    "go to drawer, cabinet",
+    "go to shelf, sidetable, dresser",
+    "go to countertop, diningtable, fridge",
+)
+"""In the words of hindsight, the only ones that a model made from scratch can learn."""
+_HINDSIGHT = 0.5
 
 
 class Exploration(Comparison):
@@ -21,10 +30,18 @@ class Exploration(Comparison):
     paper = "fig. 6"
 
     def variants(self, config: Config) -> list[Variant]:
-        """One for each strategy; of the latter three half of the rollouts are plain."""
+        """One for each strategy; of the latter three half of the rollouts are plain.
+
+        Of the model `tiny` the steered variant has a π_0 of its own, which was told strategies.
+        """
+        tiny = config.model == "tiny"
+        strategies = list(_TINY_STRATEGIES if tiny else _STRATEGIES)
+        steered: dict[str, Any] = {"rollouts.exploration.steered.strategies": strategies}
+        if tiny:
+            steered["rollouts.exploration.steered.hindsight"] = _HINDSIGHT
         return [
             Variant("plain"),
             Variant("reset", {"rollouts.exploration.reset.fraction": 0.5}),
-            Variant("steered", {"rollouts.exploration.steered.strategies": list(_STRATEGIES)}),
+            Variant("steered", steered),
             Variant("posterior", {"rollouts.exploration.posterior.fraction": 0.5}),
         ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from agentprm.config import Config
 from agentprm.studies._comparison import Comparison
-from agentprm.studies._study import Variant
+from agentprm.studies._study import Variant, with_fewer_rollouts
 
+_FEWER = 4
+"""One of so many rollouts is left."""
 _ALPHAS = (0.0, 0.5, 1.0)
 
 
@@ -18,8 +20,5 @@ class Shaping(Comparison):
 
     def variants(self, config: Config) -> list[Variant]:
         """One for each α, on a quarter of the run's rollouts: that is where shaping is to help."""
-        games = max(2, config.rollouts.games // 4)
-        return [
-            Variant(f"alpha-{alpha:g}", {"shaping.alpha": alpha, "rollouts.games": games})
-            for alpha in _ALPHAS
-        ]
+        few = with_fewer_rollouts(config, _FEWER)
+        return [Variant(f"alpha-{alpha:g}", {"shaping.alpha": alpha, **few}) for alpha in _ALPHAS]

@@ -30,11 +30,11 @@ from agentprm.protocol import (
     State,
 )
 from agentprm.registry import Registry
+from agentprm.trials import Trial, Trials, fell
 from services.policy.decoding import Decoder, Query
 from services.policy.engine.embedded import EmbeddedEngine
 from services.trainer.monitor.readings import Monitor, divergence, held_out_games
 from services.trainer.monitor.reference import Reference
-from services.trainer.monitor.trials import Trial, Trials, fell
 from services.trainer.monitor.watch import Watch, trial_games
 from services.trainer.records import Records
 from tests.models import tiny_causal_lm
@@ -101,7 +101,7 @@ class Policy:
     """Answers with fixed candidates for each state."""
 
     def act(self, request: ActRequest) -> ActResponse:
-        assert request.sampling.temperature == 1.0  # log-probabilities are those at 1
+        assert request.sampling == Sampling(max_tokens=9)  # log-probabilities are those of that
         candidates = [
             Candidate(text=c, action=Action(command=c), log_prob=p, tokens=1, count=n)
             for c, p, n in [("look", -0.5, 3), ("go", -1.0, 1)]
@@ -137,7 +137,10 @@ class Before:
 
 def monitor(prm: str = "prm/0") -> Monitor:
     services = type("Services", (), {"policy": Fleet(Policy()), "prm": Fleet(PRM())})()
-    plan, sampling = MonitorSettings(samples=4), Sampling(temperature=0.7)
+    plan, sampling = (
+        MonitorSettings(samples=4),
+        Sampling(temperature=0.7, reason_temperature=0.5, presence_penalty=5, max_tokens=9),
+    )
     return Monitor(services, Before(), [STATE] * 3, plan, sampling, prm_version=prm, seed=1)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -57,3 +58,21 @@ def test_the_command_records_them_and_explains_a_wrong_one(
     wrong = CliRunner().invoke(app, [*train, "--set", "dpo.beta"])
     assert wrong.exit_code == 2
     assert "group.name=value" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        ({"algorithm": "inverse-prm", "update": "outcome-rejection"}, "needs outcomes"),
+        ({"algorithm": "inverse-prm", "rollouts.exploration.reset.fraction": 0.5}, "needs outcome"),
+        ({"algorithm": "inverse-prm", "shaping.alpha": 0.5}, "needs outcomes"),
+        ({"algorithm": "dagger", "rollouts.exploration.posterior.fraction": 0.5}, "no meaning"),
+        ({"algorithm": "sft", "shaping.alpha": 0.5}, "no meaning"),
+        ({"algorithm": "sft", "monitor.states": 9}, "no meaning"),
+        ({"update": "rejection", "monitor.states": 9}, "publishes no weights"),
+        ({"monitor.games": 9}, "lower publish_every"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(overrides: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        load_config("tiny", overrides=overrides)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
 from agentprm.config import Config, changed, load_config, read_config
 from agentprm.measurements import Measured, Measurement, ProcessReward, write_measured
+from agentprm.protocol import JobResult
 from agentprm.registry import CheckpointError, Registry
-from agentprm.results import summarise, write_results
+from agentprm.results import read_results, summarise, write_results
 from agentprm.runs import read_episodes
 from agentprm.studies import STUDIES, Study, StudyError, Work, figures, run_study
 from agentprm.studies._derive import derive_run
 from agentprm.studies.hacking import parting
+from services.trainer.metrics import Metrics
 from tests.finished_run import finished_run
 
 
@@ -38,15 +41,25 @@ ALL = PRM | {"eval-pi_1", "eval-pi_1-q_0"}
     [
         ({"seed": 1}, set(), set()),
         ({"sft.epochs": 9}, set(), START),
+        (
+            {
+                "rollouts.exploration.steered.strategies": ["go to shelf"],
+                "rollouts.exploration.steered.hindsight": 0.5,
+            },
+            set(),
+            START,
+        ),
+        ({"rollouts.exploration.reset.fraction": 0.5}, {"policy/0"}, PI_0),
         ({"rollouts.games": 9}, {"policy/0"}, PI_0),
         ({"prm.epochs": 9, "dpo.beta": 0.2}, {"policy/0"}, ROLLOUTS),
         ({"dpo.beta": 0.2}, {"policy/0", "prm/0"}, PRM),
+        ({"monitor.states": 20}, {"policy/0", "prm/0"}, PRM),
         ({"evaluation.games": 5}, {"policy/0", "prm/0", "policy/1"}, START | {"pi_0-rollouts"}),
         ({}, {"policy/0", "prm/0", "policy/1"}, ALL),
     ],
 )
 def test_a_variant_takes_over_what_lies_before_its_settings(
-    tmp_path: Path, setting: dict[str, float], checkpoints: set[str], records: set[str]
+    tmp_path: Path, setting: dict[str, Any], checkpoints: set[str], records: set[str]
 ) -> None:
     finished_run(tmp_path / "run")
     derive_run(tmp_path / "run", tmp_path / "variant", setting)
@@ -106,6 +119,9 @@ class Recorder:
         for step in (10, 20):
             with registry.write(f"online/1.{step}") as draft:
                 (draft / "weights").write_bytes(b"")
+        with Metrics(run) as metrics:
+            for step, kl in ((0, 0.0), (10, 0.5), (20, 2.0), (30, 2.5)):
+                metrics.log("pi_1", step, {"kl": kl, "process_reward": 0.5})
 
     def _measure(self, run: Path, config: Config, measurements: Sequence[Measurement]) -> None:
         self.measured.append((run, [m.policy for m in measurements]))
@@ -113,6 +129,9 @@ class Recorder:
         found = {}
         for k, m in enumerate(measurements):
             won = [episode.model_copy(update={"won": k < 2}) for episode in episodes]
+            result = JobResult(job_id=m.name, worker="w", seconds=0, episodes=won)
+            line = result.model_dump_json() + "\n"
+            (run / "records" / f"{m.name}.jsonl").write_text(line)
             row = summarise(won, policy=m.policy, prm=None, max_steps=30, seed=0)
             reward = ProcessReward(states=8, mean=k / 10, error=0.01)
             found[m.name] = Measured(row=row, process_reward=reward)
@@ -161,17 +180,24 @@ def test_hacking_measures_along_stage_3_and_says_where_the_two_part(tmp_path: Pa
     assert names == ["few", "few-ensemble", "many"]
     configs = [read_config(run) for run in recorder.trained]
     assert [c.rollouts.games for c in configs] == [5, 5, 20]
+    per_game = [c.preferences.per_game for c in configs]
+    assert per_game == [4 * per_game[2], 4 * per_game[2], per_game[2]]  # as many states of D
+    assert all(c.monitor is not None and c.monitor.games == 0 for c in configs)
     assert [c.prm.members for c in configs] == [1, 3, 1]
     assert all(c.evaluation.games == 12 and c.dpo.keep_every == 4 for c in configs)
     asked = [policies for _, policies in recorder.measured]
     assert asked == [["policy/0", "online/1.10", "online/1.20", "policy/1"]] * 3
 
     rows = [row for row in lines(directory) if row["variant"] == "few"]
-    assert [(row["step"], row["parted"]) for row in rows] == [
-        ("0", "0"), ("10", "1"), ("20", "0"), ("30", "0")
+    marks = [(row["step"], row["parted"], row["ended"], row["kept"]) for row in rows]
+    assert marks == [
+        ("0", "0", "0", "0"), ("10", "1", "0", "1"), ("20", "0", "0", "0"), ("30", "0", "1", "0")
     ]  # fmt: skip
+    assert [row["kl"] for row in rows] == ["0.0", "0.5", "2.0", "2.5"]
     said = (directory / "conditions.md").read_text()
     assert "few: they part after step 10; by step 30 success fell from 100.0% to 0.0%, more" in said
+    assert "the KL is 2.5 nats at step 30" in said
+    assert "end stage 3 at step 30 and keep step 10, 100.0% in place of 0.0%" in said
     before = len(recorder.trained), len(recorder.measured)
     run_study(study, tmp_path, recorder.work, {"evaluation.games": 12}, "agentprm ...")
     assert (len(recorder.trained), len(recorder.measured)) == before
@@ -182,6 +208,36 @@ def test_hacking_looks_along_stage_3_also_where_the_preset_publishes_nothing() -
     for variant in STUDIES["hacking"].variants(config):
         dpo = changed(config, variant.overrides).dpo
         assert (dpo.publish_every, dpo.keep_every) == (10, 10)
+
+
+def test_hacking_follows_the_update_of_the_run_and_refuses_one_without_a_way() -> None:
+    grpo = load_config("tiny", overrides={"update": "grpo"})
+    for variant in STUDIES["hacking"].variants(grpo):
+        settings = changed(grpo, variant.overrides)
+        assert settings.dpo.keep_every == settings.grpo.publish_every < settings.grpo.max_steps
+    with pytest.raises(StudyError, match="nothing along the way"):
+        STUDIES["hacking"].variants(load_config("smoke", overrides={"update": "rejection"}))
+
+
+def test_fewer_rollouts_are_fewer_of_all_kinds() -> None:
+    config = load_config("tiny")
+    few, _, many = (changed(config, v.overrides) for v in STUDIES["hacking"].variants(config))
+    assert few.rollouts.vine is not None
+    assert many.rollouts.vine is not None
+    assert 4 * few.rollouts.games == many.rollouts.games
+    assert 4 * few.rollouts.vine.states == many.rollouts.vine.states
+    states = [c.rollouts.games * c.preferences.per_game for c in (few, many)]
+    assert states[0] == states[1]
+
+
+def test_a_baseline_has_no_prm_and_is_trained_to_its_end_without(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    config = changed(read_config(tmp_path), {"algorithm": "sft"})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    rows = [row for row in read_results(tmp_path) if row.prm is None]
+    write_results(tmp_path, rows)
+    directory = run_study(STUDIES["curves"], tmp_path, Recorder().work, {}, "agentprm ...")
+    assert [row["policy"] for row in lines(directory)] == ["pi_0", "pi_1"]
 
 
 def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from agentprm.encoding import encode
 from agentprm.protocol import Action, Episode, Turn
 from agentprm.world import Outcome, asked, conversation, outcome_text, read_outcome
 from services.trainer.fitting import Metrics, load_tokenizer
+from services.trainer.records import Records
 from services.trainer.world.accuracy import Slots, accuracy, slots
-from services.trainer.world.fit import fit_world
+from services.trainer.world.fit import fit_world, whole_episodes
 from services.trainer.world.transitions import transitions, world_rows
+from tests.finished_run import record
 from tests.unit.trainer_episodes import FIRST, create_small, episode
 
 GO_FRIDGE, GO_TABLE = "go to fridge 1", "go to sidetable 1"
@@ -115,6 +117,17 @@ def test_the_loss_is_on_the_outcomes_alone(tmp_path: Path) -> None:
     texts = [tokenizer.decode(row.ids[start:end]) for start, end in row.spans]
     assert [text.partition("\n")[0] for text in texts] == [AT_FRIDGE, OPENED, MOVED]
     assert texts[-1].partition("\n")[2].startswith("The task is done.")
+
+
+def test_episodes_that_were_given_turns_teach_nothing(tmp_path: Path) -> None:
+    """Given turns come without the commands that were possible in them."""
+    whole, later = toy("a"), toy("b").model_copy(update={"start": 1})
+    record(tmp_path, "demonstrations", [whole])
+    record(tmp_path, "pi_0-rollouts", [later, whole])
+    record(tmp_path, "pi_1-rollouts", [whole])
+    records = Records(tmp_path / "records")
+    assert [e.game.id for e in whole_episodes(records, 0)] == [whole.game.id] * 2
+    assert len(whole_episodes(records, 1)) == 3
 
 
 def test_it_learns_the_transitions_of_a_toy(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Monitor:
         self._request = ActRequest(
             states=self._states,
             n=plan.samples,
-            sampling=sampling.model_copy(update={"temperature": 1.0}),
+            sampling=Sampling(decoding=sampling.decoding, max_tokens=sampling.max_tokens),
             seed=seed,
         )
 

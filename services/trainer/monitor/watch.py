@@ -11,10 +11,10 @@ from agentprm.facts import METADATA
 from agentprm.prompts import Prompt
 from agentprm.protocol import Episode, Game, Sampling, Split
 from agentprm.registry import STABLE, Registry
+from agentprm.trials import Trial, Trials
 from services.trainer.collect import Collector, Services
 from services.trainer.monitor.readings import Monitor
 from services.trainer.monitor.reference import Reference
-from services.trainer.monitor.trials import Trial, Trials
 from services.trainer.online import sample_states
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -115,7 +115,15 @@ def watch(
 
     `held_out` are rollouts of π_{i-1} in games that Q_{i-1} was not fitted on. `attempt` names
     this fit: a restarted one plays its games anew.
+
+    Raises:
+        ValueError: there is nothing held out, or are too few games for trials.
     """
+    if not held_out:
+        raise ValueError(
+            f"monitor: no rollout of π_{i - 1} is in a game that Q_{i - 1} was not fitted on; "
+            "raise prm.validation_fraction or rollouts.games"
+        )
     name = f"pi_{i}-monitor"
     seed = derive(config.seed, name)
     each = -(-plan.states // len({episode.game.id for episode in held_out}))

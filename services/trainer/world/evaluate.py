@@ -1,7 +1,8 @@
 """`python -m services.trainer.world.evaluate --run RUN ...` measures a served world model.
 
 It is asked for the outcome of every turn of recorded episodes, each time after what really
-happened. The games are those that took no part in its fit.
+happened. The games are those that took no part in its fit. The policy that it began as may have
+read demonstrations of those that are train games; of other splits nobody has.
 """
 
 from __future__ import annotations

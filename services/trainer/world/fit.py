@@ -67,6 +67,14 @@ def fit_world(
     return fit_rows(base, rows, out, settings, prompt, facts, log=log, progress=progress)
 
 
+def whole_episodes(records: Records, iteration: int) -> list[Episode]:
+    """The demonstrations and the rollouts of π_0..π_i, without those that begin in a later state:
+    the turns that were given to them do not tell what was possible."""
+    stages = ["demonstrations", *(f"pi_{k}-rollouts" for k in range(iteration + 1))]
+    episodes = (episode for name in stages for episode in records.episodes(name))
+    return [episode for episode in episodes if episode.start == 0]
+
+
 def _log(curves: Curves, stage: str, line: Metrics) -> None:
     values = {name: value for name, value in line.items() if name != "step"}
     curves.log(stage, int(line["step"]), values)
@@ -88,8 +96,7 @@ def main() -> int:
         lines.skip(stage)
         return 0
     base = registry.open(f"policy/{i}")
-    stages = ["demonstrations", *(f"pi_{k}-rollouts" for k in range(i + 1))]
-    episodes = [episode for name in stages for episode in records.episodes(name)]
+    episodes = whole_episodes(records, i)
     lines.start(stage, f"fitting the world model on {len(episodes)} episodes")
     with ExitStack() as stack:
         log: Log = ignore
