@@ -211,6 +211,13 @@ class Config(Settings):
     monitor: MonitorSettings | None = None
     """Watch stage 3 for reward hacking, where it is given."""
 
+    @property
+    def online(self) -> DPOSettings | GRPOSettings | None:
+        """The settings of the policy update, where it is one that publishes weights on its way."""
+        if self.update is PolicyUpdate.ONLINE_DPO:
+            return self.dpo
+        return self.grpo if self.update is PolicyUpdate.GRPO else None
+
     @model_validator(mode="after")
     def _sglang_has_servers(self) -> Config:
         if (self.policy_engine is PolicyEngine.SGLANG) != bool(self.sglang_urls):
@@ -237,8 +244,7 @@ class Config(Settings):
     def _the_monitor_has_something_to_watch(self) -> Config:
         if self.monitor is None:
             return self
-        fits = {PolicyUpdate.ONLINE_DPO: self.dpo, PolicyUpdate.GRPO: self.grpo}
-        fit = fits.get(self.update)
+        fit = self.online
         if fit is None:
             raise ValueError(f'monitor: update = "{self.update}" publishes no weights to look at')
         if self.monitor.games and fit.publish_every >= fit.max_steps:

@@ -6,8 +6,8 @@ how that is drawn. Everything else is the same for all of them.
 
 from __future__ import annotations
 
-from agentprm.studies._run import StudyError, Work, run_study
-from agentprm.studies._study import Cells, Study, Variant
+from agentprm.studies._run import Work, run_study
+from agentprm.studies._study import Cells, Study, StudyError, Variant
 from agentprm.studies.curves import Curves
 from agentprm.studies.exploration import Exploration
 from agentprm.studies.hacking import Hacking

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from agentprm.config import Config, MonitorSettings, PolicyUpdate
+from agentprm.config import Config, MonitorSettings
 from agentprm.facts import METADATA
 from agentprm.measurements import Measurement, read_measured
 from agentprm.registry import Registry, number
@@ -44,10 +44,10 @@ class Hacking(Study):
         Raises:
             StudyError: the run's policy update has no weights along the way.
         """
-        if config.update not in (PolicyUpdate.ONLINE_DPO, PolicyUpdate.GRPO):
+        fit = config.online
+        if fit is None:
             raise StudyError(f"{config.update} is no online update: there is nothing along the way")
-        group = "dpo" if config.update is PolicyUpdate.ONLINE_DPO else "grpo"
-        fit = config.dpo if group == "dpo" else config.grpo
+        group = "grpo" if fit is config.grpo else "dpo"
         every, steps = fit.publish_every, fit.max_steps
         every = every if every < steps else max(1, steps // _LOOKS)
         common = {
