@@ -131,7 +131,7 @@ ANSWERS = (
     "REASON: ",
     "\nACTION: ",
     "ACTION: ",
-    "one done . ",
+    "one in ",
     "have ",
     " . ",
     " . put in ",

@@ -1,0 +1,112 @@
+"""InversePRM with its monitor, look-ahead and a baseline: one small run of real games."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from agentprm.facts import METADATA
+from agentprm.protocol import ChoiceRule, JobResult
+from agentprm.runs import read_episodes, read_metrics
+
+pytestmark = [pytest.mark.games, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PRESET = Path(__file__).parent / "kill.toml"
+SETTINGS = {
+    "iterations": 2,
+    "evaluation.games": 2,
+    "policy_replicas": 1,
+    "preferences.inverse_margin": 0.0,
+    "prm.validation_fraction": 0.5,  # some of it has to be games of rollouts
+    "monitor.states": 8,
+}
+
+
+def agentprm(*arguments: str) -> str:
+    """What the command printed; it has to succeed."""
+    command = [sys.executable, "-m", "agentprm.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, alfworld_data: Path) -> Path:
+    """A run of algorithm 2."""
+    run = tmp_path_factory.mktemp("paper") / "run"
+    command = ["train", "--preset", str(PRESET), "--algorithm", "inverse-prm", "--run", str(run)]
+    for name, value in SETTINGS.items():
+        command += ["--set", f"{name}={value}"]
+    agentprm(*command, "--games", str(alfworld_data))
+    return run
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_next_actions_are_drawn_anew_in_each_iteration(run: Path, i: int) -> None:
+    """By π_i, behind transitions of the expert and of the learner (algorithm 2)."""
+    drawn = [a for result in results(run, f"pi_{i}-next-actions") for a in result.next_actions]
+    assert {action.policy_version for action in drawn} == {f"policy/{i}"}
+    asked = {action.episode_id for action in drawn}
+    for stage in ("demonstrations", *(f"pi_{k}-rollouts" for k in range(i + 1))):
+        assert asked & {episode.id for episode in read_episodes(run, stage)}
+    assert facts(run, f"prm/{i}")["algorithm"] == "inverse-prm"
+
+
+@pytest.mark.parametrize("i", [1, 2])
+def test_the_monitor_reads_where_nothing_was_fitted(run: Path, i: int) -> None:
+    read = [line for line in read_metrics(run) if line["stage"] == f"pi_{i}" and "kl" in line]
+    assert read[0]["step"] == 0
+    assert abs(read[0]["kl"]) < 1e-4  # π_{i-1} against itself
+    assert read[-1]["step"] > 0
+    assert read[-1]["kl"] != read[0]["kl"]
+
+    held_out = set(facts(run, f"prm/{i - 1}")["validation_games"])
+    (stage,) = (file.stem for file in (run / "records").glob(f"pi_{i}-preferences-*.jsonl"))
+    states = [p.state for result in results(run, stage) for p in result.preferences]
+    asked = {(s.history[0].observation if s.history else s.observation) for s in states}
+    openings = {
+        episode.turns[0].observation
+        for episode in read_episodes(run, f"pi_{i - 1}-rollouts")
+        if episode.game.id in held_out
+    }
+    assert asked
+    assert openings
+    assert not asked & openings
+
+
+def test_a_world_model_is_fitted_measured_and_planned_in(run: Path, alfworld_data: Path) -> None:
+    agentprm("world", "fit", "--run", str(run))
+    rows: list[dict[str, Any]] = orjson.loads(
+        agentprm("world", "eval", "--run", str(run), "--count", "6", "--json")
+    )
+    assert {row["split"] for row in rows} == {"train", "valid_seen"}
+    for model in ("learned", "true"):
+        plan = ["plan", "--run", str(run), "--depth", "2", "--width", "2", "--model", model]
+        plan += ["--games", str(alfworld_data), "--count", "1", "--max-steps", "2", "--json"]
+        (row,) = orjson.loads(agentprm(*plan))
+        assert (row["games"], row["actions"]) == (1, 2.0)
+
+
+def test_self_consistency_plays(run: Path, alfworld_data: Path) -> None:
+    policy = str(run / "checkpoints" / "policy" / "0")
+    command = ["eval", "--policy", policy, "--choice", "majority", "--best-of", "4"]
+    command += ["--games", str(alfworld_data), "--count", "2", "--max-steps", "3", "--json"]
+    (row,) = orjson.loads(agentprm(*command))
+    assert (row["choice"], row["best_of"], row["prm"]) == (ChoiceRule.MAJORITY, 4, None)
+
+
+def facts(run: Path, version: str) -> dict[str, Any]:
+    """What is said beside a checkpoint."""
+    found: dict[str, Any] = orjson.loads((run / "checkpoints" / version / METADATA).read_bytes())
+    return found
+
+
+def results(run: Path, stage: str) -> list[JobResult]:
+    """What a stage recorded."""
+    lines = (run / "records" / f"{stage}.jsonl").read_bytes().splitlines()
+    return [JobResult.model_validate_json(line) for line in lines]
