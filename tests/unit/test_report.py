@@ -1,0 +1,47 @@
+"""What the report tells. How it looks is seen in a browser, by `test_report_page.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+
+from agentprm.facts import METADATA
+from agentprm.registry import Registry
+from agentprm.report import render_report
+from agentprm.runs import read_episodes
+from agentprm.studies import STUDIES, run_study
+from tests.finished_run import finished_run
+from tests.unit.test_studies import Recorder
+
+
+def test_candidates_stand_with_their_q_and_studies_with_their_conditions(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    run_study(STUDIES["scaling"], tmp_path, Recorder().work, {}, "agentprm study scaling")
+    page = render_report(tmp_path)
+    assert page.count('class="candidates"') > 4
+    shown = [
+        f'<span class="q">{candidate.q:.3g}</span>'
+        for episode in read_episodes(tmp_path, "eval-pi_1-q_0")
+        for turn in episode.turns
+        for candidate in turn.considered
+    ]
+    assert sum(q in page for q in set(shown)) > 10
+    assert "Test-time scaling" in page
+    assert "<pre>agentprm study scaling</pre>" in page
+
+
+def test_fits_of_every_kind_tell_what_they_were_made_of(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    metrics = {
+        "prm/1": {"pairs": 19.0, "discarded_pairs": 3117.0, "val_pair_accuracy": 0.75},
+        "prm/2": {"expert_transitions": 8730.0, "learner_transitions": 8895.0, "val_q_expert": 0.6},
+    }
+    registry = Registry(tmp_path / "checkpoints")
+    for version, measured in metrics.items():
+        with registry.write(version) as draft:
+            facts = {"kind": "prm", "metrics": measured}
+            (draft / METADATA).write_bytes(orjson.dumps(facts))
+    page = render_report(tmp_path)
+    for words in ("pairs below the margin", "3,117", "8,730", "held-out Q of the expert"):
+        assert words in page
