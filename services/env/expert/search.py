@@ -6,8 +6,7 @@ from nothing it has read, so that even a very small model can learn to say it:
 
     find mug -> have mug . heat -> have mug . put in cabinet
     find cd -> have cd . use desklamp
-    find cd -> have cd . put in shelf -> one in shelf 3 . find cd
-        -> one in shelf 3 . have cd . put in shelf 3
+    find cd -> have cd . put in safe -> one done . find cd -> one done . have cd . put in safe
 """
 
 from __future__ import annotations
@@ -77,8 +76,7 @@ class SearchExpert:
     def act(self) -> Action:
         """The sub-goal and the command that serves it."""
         goal, holding = self._goal, self._holding
-        first = next(iter(self._placed.values()), None)
-        done = f"one in {first} . " if first else ""
+        done = "one done . " if self._placed else ""
         if holding is None or _kind(holding) != goal.thing:
             return self._action(f"{done}find {goal.thing}", self._find())
         if goal.lamp is not None:
@@ -86,7 +84,7 @@ class SearchExpert:
         if goal.treatment is not None and holding not in self._treated:
             command = self._treat(goal.treatment, holding)
             return self._action(f"have {goal.thing} . {goal.treatment}", command)
-        reason = f"{done}have {goal.thing} . put in {first or goal.place}"
+        reason = f"{done}have {goal.thing} . put in {goal.place}"
         return self._action(reason, self._put(holding))
 
     # --- what is known --------------------------------------------------------------------------

@@ -131,7 +131,7 @@ ANSWERS = (
     "REASON: ",
     "\nACTION: ",
     "ACTION: ",
-    "one in ",
+    "one done . ",
     "have ",
     " . ",
     " . put in ",
