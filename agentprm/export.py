@@ -34,9 +34,11 @@ def export(registry: Registry, out: Path, dtype: Dtype) -> list[Path]:
 
 
 def _convert(source: Path, target: Path, kind: Literal["policy", "prm"], dtype: Dtype) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(STABLE, "*.safetensors*"))
+    beside_weights = shutil.ignore_patterns(STABLE, "*.safetensors*")
     if not (source / "config.json").is_file():
-        return  # the list of an ensemble's members, which are exported by themselves
+        # the list of an ensemble's members, which are exported by themselves
+        shutil.copytree(source, target, ignore=beside_weights)
+        return
     import torch  # seconds to import
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
@@ -46,8 +48,8 @@ def _convert(source: Path, target: Path, kind: Literal["policy", "prm"], dtype: 
     model = auto.from_pretrained(source, dtype=getattr(torch, dtype))
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            shutil.rmtree(target)
             raise CheckpointError(f"{source}: {name} is not finite in {dtype}; take bfloat16")
+    shutil.copytree(source, target, ignore=beside_weights)
     model.save_pretrained(target)
     canary = read_canary(target, kind)
     if canary is not None:

@@ -58,7 +58,7 @@ class PolicyActor(Actor):
             job.best_of,
             seed_for(job.seed, turn),
             prm=job.ranked,
-            beta=job.beta if job.ranked else 0.0,
+            beta=job.beta,
             hints=[game.hint for game in games],
         )
         self.template_hash = answer.template_hash
