@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentprm.config import changed, read_config
+from agentprm.config import Config, changed, read_config
 from agentprm.registry import Registry, write_atomic
 
 Place = tuple[int, int]
@@ -54,22 +54,32 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
         ValueError: `run` holds a run with settings that are neither, or a setting is impossible.
         CheckpointError: a checkpoint of `source` is damaged.
     """
-    config = changed(read_config(source), overrides)
+    before = read_config(source)
+    config = changed(before, overrides)
     if (run / "config.json").exists():
         if read_config(run) != config:
             raise ValueError(f"{run} was derived with other settings: remove it to begin anew")
         return
-    limit = _first_read(overrides)
+    settings = {name for name in overrides if _value(before, name) != _value(config, name)}
+    limit = _first_read(settings)
     (run / "records").mkdir(parents=True, exist_ok=True)
     for file in (source / "records").glob("*.jsonl"):
         place, evaluates = _records_place(file.stem)
-        if place < limit and not (evaluates and _touches(overrides, "evaluation")):
+        if place < limit and not (evaluates and _touches(settings, "evaluation")):
             shutil.copy2(file, run / "records")
     theirs, ours = Registry(source / "checkpoints"), Registry(run / "checkpoints")
     for version in [*theirs.versions("policy"), *theirs.versions("prm")]:
         if _checkpoint_place(version) < limit and not ours.exists(version):
             ours.share(version, theirs)
     write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
+
+
+def _value(config: Config, name: str) -> Any:
+    """The setting of a dotted name; None where its group is not there."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def _first_read(overrides: Iterable[str]) -> Place:

@@ -56,6 +56,7 @@ ALL = PRM | {"eval-pi_1", "eval-pi_1-q_0"}
         ({"monitor.states": 20}, {"policy/0", "prm/0"}, PRM),
         ({"evaluation.games": 5}, {"policy/0", "prm/0", "policy/1"}, START | {"pi_0-rollouts"}),
         ({}, {"policy/0", "prm/0", "policy/1"}, ALL),
+        ({"algorithm": "agent-prm", "dpo.beta": 0.1}, {"policy/0", "prm/0", "policy/1"}, ALL),
     ],
 )
 def test_a_variant_takes_over_what_lies_before_its_settings(
