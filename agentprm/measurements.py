@@ -9,7 +9,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from agentprm.config import Evaluation
-from agentprm.protocol import Record
+from agentprm.protocol import ChoiceRule, Record
 from agentprm.registry import write_atomic
 from agentprm.results import Row
 
@@ -23,6 +23,8 @@ class Measurement(Record):
     """The games it plays; with `steered` the best of N by `prm`."""
     prm: str | None = None
     steered: bool = False
+    choice: ChoiceRule = ChoiceRule.PRM
+    """By another rule one of the N is taken without a PRM."""
     states: int = 0
     """States of π_0's evaluation at which the process reward by `prm` is measured as well."""
 

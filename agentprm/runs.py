@@ -25,6 +25,11 @@ def read_stage_seconds(run: Path) -> dict[str, float]:
     return {line["stage"]: line[STAGE_SECONDS] for line in lines}
 
 
+def evaluation_stage(policy: str, chooser: str | None) -> str:
+    """The stage in which `pi_1` is evaluated: alone, or by what chooses among its samples."""
+    return f"eval-{policy}" if chooser is None else f"eval-{policy}-{chooser}"
+
+
 def read_episodes(run: Path, stage: str) -> list[Episode]:
     """The episodes recorded of a stage, such as `eval-pi_1`, in the order of their jobs."""
     lines = _whole_lines(run / "records" / f"{stage}.jsonl")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+
+from agentprm.paired import paired
 
 _LEVEL = 0.05
 """Probability of a fall as large as the one seen, where there is none."""
@@ -54,13 +55,5 @@ class Trials:
 
 
 def fell(before: Sequence[bool], after: Sequence[bool]) -> bool:
-    """Whether fewer games are won after than before, by more than noise.
-
-    Without a fall a game that only one of the two won is lost or gained with equal probability:
-    the lost ones of n are Binomial(n, 1/2), and p = P(at least as many lost as were).
-    """
-    pairs = list(zip(before, after, strict=True))
-    lost = pairs.count((True, False))
-    n = lost + pairs.count((False, True))
-    at_least_as_many = sum(comb(n, k) for k in range(lost, n + 1))
-    return at_least_as_many * 0.5**n < _LEVEL
+    """Whether fewer games are won after than before, by more than noise."""
+    return paired(before, after).p_lost < _LEVEL

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agentprm.protocol import Considered, Episode, Turn
 from agentprm.results import Row
-from agentprm.runs import read_episodes
+from agentprm.runs import evaluation_stage, read_episodes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def highest_q(episode: Episode) -> float:
 
 
 def _by_game(run: Path, row: Row) -> dict[str, Episode]:
-    stage = f"eval-{row.policy}" if row.prm is None else f"eval-{row.policy}-{row.prm}"
+    stage = evaluation_stage(row.policy, row.prm)
     return {episode.game.id: episode for episode in read_episodes(run, stage)}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from agentprm.config import Config, read_config
@@ -17,6 +18,9 @@ from agentprm.results import SHORT, Row, read_results
 from agentprm.runs import read_episodes
 from agentprm.studies import STUDIES
 from agentprm.studies.figures import for_page, inline, plot
+
+_MARKDOWN = MarkdownIt("js-default")
+"""Tables, and no HTML of the text's own."""
 
 
 def render_report(run: Path) -> str:
@@ -101,5 +105,5 @@ def _studies(run: Path) -> list[dict[str, Any]]:
             continue
         text = (figure.parent / "conditions.md").read_text(encoding="utf-8").strip()
         svg = for_page(figure.read_text(encoding="utf-8"), f"{study.title}, {study.paper}")
-        found.append({"study": study, "svg": Markup(svg), "paragraphs": text.split("\n\n")})
+        found.append({"study": study, "svg": Markup(svg), "text": Markup(_MARKDOWN.render(text))})
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from agentprm.studies._run import Work, run_study
 from agentprm.studies._study import Cells, Study, StudyError, Variant
+from agentprm.studies.controls import Controls
 from agentprm.studies.curves import Curves
 from agentprm.studies.exploration import Exploration
 from agentprm.studies.hacking import Hacking
@@ -19,6 +20,7 @@ from agentprm.studies.tables import Tables
 
 _ALL: tuple[Study, ...] = (
     Tables(),
+    Controls(),
     Curves(),
     Scaling(),
     Hacking(),

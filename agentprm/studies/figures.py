@@ -67,7 +67,7 @@ def percent(axes: Axes, axis: Literal["x", "y"] = "y") -> None:
 
 def whole_numbers(axes: Axes) -> None:
     """The x axis counts."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def spread(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:

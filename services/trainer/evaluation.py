@@ -5,6 +5,7 @@ from __future__ import annotations
 from agentprm import results
 from agentprm.config import Evaluation
 from agentprm.protocol import ChoiceRule, Decoding
+from agentprm.runs import evaluation_stage
 from services.trainer.collect import Collector
 from services.trainer.seeds import derive
 
@@ -28,7 +29,7 @@ def evaluate(
     prm_name = None if prm is None else prm.replace("prm/", "q_")
     chooser = prm_name if choice is ChoiceRule.PRM else choice.value
     if stage is None:
-        stage = f"eval-{policy_name}" if chooser is None else f"eval-{policy_name}-{chooser}"
+        stage = evaluation_stage(policy_name, chooser)
     games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
     jobs = collector.jobs(
         stage,

@@ -18,6 +18,7 @@ from agentprm.prompts import Prompt
 from agentprm.protocol import Split
 from agentprm.registry import Registry
 from agentprm.results import Row, write_results
+from agentprm.runs import evaluation_stage
 from services.trainer.collect import Collector, Services
 from services.trainer.demonstrations import demonstrate
 from services.trainer.evaluation import evaluate
@@ -223,7 +224,7 @@ class Loop:
             policy=f"policy/{i}",
             prm=None if prm is None else f"prm/{prm}",
         )
-        stage = f"eval-{row.policy}" if prm is None else f"eval-{row.policy}-{row.prm}"
+        stage = evaluation_stage(row.policy, row.prm)
         self.metrics.log(stage, i, {"success": row.success, "actions": row.actions})
         return row
 

@@ -50,7 +50,14 @@ def main() -> int:
 def _measure(collector: Collector, measurement: Measurement) -> Measured:
     policy, prm, plan = measurement.policy, measurement.prm, measurement.plan
     steering = prm if measurement.steered else None
-    row = evaluate(collector, plan, policy=policy, prm=steering, stage=measurement.name)
+    row = evaluate(
+        collector,
+        plan,
+        policy=policy,
+        prm=steering,
+        choice=measurement.choice,
+        stage=measurement.name,
+    )
     if prm is None or not measurement.states:
         return Measured(row=row)
     states = validation_states(collector.records, measurement.states, collector.seed)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from agentprm.report import render_report
+from agentprm.studies import STUDIES, run_study
 from tests import chromium
 from tests.finished_run import finished_run
+from tests.unit.test_studies import Recorder
 
 pytestmark = pytest.mark.skipif(
     chromium.BINARY is None, reason="no Chromium: apt-get install chromium"
@@ -42,6 +44,8 @@ def page() -> Iterator[chromium.Page]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("report")
     finished_run(directory / "run")
+    command = "agentprm study controls --run runs/tiny"
+    run_study(STUDIES["controls"], directory / "run", Recorder().work, {}, command)
     file = directory / "report.html"
     file.write_text(render_report(directory / "run"), encoding="utf-8")
     return file
@@ -71,8 +75,9 @@ def test_what_agents_read_and_write_is_text_and_not_markup(
 
 def test_every_figure_is_described(page: chromium.Page, report: Path) -> None:
     page.open(report, 1280)
-    assert page.evaluate("document.querySelectorAll('svg').length") == 2
+    assert page.evaluate("document.querySelectorAll('svg').length") == 3
     labelled = "[...document.querySelectorAll('svg')].map(e => e.getAttribute('aria-label'))"
-    curves, reliability = page.evaluate(labelled)
+    curves, reliability, study = page.evaluate(labelled)
     assert "pi_1 58%" in curves
     assert "Q 0.95 target 0.84" in reliability
+    assert study == "AgentPRM and its controls, table 1, baselines"

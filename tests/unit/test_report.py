@@ -18,6 +18,7 @@ from tests.unit.test_studies import Recorder
 def test_candidates_stand_with_their_q_and_studies_with_their_conditions(tmp_path: Path) -> None:
     finished_run(tmp_path)
     run_study(STUDIES["scaling"], tmp_path, Recorder().work, {}, "agentprm study scaling")
+    run_study(STUDIES["controls"], tmp_path, Recorder().work, {}, "agentprm study <controls>")
     page = render_report(tmp_path)
     assert page.count('class="candidates"') > 4
     shown = [
@@ -28,7 +29,9 @@ def test_candidates_stand_with_their_q_and_studies_with_their_conditions(tmp_pat
     ]
     assert sum(q in page for q in set(shown)) > 10
     assert "Test-time scaling" in page
-    assert "<pre>agentprm study scaling</pre>" in page
+    assert "<td>won-rollouts: pi_1</td>" in page
+    assert "&lt;controls&gt;" in page
+    assert "<pre><code>agentprm study scaling" in page
 
 
 def test_fits_of_every_kind_tell_what_they_were_made_of(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from agentprm.config import Config, changed, load_config, read_config
 from agentprm.measurements import Measured, Measurement, ProcessReward, write_measured
+from agentprm.paired import Paired, paired
 from agentprm.protocol import JobResult
 from agentprm.registry import CheckpointError, Registry
 from agentprm.results import read_results, summarise, write_results
@@ -20,7 +22,7 @@ from agentprm.studies import STUDIES, Study, StudyError, Work, figures, run_stud
 from agentprm.studies._derive import derive_run
 from agentprm.studies.hacking import parting
 from services.trainer.metrics import Metrics
-from tests.finished_run import finished_run
+from tests.finished_run import TASKS, finished_run
 
 
 def shared(run: Path) -> tuple[set[str], set[str]]:
@@ -114,6 +116,8 @@ class Recorder:
             )
         ]
         write_results(run, rows)
+        for stage in ("eval-pi_1", "eval-pi_1-q_0"):
+            shutil.copy2(source / "records" / f"{stage}.jsonl", run / "records")
         registry = Registry(run / "checkpoints")
         if not registry.exists("policy/1"):
             registry.share("policy/1", Registry(source / "checkpoints"))
@@ -129,11 +133,18 @@ class Recorder:
         episodes = read_episodes(run.parents[3], "eval-pi_1")
         found = {}
         for k, m in enumerate(measurements):
-            won = [episode.model_copy(update={"won": k < 2}) for episode in episodes]
+            played = episodes[0].provenance.model_copy(
+                update={"choice": m.choice, "best_of": m.plan.best_of if m.choice != "prm" else 1}
+            )
+            won = [
+                episode.model_copy(update={"won": k < 2, "provenance": played})
+                for episode in episodes
+            ]
             result = JobResult(job_id=m.name, worker="w", seconds=0, episodes=won)
             line = result.model_dump_json() + "\n"
             (run / "records" / f"{m.name}.jsonl").write_text(line)
-            row = summarise(won, policy=m.policy, prm=None, max_steps=30, seed=0)
+            name = m.policy.replace("policy/", "pi_")
+            row = summarise(won, policy=name, prm=None, max_steps=30, seed=0)
             reward = ProcessReward(states=8, mean=k / 10, error=0.01)
             found[m.name] = Measured(row=row, process_reward=reward)
         write_measured(run, found)
@@ -163,13 +174,12 @@ def test_what_a_run_has_is_drawn_without_any_work(tmp_path: Path, name: str) -> 
         "data 2.1.1",
     ):
         assert condition in text
-    rows = lines(directory)
-    if name == "curves":
-        assert [(r["policy"], r["prm"], round(12 * float(r["success"]))) for r in rows] == [
-            ("pi_0", "", 4), ("pi_0", "q_0", 6), ("pi_1", "", 7), ("pi_1", "q_0", 9)
-        ]  # fmt: skip
-    else:
-        assert "| Best-of-8(pi_1, q_0) | 75 / 11.2 |" in text
+    assert "| Best-of-8(pi_1, q_0) | 75 / 11.2 |" in text
+    rows = [row for row in lines(directory) if row["task"] == "all"]
+    assert [(r["name"], round(12 * float(r["success"]))) for r in rows] == [
+        ("pi_0", 4), ("Best-of-8(pi_0, q_0)", 6), ("pi_1", 7), ("Best-of-8(pi_1, q_0)", 9)
+    ]  # fmt: skip
+    assert len(lines(directory)) == 4 * (1 + len(TASKS))
 
 
 def test_hacking_measures_along_stage_3_and_says_where_the_two_part(tmp_path: Path) -> None:
@@ -238,7 +248,43 @@ def test_a_baseline_has_no_prm_and_is_trained_to_its_end_without(tmp_path: Path)
     rows = [row for row in read_results(tmp_path) if row.prm is None]
     write_results(tmp_path, rows)
     directory = run_study(STUDIES["curves"], tmp_path, Recorder().work, {}, "agentprm ...")
-    assert [row["policy"] for row in lines(directory)] == ["pi_0", "pi_1"]
+    assert dict.fromkeys(row["policy"] for row in lines(directory)).keys() == {"pi_0", "pi_1"}
+
+
+def test_controls_are_compared_with_agent_prm_game_by_game(tmp_path: Path) -> None:
+    """The recorder wins all games by π_0 and none by π_1; by Q_0 the run won 6 and 9 of the 12."""
+    finished_run(tmp_path)
+    recorder = Recorder()
+    directory = run_study(STUDIES["controls"], tmp_path, recorder.work, {}, "agentprm ...")
+    assert [run.name for run in recorder.trained] == ["AgentPRM", "more-SFT", "won-rollouts"]
+    ((run, policies),) = recorder.measured
+    assert (run.name, policies) == ("AgentPRM", ["policy/0"] * 2 + ["policy/1"] * 2)
+    measurements = STUDIES["controls"].measurements(run, read_config(run))
+    assert [m.choice for m in measurements] == ["majority", "random"] * 2
+    assert not any(m.steered or m.prm for m in measurements)
+
+    rows = {row["name"]: row for row in lines(directory) if row["task"] == "all"}
+    assert {row["p"] for name, row in rows.items() if name.startswith("AgentPRM")} == {""}
+    found = {name: (row["gained"], row["lost"]) for name, row in rows.items()}
+    assert found["won-rollouts: pi_1"] == ("0", "0")  # the recorder gives it our own episodes
+    assert found["majority: Majority-of-4(pi_1)"] == ("0", "9")
+    assert found["random: Random-of-4(pi_0)"] == ("6", "0")
+    text = (directory / "conditions.md").read_text()
+    assert "Against AgentPRM, by game" in text
+    assert "- majority: Majority-of-4(pi_1): 0 gained, 9 lost, p = 0.0039" in text
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (0, 5, 2 / 32), (1, 5, 14 / 64), (3, 3, 1.0)],
+)
+def test_the_exact_sign_test_by_hand(gained: int, lost: int, p: float) -> None:
+    before = [False] * gained + [True] * lost + [True, False]
+    after = [True] * gained + [False] * lost + [True, False]
+    assert paired(before, after) == Paired(gained, lost)
+    assert paired(before, after).p == pytest.approx(p)
+    with pytest.raises(ValueError, match="shorter"):
+        paired(before, after[:-1])
 
 
 def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:
