@@ -156,9 +156,25 @@ def test_up_serves_a_run(run: Path, alfworld_data: Path) -> None:
         with PRMClient(f"http://127.0.0.1:{port + 2}") as prm:
             scores = prm.score(ScoreRequest(choices=[choice])).choices[0]
         assert scores == pytest.approx(values, abs=1e-5)
+        play_by_chat(f"http://127.0.0.1:{port + 1}/v1", alfworld_data)
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+
+
+def play_by_chat(url: str, data: Path) -> None:
+    """The ReAct baseline by the policy's own chat route, and by a model that it does not have."""
+    command = [sys.executable, "-m", "agentprm.cli", "baseline", "react", "--url", url]
+    command += ["--games", str(data), "--count", "2", "--max-steps", "3", "--json"]
+    played = subprocess.run(
+        [*command, "--model", "policy"], stdout=subprocess.PIPE, check=True, timeout=240
+    )
+    [row] = orjson.loads(played.stdout)
+    assert (row["policy"], row["prm"], row["games"]) == ("ReAct(policy)", None, 2)
+    assert 1 <= row["actions"] <= 3
+    refused = subprocess.run([*command, "--model", "gpt-0"], capture_output=True, timeout=240)
+    assert refused.returncode != 0
+    assert b"gpt-0" in refused.stderr + refused.stdout
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""InversePRM with its monitor, look-ahead and a baseline: one small run of real games."""
+"""The rest of the paper on real games: InversePRM with its monitor and look-ahead, and a run of
+shaping with rejection sampling."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,22 @@ pytestmark = [pytest.mark.games, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PRESET = Path(__file__).parent / "kill.toml"
 SETTINGS = {
+    "algorithm": "inverse-prm",
     "iterations": 2,
     "evaluation.games": 2,
     "policy_replicas": 1,
     "preferences.inverse_margin": 0.0,
     "prm.validation_fraction": 0.5,  # some of it has to be games of rollouts
     "monitor.states": 8,
+}
+
+SHAPED = {
+    "shaping.alpha": 0.5,
+    "shaping.games": 3,
+    "shaping.per_game": 2,
+    "update": "rejection",
+    "evaluation.games": 2,
+    "policy_replicas": 1,
 }
 
 
@@ -38,11 +50,24 @@ def agentprm(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, alfworld_data: Path) -> Path:
     """A run of algorithm 2."""
-    run = tmp_path_factory.mktemp("paper") / "run"
-    command = ["train", "--preset", str(PRESET), "--algorithm", "inverse-prm", "--run", str(run)]
-    for name, value in SETTINGS.items():
+    return train(tmp_path_factory, alfworld_data, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def shaped(run: Path, tmp_path_factory: pytest.TempPathFactory, alfworld_data: Path) -> Path:
+    """A run of algorithm 1, its targets shaped by a policy of another run; rejection sampling."""
+    reference = run / "checkpoints" / "policy" / "0"
+    settings = {**SHAPED, "shaping.reference": reference}
+    return train(tmp_path_factory, alfworld_data, settings)
+
+
+def train(factory: pytest.TempPathFactory, data: Path, settings: dict[str, Any]) -> Path:
+    """A run of the preset with other settings."""
+    run = factory.mktemp("paper") / "run"
+    command = ["train", "--preset", str(PRESET), "--run", str(run), "--games", str(data)]
+    for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
-    agentprm(*command, "--games", str(alfworld_data))
+    agentprm(*command)
     return run
 
 
@@ -98,6 +123,31 @@ def test_self_consistency_plays(run: Path, alfworld_data: Path) -> None:
     command += ["--games", str(alfworld_data), "--count", "2", "--max-steps", "3", "--json"]
     (row,) = orjson.loads(agentprm(*command))
     assert (row["choice"], row["best_of"], row["prm"]) == (ChoiceRule.MAJORITY, 4, None)
+
+
+def test_a_policy_from_elsewhere_shapes_the_targets(shaped: Path) -> None:
+    """V^μ is fitted once, on rollouts of the reference, before the first policy is measured."""
+    played = read_episodes(shaped, "reference-rollouts")
+    assert Counter(Counter(episode.game.id for episode in played).values()) == {2: 3}
+    assert {turn.policy_version for episode in played for turn in episode.turns} == {"reference/0"}
+    assert facts(shaped, "value/0")["kind"] == "value"
+    assert facts(shaped, "prm/0")["metrics"]["steps"] > 0
+    stages = [line["stage"] for line in read_metrics(shaped)]
+    assert stages.index("v_reference") < stages.index("eval-pi_0") < stages.index("q_0")
+
+
+def test_rejection_sampling_is_of_the_policys_own_states_and_q(shaped: Path) -> None:
+    groups = [group for result in results(shaped, "pi_1-candidates") for group in result.groups]
+    visited = {
+        (episode.game.task, turn.observation)
+        for episode in read_episodes(shaped, "pi_0-rollouts")
+        for turn in episode.turns
+    }
+    assert groups
+    assert {(group.state.task, group.state.observation) for group in groups} <= visited
+    assert {(g.policy_version, g.prm_version) for g in groups} == {("policy/0", "prm/0")}
+    learned = facts(shaped, "policy/1")
+    assert (learned["kind"], learned["metrics"]["rows"]) == ("sft", len(groups))
 
 
 def facts(run: Path, version: str) -> dict[str, Any]:
