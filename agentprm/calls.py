@@ -44,9 +44,16 @@ M = TypeVar("M", bound=BaseModel)
 class ServiceError(Exception):
     """A service answered with a problem, or did not answer before the deadline."""
 
-    def __init__(self, status: int | None, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int | None,
+        message: str,
+        retry_after: float | None = None,
+        title: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.title = title
         self.retry_after = retry_after
 
 
@@ -143,10 +150,13 @@ def _checked(answer: httpx.Response) -> bytes:
     if answer.is_success:
         return answer.content
     after = answer.headers.get("retry-after", "")
+    problem = _problem(answer)
+    detail = f"{problem.title}. {problem.detail}".strip() if problem else answer.text[:200]
     raise ServiceError(
         answer.status_code,
-        f"{answer.request.method} {answer.request.url}: {answer.status_code} {_detail(answer)}",
+        f"{answer.request.method} {answer.request.url}: {answer.status_code} {detail}",
         float(after) if after.isdigit() else None,
+        problem.title if problem else None,
     )
 
 
@@ -154,12 +164,11 @@ def _unreachable(error: httpx.TransportError) -> ServiceError:
     return ServiceError(None, f"no answer before the deadline: {type(error).__name__} {error}")
 
 
-def _detail(answer: httpx.Response) -> str:
+def _problem(answer: httpx.Response) -> p.Problem | None:
     try:
-        problem = p.Problem.model_validate_json(answer.content)
+        return p.Problem.model_validate_json(answer.content)
     except ValueError:
-        return answer.text[:200]
-    return f"{problem.title}. {problem.detail}".strip()
+        return None
 
 
 _HEADERS = {"content-type": "application/json"}

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Response
 
 from agentprm import request_id
 from agentprm.protocol import (
+    CONTEXT_TOO_LONG,
     Action,
     ActRequest,
     ActResponse,
@@ -159,12 +160,16 @@ def _game(name: str) -> Game:
 
 @dataclass
 class Walker:
-    """The policy. While `loading`, health and acts are 503. `beta` is that of the last request."""
+    """The policy. While `loading`, health and acts are 503. `beta` is that of the last request.
+
+    States of more than `longest` turns are refused as too long for the model.
+    """
 
     version: str = "policy/0"
     prm_version: str = "prm/0"
     loading: bool = False
     beta: float = 0.0
+    longest: int = 30
 
     def app(self) -> FastAPI:
         app = create_app("policy", self._health)
@@ -174,6 +179,8 @@ class Walker:
             if self.loading:
                 raise ProblemError(503, "Loading", retry_after=1)
             self.beta = body.beta
+            if any(len(state.history) > self.longest for state in body.states):
+                raise ProblemError(422, CONTEXT_TOO_LONG)
             results = [self._act(body, i, state) for i, state in enumerate(body.states)]
             answer = ActResponse(
                 results=results,

@@ -78,7 +78,7 @@ from agentprm.protocol._prm import (
     Scores,
     Transcript,
 )
-from agentprm.protocol._problem import FieldError, Problem
+from agentprm.protocol._problem import CONTEXT_TOO_LONG, FieldError, Problem
 from agentprm.protocol._records import (
     ChoiceRule,
     Considered,
@@ -98,6 +98,7 @@ from agentprm.protocol._records import (
 from agentprm.protocol._states import Action, Message, State, Step
 
 __all__ = [
+    "CONTEXT_TOO_LONG",
     "MAX_BATCH",
     "MAX_CANDIDATES",
     "MAX_COMMAND",

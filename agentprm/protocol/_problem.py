@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from agentprm.protocol._base import Record
 
+CONTEXT_TOO_LONG = "Conversation too long"
+"""Title of the problem that a conversation beyond the model's length is."""
+
 
 class FieldError(Record):
     """A field of a request that is wrong: where it is, and what is wrong with it."""

@@ -18,13 +18,13 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from agentprm.client import AsyncPRMClient
-from agentprm.protocol import ChatMessage, Continuations, ScoreRequest
+from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, ScoreRequest
 from agentprm.service import ProblemError, request_body, shape_problems
 from agentprm.serving import Serving
 from services.policy.batching import Batcher
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
 from services.policy.chat_request import ChatRequest, best_of_named
-from services.policy.engine import CONTEXT_TOO_LONG, Draw, Engine, Prompt, Sample
+from services.policy.engine import Draw, Engine, Prompt, Sample
 
 ALIAS = "policy"
 """A model name that stands for whatever version serves."""

@@ -6,7 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
+from agentprm.calls import ServiceError
 from agentprm.protocol import (
+    CONTEXT_TOO_LONG,
     ActResponse,
     ActResult,
     Candidate,
@@ -23,6 +27,8 @@ from services.rollout.policy import JobPolicy, seed_for
 if TYPE_CHECKING:
     from services.rollout.chat import ChatModel
 
+_log = structlog.get_logger()
+
 
 class Actor(ABC):
     """Decides for all games of a job that are in play."""
@@ -31,8 +37,8 @@ class Actor(ABC):
     """Of the prompt that was used last; empty if none was."""
 
     @abstractmethod
-    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
-        """What to do in each game. `turn` counts from the job's beginning."""
+    def decide(self, games: Sequence[LiveGame], turn: int) -> Sequence[Decision | None]:
+        """What to do in each game; None gives it up. `turn` counts from the job's beginning."""
 
 
 class ExpertActor(Actor):
@@ -44,26 +50,47 @@ class ExpertActor(Actor):
 
 
 class PolicyActor(Actor):
-    """The policy: a plain sample, or one of N by the job's rule."""
+    """The policy: a plain sample, or one of N by the job's rule.
+
+    A game whose conversation has grown beyond the model's length is given up, and no other with it.
+    """
 
     def __init__(self, job: RolloutJob, policy: JobPolicy) -> None:
         self._job = job
         self._policy = policy
 
-    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
+    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision | None]:
         """See `Actor`."""
+        return self._decide(games, str(turn))
+
+    def _decide(self, games: Sequence[LiveGame], purpose: str) -> list[Decision | None]:
+        """The decisions, asked for in halves where one of the games is too long."""
+        try:
+            return [*self._answer(games, purpose)]
+        except ServiceError as error:
+            if error.title != CONTEXT_TOO_LONG:
+                raise
+        if len(games) == 1:
+            game = games[0]
+            _log.warning("a game is given up", game=game.session.game.id, reason=CONTEXT_TOO_LONG)
+            return [None]
+        half = len(games) // 2
+        first = self._decide(games[:half], f"{purpose}/0")
+        return first + self._decide(games[half:], f"{purpose}/1")
+
+    def _answer(self, games: Sequence[LiveGame], purpose: str) -> list[Decision]:
         job = self._job
         answer = self._policy.act(
             [game.state() for game in games],
             job.best_of,
-            seed_for(job.seed, turn),
+            seed_for(job.seed, purpose),
             prm=job.ranked,
             beta=job.beta,
             hints=[game.hint for game in games],
         )
         self.template_hash = answer.template_hash
         return [
-            self._decision(answer, result, f"{job.seed}/{turn}/{k}")
+            self._decision(answer, result, f"{job.seed}/{purpose}/{k}")
             for k, result in enumerate(answer.results)
         ]
 

@@ -46,6 +46,16 @@ class LiveGame:
         self.first = start.action
         self._start = len(start.turns)
         self.turns = list(start.turns)
+        self._given_up = False
+
+    @property
+    def over(self) -> bool:
+        """Whether no further turn is played."""
+        return self.session.done or self._given_up
+
+    def give_up(self) -> None:
+        """No further turn is played: the game is lost, as it is where its turns run out."""
+        self._given_up = True
 
     def state(self) -> State:
         """s_t, as the policy sees it."""

@@ -136,7 +136,7 @@ class Player:
             games = self._games(job, sessions)
             self._begin(job, games)
             for turn in range(job.max_steps):
-                live = [game for game in games if not game.session.done]
+                live = [game for game in games if not game.over]
                 if not live:
                     break
                 self._step(job, live, actor.decide(live, turn))
@@ -200,13 +200,24 @@ class Player:
             decisions = [Decision(first, policy_version=version) for _, first in begun]
             self._step(job, [game for game, _ in begun], decisions)
 
-    def _step(self, job: RolloutJob, live: list[LiveGame], decisions: list[Decision]) -> None:
+    def _step(
+        self, job: RolloutJob, live: Sequence[LiveGame], choices: Sequence[Decision | None]
+    ) -> None:
+        """Carry out what was chosen; a game without a choice is given up."""
+        decided = []
+        for game, choice in zip(live, choices, strict=True):
+            if choice is None:
+                game.give_up()
+            else:
+                decided.append((game, choice))
+        if not decided:
+            return
         steps = [
             StepSession(id=game.session.id, turn=game.session.turn, command=decision.action.command)
-            for game, decision in zip(live, decisions, strict=True)
+            for game, decision in decided
         ]
         results = self._env.step(StepSessions(steps=steps, expert=_asks_expert(job)))
-        for game, decision, result in zip(live, decisions, results, strict=True):
+        for (game, decision), result in zip(decided, results, strict=True):
             if result.session is None:
                 problem = result.problem
                 why = f"{problem.title}. {problem.detail}".strip() if problem else "no answer"

@@ -84,6 +84,19 @@ def test_the_step_limit_ends_an_episode(world: World) -> None:
         assert (len(episode.turns), episode.won, episode.outcome) == (1, False, 0.0)
 
 
+def test_a_game_too_long_for_the_model_is_lost_and_no_other(world: World) -> None:
+    """Games that go west have a longer way; those that go straight are won in two turns."""
+    plain = world.player().play(rollout(games=GAMES * 3)).episodes
+    world.walker.longest = 1
+    episodes = world.player().play(rollout(games=GAMES * 3)).episodes
+    assert {commands(e)[:2] == [EAST, EAST] for e in plain} == {True, False}
+    for before, episode in zip(plain, episodes, strict=True):
+        assert commands(episode) == commands(before)[:2]
+        straight = commands(before) == [EAST, EAST]
+        assert (episode.won, episode.outcome) == (straight, float(straight))
+    assert not world.rooms.sessions
+
+
 def test_best_of_n_takes_the_prms_choice(world: World) -> None:
     job = rollout(best_of=16, beta=0.1, prm_version="prm/0")
     for episode in world.player().play(job).episodes:

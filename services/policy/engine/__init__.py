@@ -12,11 +12,8 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter
 
-from agentprm.protocol import Message
+from agentprm.protocol import CONTEXT_TOO_LONG, Message
 from agentprm.service import ProblemError
-
-CONTEXT_TOO_LONG = "Conversation too long"
-"""Title of the problem that a conversation beyond the model's length is."""
 
 PROMPT_TOKENS = Counter(
     "agentprm_policy_prompt_tokens_total", "Prompt tokens by source", ["source"]
