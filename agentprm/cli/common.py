@@ -19,6 +19,7 @@ from rich.markup import escape
 from agentprm.cli.games import GamesError
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, read_config
+from agentprm.protocol import Sampling
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError
 from agentprm.results import read_results
@@ -77,3 +78,10 @@ def fail(message: str) -> NoReturn:
     """End with a message about what was asked for."""
     console.print(f"[red]error:[/red] {escape(message)}")
     raise typer.Exit(2)
+
+
+def at_temperature(sampling: Sampling, temperature: float | None) -> Sampling:
+    """The same at this temperature, of reasons and commands alike, where one is given."""
+    if temperature is None:
+        return sampling
+    return sampling.model_copy(update={"temperature": temperature, "reason_temperature": None})

@@ -15,6 +15,7 @@ from agentprm.cli.common import (
     Device,
     Games,
     Json,
+    at_temperature,
     config_of,
     console,
     explained,
@@ -44,7 +45,7 @@ from agentprm.config import (
     parse_overrides,
 )
 from agentprm.ensembles import write_ensemble
-from agentprm.protocol import ChoiceRule, Sampling, Split
+from agentprm.protocol import ChoiceRule, Split
 from agentprm.registry import Registry, write_atomic
 
 app = typer.Typer(
@@ -153,8 +154,8 @@ def evaluate(
         split=split,
         games=count,
         best_of=best_of,
-        sampling=_at(as_trained.sampling, temperature),
-        best_of_sampling=_at(as_trained.best_of_sampling, temperature),
+        sampling=at_temperature(as_trained.sampling, temperature),
+        best_of_sampling=at_temperature(as_trained.best_of_sampling, temperature),
         best_of_beta=as_trained.best_of_beta,
     )
     with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained():
@@ -264,13 +265,6 @@ def _settings(preset: str, seed: int = 0, overrides: Sequence[str] = ()) -> Conf
         return load_config(preset, seed, parse_overrides(overrides))
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
-
-
-def _at(sampling: Sampling, temperature: float | None) -> Sampling:
-    """The same at this temperature, of reasons and commands alike, where one is given."""
-    if temperature is None:
-        return sampling
-    return sampling.model_copy(update={"temperature": temperature, "reason_temperature": None})
 
 
 def _new_or_same(run: Path, preset: str, seed: int, overrides: list[str]) -> Config:

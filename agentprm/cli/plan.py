@@ -8,12 +8,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from agentprm.cli.common import Device, Games, Json, config_of, console, explained, fail
+from agentprm.cli.common import (
+    Device,
+    Games,
+    Json,
+    at_temperature,
+    config_of,
+    console,
+    explained,
+    fail,
+)
 from agentprm.cli.games import games_directory
 from agentprm.cli.machine import Options, plan_run
 from agentprm.cli.world import link_checkpoints, newest_world
 from agentprm.config import Evaluation
-from agentprm.protocol import Lookahead, Sampling, Split
+from agentprm.protocol import Lookahead, Split
 from agentprm.registry import CheckpointError, Registry
 
 
@@ -36,7 +45,9 @@ def plan(
     split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
     count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
     max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
-    temperature: Annotated[float, typer.Option(help="of the policy's samples", min=0)] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="of the samples; as for the run's Best-of-N", min=0)
+    ] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
     as_json: Json = False,
@@ -61,14 +72,14 @@ def plan(
             )
         except ValueError as error:
             fail(str(error))
+        sampling = at_temperature(config.evaluation.best_of_sampling, temperature)
         played = [policy, prm, version or "true"]
         name = "-".join([*played, shape, f"{depth}x{width}", split]).replace("/", "-")
-        home = run / "plans" / f"{name}-{count}-{max_steps}-{temperature:g}-{seed}"
+        home = run / "plans" / f"{name}-{count}-{max_steps}-{sampling.temperature:g}-{seed}"
         link_checkpoints(run, home, policy, prm)
         worlds = home / "world"
         if version is not None:
             link_checkpoints(run, worlds, version)
-        sampling = Sampling(temperature=temperature)
         plan_run(
             home,
             games_directory(games, console),
