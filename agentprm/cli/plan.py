@@ -22,6 +22,7 @@ from agentprm.cli.games import games_directory
 from agentprm.cli.machine import Options, plan_run
 from agentprm.cli.world import link_checkpoints, newest_world
 from agentprm.config import Evaluation
+from agentprm.facts import read_facts
 from agentprm.protocol import Lookahead, Split
 from agentprm.registry import CheckpointError, Registry
 
@@ -60,6 +61,11 @@ def plan(
     with explained():
         policy = policy or _newest(run, "policy")
         prm = prm or _newest(run, "prm")
+        if (
+            depth > 1
+            and read_facts(Registry(run / "checkpoints").open(prm)).objective == "relative"
+        ):
+            fail(f"{prm} is relative, its Q of two states cannot be compared: give --depth 1")
         version = (world or newest_world(run)) if model == "learned" else None
         try:
             search = Lookahead(

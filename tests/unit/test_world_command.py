@@ -2,10 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orjson
 import pytest
+from typer.testing import CliRunner
 
+from agentprm.cli.main import app
 from agentprm.cli.world import link_checkpoints, newest_world
+from agentprm.facts import METADATA
 from agentprm.registry import CheckpointError, Registry
+from tests.finished_run import finished_run
 
 
 def test_checkpoints_of_a_run_are_served_from_a_registry_beside_it(tmp_path: Path) -> None:
@@ -25,3 +30,12 @@ def test_checkpoints_of_a_run_are_served_from_a_registry_beside_it(tmp_path: Pat
     assert theirs.serving("policy") is None
     with pytest.raises(CheckpointError, match="no checkpoint"):
         link_checkpoints(run, home, "prm/0")
+
+
+def test_a_relative_prm_is_no_judge_between_states(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    with Registry(tmp_path / "checkpoints").write("prm/1") as out:
+        (out / METADATA).write_bytes(orjson.dumps({"kind": "prm", "objective": "relative"}))
+    done = CliRunner().invoke(app, ["plan", "--run", str(tmp_path), "--model", "true"])
+    assert done.exit_code != 0
+    assert "prm/1 is relative" in done.output
