@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-import tempfile
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -41,16 +42,18 @@ def react(
 ) -> None:
     """Success rate of any chat model with our own prompt: REASON and ACTION in each turn (ReAct).
 
-    The key is read from OPENAI_API_KEY. The games are those of `agentprm eval`, in its order.
+    The key is read from OPENAI_API_KEY. The games are those of `agentprm eval`, in its order. What
+    was played lies in runs/react; interrupted, the same command goes on with it.
     """
     if importlib.util.find_spec("openai") is None:
         fail("this needs OpenAI's client: pip install 'agentprm[react]'")
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-    with tempfile.TemporaryDirectory(prefix="agentprm-react-") as directory, explained():
-        run = Path(directory)
+    plan = Evaluation(split=split, games=count, sampling=sampling)
+    run = _home(model, url, prompt, plan.model_dump_json(), str(max_steps), str(seed))
+    with explained():
         evaluate_chat_model(
             run,
-            Evaluation(split=split, games=count, sampling=sampling),
+            plan,
             games_directory(games, console),
             model=model,
             max_steps=max_steps,
@@ -60,3 +63,10 @@ def react(
         )
         if as_json:
             print_json(run)
+
+
+def _home(model: str, *settings: str) -> Path:
+    """The directory of these settings: what was played with others is never gone on with."""
+    digest = hashlib.sha256("\n".join((model, *settings)).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
+    return Path("runs") / "react" / f"{name}-{digest}"

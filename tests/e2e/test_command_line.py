@@ -128,7 +128,7 @@ def test_eval_measures_a_checkpoint(run: Path, alfworld_data: Path) -> None:
     assert 1 <= row["actions"] <= 5
 
 
-def test_up_serves_a_run(run: Path, alfworld_data: Path) -> None:
+def test_up_serves_a_run(run: Path, alfworld_data: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "agentprm.cli", "up", "--run", str(run)]
     command += ["--games", str(alfworld_data), "--port", str(port)]
@@ -156,23 +156,35 @@ def test_up_serves_a_run(run: Path, alfworld_data: Path) -> None:
         with PRMClient(f"http://127.0.0.1:{port + 2}") as prm:
             scores = prm.score(ScoreRequest(choices=[choice])).choices[0]
         assert scores == pytest.approx(values, abs=1e-5)
-        play_by_chat(f"http://127.0.0.1:{port + 1}/v1", alfworld_data)
+        play_by_chat(f"http://127.0.0.1:{port + 1}/v1", alfworld_data, tmp_path)
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
 
 
-def play_by_chat(url: str, data: Path) -> None:
+def play_by_chat(url: str, data: Path, where: Path) -> None:
     """The ReAct baseline by the policy's own chat route, and by a model that it does not have."""
     command = [sys.executable, "-m", "agentprm.cli", "baseline", "react", "--url", url]
     command += ["--games", str(data), "--count", "2", "--max-steps", "3", "--json"]
-    played = subprocess.run(
-        [*command, "--model", "policy"], stdout=subprocess.PIPE, check=True, timeout=240
-    )
-    [row] = orjson.loads(played.stdout)
+    rows = []
+    for _ in range(2):
+        played = subprocess.run(
+            [*command, "--model", "policy"],
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=240,
+            cwd=where,
+        )
+        rows += orjson.loads(played.stdout)
+        [file] = where.glob("runs/react/policy-*/records/eval-react.jsonl")
+        assert len(file.read_bytes().splitlines()) == 1, "what was played is not played again"
+    row = rows[0]
+    assert rows[1] == row
     assert (row["policy"], row["prm"], row["games"]) == ("ReAct(policy)", None, 2)
     assert 1 <= row["actions"] <= 3
-    refused = subprocess.run([*command, "--model", "gpt-0"], capture_output=True, timeout=240)
+    refused = subprocess.run(
+        [*command, "--model", "gpt-0"], capture_output=True, timeout=240, cwd=where
+    )
     assert refused.returncode != 0
     assert b"gpt-0" in refused.stderr + refused.stdout
 
