@@ -45,6 +45,7 @@ from agentprm.config import (
     parse_overrides,
 )
 from agentprm.ensembles import write_ensemble
+from agentprm.facts import read_facts
 from agentprm.protocol import ChoiceRule, Split
 from agentprm.registry import Registry, write_atomic
 
@@ -149,7 +150,9 @@ def evaluate(
     """Success rate and mean number of actions of a checkpoint, with 95 % intervals."""
     if prm is not None and choice is not ChoiceRule.PRM:
         fail(f"--choice {choice} takes no --prm")
-    as_trained = _settings(preset).evaluation
+    with explained():
+        algorithm = read_facts(prm).algorithm if prm is not None else None
+    as_trained = _settings(preset).evaluation.under(algorithm)
     plan = Evaluation(
         split=split,
         games=count,

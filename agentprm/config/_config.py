@@ -147,12 +147,25 @@ class Evaluation(Settings):
     best_of_beta: float = Field(default=0.0, ge=0, le=10)
     """β of the choice: Q + β log(share of the N) is compared, and Q alone with 0 (eq. 3). Where
     candidates hardly differ in Q, what the policy draws often is kept to."""
+    inverse_best_of_beta: float = Field(default=0.0, ge=0, le=10)
+    """The same where the PRM is InversePRM's, whose Q differs less."""
+
+    def under(self, algorithm: str | None) -> Evaluation:
+        """These settings, with β on the scale of that algorithm's Q."""
+        if algorithm != Algorithm.INVERSE_PRM:
+            return self
+        return self.model_copy(update={"best_of_beta": self.inverse_best_of_beta})
 
     @property
     def choice_in_words(self) -> str:
         """How one of N is chosen, for the conditions beside a figure."""
         words = f"Best-of-N at {self.best_of_sampling.in_words()}"
-        return f"{words} by Q + {self.best_of_beta:g} log share" if self.best_of_beta else words
+        if not (self.best_of_beta or self.inverse_best_of_beta):
+            return words
+        words += f" by Q + {self.best_of_beta:g} log share"
+        if self.inverse_best_of_beta == self.best_of_beta:
+            return words
+        return f"{words} ({self.inverse_best_of_beta:g} for Q of InversePRM)"
 
 
 class Config(Settings):

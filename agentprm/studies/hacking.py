@@ -73,7 +73,7 @@ class Hacking(Study):
                 name=f"hacking-{step:05d}",
                 policy=version,
                 prm="prm/0",
-                plan=config.evaluation,
+                plan=config.evaluation.under(config.algorithm),
                 states=_STATES,
             )
             for step, version in sorted(steps.items())

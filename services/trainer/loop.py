@@ -220,7 +220,7 @@ class Loop:
         """π_i alone, or the best of N of its actions by Q_prm."""
         row = evaluate(
             self.collector,
-            self.config.evaluation,
+            self.config.evaluation.under(self.config.algorithm),
             policy=f"policy/{i}",
             prm=None if prm is None else f"prm/{prm}",
         )

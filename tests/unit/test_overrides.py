@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from agentprm.cli import app
-from agentprm.config import changed, load_config, parse_overrides, read_config
+from agentprm.config import Algorithm, changed, load_config, parse_overrides, read_config
 
 
 def test_values_are_toml_or_words() -> None:
@@ -76,3 +76,15 @@ def test_the_command_records_them_and_explains_a_wrong_one(
 def test_what_would_be_ignored_is_refused(overrides: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         load_config("tiny", overrides=overrides)
+
+
+def test_inverse_prm_has_a_margin_and_a_beta_on_its_own_scale() -> None:
+    config = load_config("tiny")
+    preferences, evaluation = config.preferences, config.evaluation
+    assert preferences.under(Algorithm.AGENT_PRM) == preferences
+    assert evaluation.under(Algorithm.AGENT_PRM) == evaluation.under(None) == evaluation
+    inverse = Algorithm.INVERSE_PRM
+    assert preferences.under(inverse).margin == preferences.inverse_margin < preferences.margin
+    beta = evaluation.under("inverse-prm").best_of_beta
+    assert beta == evaluation.inverse_best_of_beta < evaluation.best_of_beta
+    assert evaluation.choice_in_words.endswith("by Q + 0.1 log share (0.01 for Q of InversePRM)")
