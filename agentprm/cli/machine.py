@@ -41,6 +41,7 @@ class Options:
     prompt: str = "chat"
     device: str = "auto"
     engine: str = "compiled"
+    expert: str = "search"
     workers: int = 2
     policy_replicas: int = 1
     batch: int = 8
@@ -60,6 +61,7 @@ class Options:
             prompt=config.prompt,
             device=config.device,
             engine=config.engine,
+            expert=config.expert,
             workers=config.workers,
             policy_replicas=config.policy_replicas,
             batch=config.batch,
@@ -340,7 +342,7 @@ def _start_env(
     capacity: int,
     privileged: bool,
 ) -> str:
-    flags = ["--engine", options.engine, "--pool", str(capacity)]
+    flags = ["--engine", options.engine, "--expert", options.expert, "--pool", str(capacity)]
     flags += ["--data", str(games)] if games else []
     flags += ["--privileged", "true"] if privileged else []
     return machine.start(_ENV, "services.env", *flags, port=port)

@@ -32,8 +32,8 @@ def play(expert: SearchExpert, turns: list[tuple[Action, Frame]]) -> None:
         expert.observe(expected.command, after)
 
 
-def start(task: str, seed: int = 0) -> SearchExpert:
-    expert = SearchExpert(task, KITCHEN, seed)
+def start(task: str, seed: int = 0, *, places: bool = False) -> SearchExpert:
+    expert = SearchExpert(task, KITCHEN, seed, places=places)
     expert.observe(None, frame(INTRO.format(task), *GO, "look"))
     return expert
 
@@ -151,6 +151,24 @@ def test_two_objects_end_beside_each_other_and_games_may_say_put() -> None:
                 frame("You arrive at loc 5. The cabinet 2 is open. In it, you see a mug 3."),
             ),
         ],
+    )
+
+
+def test_reasons_name_where_the_first_of_two_things_is() -> None:
+    expert = start("put two mug in cabinet.", places=True)
+    assert expert.act().reason == "find mug"
+    expert.observe(
+        "take mug 3 from countertop 1", frame("You pick up the mug 3 from the countertop 1.")
+    )
+    assert expert.act().reason == "have mug . put in cabinet"
+    put = frame("You move the mug 3 to the cabinet 2.", "take mug 3 from cabinet 2", *GO)
+    expert.observe("move mug 3 to cabinet 2", put)
+    assert expert.act().reason == "one done . cabinet 2 . find mug"
+    expert.observe(
+        "take mug 1 from countertop 1", frame("You pick up the mug 1 from the countertop 1.", *GO)
+    )
+    assert expert.act() == Action(
+        reason="one done . cabinet 2 . have mug . put in cabinet 2", command="go to cabinet 2"
     )
 
 
