@@ -228,6 +228,12 @@ class Config(Settings):
     """Watch stage 3 for reward hacking, where it is given."""
 
     @property
+    def has_prm(self) -> bool:
+        """Whether there is a Q: neither a baseline fits one, nor fine-tuning on what was won."""
+        baseline = self.algorithm in (Algorithm.SFT, Algorithm.DAGGER)
+        return not baseline and self.update is not PolicyUpdate.OUTCOME_REJECTION
+
+    @property
     def online(self) -> DPOSettings | GRPOSettings | None:
         """The settings of the policy update, where it is one that publishes weights on its way."""
         if self.update is PolicyUpdate.ONLINE_DPO:

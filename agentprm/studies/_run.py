@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agentprm.config import Algorithm, Config, read_config
+from agentprm.config import Config, read_config
 from agentprm.measurements import Measurement, read_measured
 from agentprm.registry import write_atomic
 from agentprm.results import read_results
@@ -96,8 +96,7 @@ def _trained(run: Path, config: Config) -> bool:
     if not (run / "results.json").exists():
         return False
     last = [row for row in read_results(run) if row.policy == f"pi_{config.iterations}"]
-    baseline = config.algorithm in (Algorithm.SFT, Algorithm.DAGGER)
-    return {row.prm is None for row in last} == ({True} if baseline else {True, False})
+    return {row.prm is None for row in last} == ({True, False} if config.has_prm else {True})
 
 
 def _csv(rows: Sequence[Cells]) -> str:

@@ -77,13 +77,15 @@ class Loop:
         rows = [self._evaluate(0, None)]
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
-            self.branch(i - 1)
-            self.fit_prm(i - 1)
-            if i == 1:
-                rows.append(self._evaluate(0, 0))
+            if self.config.has_prm:
+                self.branch(i - 1)
+                self.fit_prm(i - 1)
+                if i == 1:
+                    rows.append(self._evaluate(0, 0))
             self.improve(i)
             rows.append(self._evaluate(i, None))
-            rows.append(self._evaluate(i, i - 1))
+            if self.config.has_prm:
+                rows.append(self._evaluate(i, i - 1))
             write_results(self.run, rows)
         return rows
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
-from agentprm.config import Algorithm, Config
+from agentprm.config import Algorithm, Config, changed
 from agentprm.facts import METADATA
 from agentprm.prompts import load_prompt, parse_action
 from agentprm.protocol import (
@@ -209,3 +209,18 @@ def test_a_baseline_trains_and_gives_the_rows_of_the_loop(
     for i in range(2):
         for episode in records.episodes(f"pi_{i}-rollouts"):
             assert {turn.expert and turn.expert.command for turn in episode.turns} == {EAST}
+
+
+def test_fine_tuning_on_what_was_won_has_no_prm(tmp_path: Path, services: Services) -> None:
+    settings = changed(
+        config(create_small(tmp_path), Algorithm.AGENT_PRM),
+        {"update": "outcome-rejection", "rollouts.vine.states": 2, "rejection.batch_tokens": 2000},
+    )
+    records, quiet = Records(tmp_path / "records"), Progress(Console(quiet=True))
+    with Metrics(tmp_path) as metrics:
+        loop = Loop(tmp_path, settings, services, records, load_prompt("chat"), metrics, quiet)
+        rows = loop.train()
+    assert [(row.policy, row.prm) for row in rows] == [(f"pi_{i}", None) for i in range(3)]
+    assert loop.registry.versions("prm") == []
+    assert records.episodes("pi_0-rollouts")
+    assert not records.episodes("pi_0-vine")
