@@ -71,6 +71,7 @@ def queries(symbols: list[object]) -> set[str]:
 @example("You see [{o.indefinite + ' ' + o.name | inreceptacle(o:object, r:receptacle)}]. #look#")
 @example("[{o.name|a}]")
 @example("{o.name|a}")
+@example("{#look#a}")
 def test_right_hand_sides_are_read_alike(right: str) -> None:
     """A query that is no conjunction is refused here; TextWorld notices when it asks it."""
     parsed = textgen._parse_and_convert(right, rule_name="symbols")

@@ -183,8 +183,9 @@ _WITHIN_LINE = re.compile(_EDGE)
 _AT_LINE_START = re.compile(rf"(?:\s+|{_COMMENT}|//[^\n]*\n?)?")
 _TAG = rf"#{_EDGE}([\w()/!<>\-\s,.]++){_EDGE}#"
 _REFERENCE = re.compile(_TAG)
+# Atomic, as TextWorld's parser is: what begins as a reference is not read as an expression later.
 _CONDITIONAL = re.compile(
-    rf"\{{{_EDGE}(?:{_TAG}|([^|\[\]{{}}\n<>]++)){_EDGE}"
+    rf"\{{{_EDGE}(?>{_TAG}|([^|\[\]{{}}\n<>]++)){_EDGE}"
     rf"(?:\s*\|\s*{_EDGE}([^;|{{}}\n\[\]#]++))?{_EDGE}\}}"
 )
 _OPEN_LIST = re.compile(rf"\[{_EDGE}")
