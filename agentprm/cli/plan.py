@@ -61,10 +61,8 @@ def plan(
     with explained():
         policy = policy or _newest(run, "policy")
         prm = prm or _newest(run, "prm")
-        if (
-            depth > 1
-            and read_facts(Registry(run / "checkpoints").open(prm)).objective == "relative"
-        ):
+        facts = read_facts(Registry(run / "checkpoints").open(prm))
+        if depth > 1 and facts.objective == "relative":
             fail(f"{prm} is relative, its Q of two states cannot be compared: give --depth 1")
         version = (world or newest_world(run)) if model == "learned" else None
         try:
@@ -81,7 +79,8 @@ def plan(
         sampling = at_temperature(config.evaluation.best_of_sampling, temperature)
         played = [policy, prm, version or "true"]
         name = "-".join([*played, shape, f"{depth}x{width}", split]).replace("/", "-")
-        home = run / "plans" / f"{name}-{count}-{max_steps}-{sampling.temperature:g}-{seed}"
+        at = "as-best-of-n" if temperature is None else f"{temperature:g}"
+        home = run / "plans" / f"{name}-{count}-{max_steps}-{at}-{seed}"
         link_checkpoints(run, home, policy, prm)
         worlds = home / "world"
         if version is not None:

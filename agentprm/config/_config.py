@@ -241,6 +241,12 @@ class Config(Settings):
         return self.grpo if self.update is PolicyUpdate.GRPO else None
 
     @model_validator(mode="after")
+    def _the_expert_plays_on_its_engine(self) -> Config:
+        if self.expert == "handcoded" and self.engine != "textworld":
+            raise ValueError('expert = "handcoded" needs engine = "textworld"')
+        return self
+
+    @model_validator(mode="after")
     def _sglang_has_servers(self) -> Config:
         if (self.policy_engine is PolicyEngine.SGLANG) != bool(self.sglang_urls):
             raise ValueError('policy_engine = "sglang" and sglang_urls belong together')

@@ -63,6 +63,7 @@ def test_the_command_records_them_and_explains_a_wrong_one(
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
+        ({"expert": "handcoded"}, "needs engine"),
         ({"algorithm": "inverse-prm", "update": "outcome-rejection"}, "needs outcomes"),
         ({"algorithm": "inverse-prm", "rollouts.exploration.reset.fraction": 0.5}, "needs outcome"),
         ({"algorithm": "inverse-prm", "shaping.alpha": 0.5}, "needs outcomes"),
