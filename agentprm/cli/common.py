@@ -31,7 +31,7 @@ Games = Annotated[
     Path | None,
     typer.Option(
         help="directory of ALFWorld games, as alfworld-download makes it; by default "
-        "$ALFWORLD_DATA, and generated games where that is not set",
+        "$ALFWORLD_DATA, then those the run has played, then generated ones",
         envvar="ALFWORLD_DATA",
         show_envvar=False,
     ),

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from agentprm import __version__
+from agentprm.registry import write_atomic
 
 _MODULE = "services.env.games"
 FRACTION = 1.0
@@ -44,6 +45,26 @@ def check(context: typer.Context) -> None:
 
 class GamesError(Exception):
     """No games were given, and none could be generated."""
+
+
+def games_of_run(run: Path, games: Path | None, console: Console) -> Path:
+    """The games that `run` plays: those given, or those it has played so far, or any there are.
+
+    The run remembers them, so that it goes on with the same where none are given.
+
+    Raises:
+        GamesError: there are none.
+    """
+    file = run / "games"
+    before = Path(file.read_text()) if file.exists() else None
+    if games is None and before is not None:
+        return before
+    chosen = games_directory(games, console).resolve()
+    if before is not None and before != chosen:
+        console.print(f"{run} has played the games in {before}: it goes on with those in {chosen}")
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, str(chosen).encode())
+    return chosen
 
 
 def games_directory(games: Path | None, console: Console) -> Path:

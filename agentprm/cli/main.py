@@ -23,7 +23,7 @@ from agentprm.cli.common import (
     print_json,
 )
 from agentprm.cli.games import app as games_app
-from agentprm.cli.games import games_directory
+from agentprm.cli.games import games_directory, games_of_run
 from agentprm.cli.machine import (
     SGLANG_COMMAND,
     Endpoints,
@@ -113,7 +113,8 @@ def train(
         if (endpoints := Endpoints.given()) is not None:
             train_connected(directory, endpoints, quiet=as_json)
         else:
-            train_run(directory, config, games_directory(games, console), quiet=as_json)
+            played = games_of_run(directory, games, console)
+            train_run(directory, config, played, quiet=as_json)
     if as_json:
         print_json(directory)
     else:

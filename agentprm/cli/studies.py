@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from agentprm.cli.common import Games, config_of, console, explained, fail
-from agentprm.cli.games import games_directory
+from agentprm.cli.games import games_of_run
 from agentprm.cli.machine import measure_run, train_run
 from agentprm.config import Config, parse_overrides
 from agentprm.measurements import Measurement
@@ -43,7 +43,7 @@ def study(
     flags = [flag for setting in overrides or [] for flag in ("--set", setting)]
     command = shlex.join(["agentprm", "study", name, "--run", str(run), *flags])
     with explained():
-        directory = run_study(STUDIES[name], run, _work(games), settings, command)
+        directory = run_study(STUDIES[name], run, _work(run, games), settings, command)
     console.print(f"{directory}: data.csv, figure.png, figure.svg, conditions.md")
 
 
@@ -60,13 +60,13 @@ def report(
     console.print(f"Report: {file}")
 
 
-def _work(games: Path | None) -> Work:
-    """Training and measuring on this machine."""
+def _work(source: Path, games: Path | None) -> Work:
+    """Training and measuring on this machine, on the games of the run `source` unless given."""
 
     def train(run: Path, config: Config) -> None:
-        train_run(run, config, games_directory(games, console), quiet=False)
+        train_run(run, config, games_of_run(source, games, console), quiet=False)
 
     def measure(run: Path, config: Config, measurements: Sequence[Measurement]) -> None:
-        measure_run(run, config, games_directory(games, console), measurements)
+        measure_run(run, config, games_of_run(source, games, console), measurements)
 
     return Work(train, measure, console.print)

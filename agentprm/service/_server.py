@@ -13,6 +13,10 @@ CONNECTIONS = 4096
 """Most open connections; those beyond are closed at once."""
 HEADER_SECONDS = 10.0
 """Until the headers of a request must have come, from its first byte or the connection's start."""
+KEEP_ALIVE_SECONDS = 75
+"""Until an idle connection is closed. Clients must give theirs up first (httpx does after five
+seconds): a request on a connection that closes at that moment is lost. It outlasts a stalled
+process too, since uvloop looks at its timers before it looks for what has come meanwhile."""
 HEADER_BYTES = 2**16
 """Largest headers of a request."""
 MESSAGE = 2**20
@@ -73,6 +77,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=10,
         ws_max_size=MESSAGE,
         backlog=2048,

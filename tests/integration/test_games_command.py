@@ -169,6 +169,19 @@ def test_a_run_without_games_gets_generated_ones_once(
     assert games_cli.games_directory(None, console) == downloaded
 
 
+def test_a_run_goes_on_with_its_games(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    console = Console(stderr=True, soft_wrap=True)
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert games_cli.games_of_run(tmp_path / "run", one, console) == one
+    assert games_cli.games_of_run(tmp_path / "run", None, console) == one
+    assert capfd.readouterr().err == ""
+    assert games_cli.games_of_run(tmp_path / "run", other, console) == other
+    assert capfd.readouterr().err.splitlines() == [
+        f"{tmp_path / 'run'} has played the games in {one}: it goes on with those in {other}"
+    ]
+    assert games_cli.games_of_run(tmp_path / "run", None, console) == other
+
+
 def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(
     tmp_path: Path,
 ) -> None:

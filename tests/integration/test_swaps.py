@@ -7,8 +7,13 @@ claims is known to give.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -185,6 +190,23 @@ def test_a_hundred_swaps_of_the_prm(prm: tuple[int, str]) -> None:
     asyncio.run(under_load(client, [swapper], SWAPS))
     assert min(seen[version] for version in versions) > CLIENTS
     assert swapper.growth() < GROWTH
+
+
+def test_requests_that_come_while_the_service_is_stalled_are_answered(
+    prm: tuple[int, str],
+) -> None:
+    pid, url = prm
+    with ExitStack() as stack:
+        clients = [stack.enter_context(httpx.Client(base_url=url, timeout=60)) for _ in range(8)]
+        assert all(client.get("/health").status_code == 200 for client in clients)
+        with ThreadPoolExecutor(len(clients)) as threads:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                answers = [threads.submit(client.get, "/health") for client in clients]
+                time.sleep(6)  # longer than uvicorn's own bound for an idle connection
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert [answer.result().status_code for answer in answers] == [200] * len(clients)
 
 
 def test_a_hundred_swaps_of_the_policy_while_the_prm_beneath_it_is_swapped(
