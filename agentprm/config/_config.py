@@ -1,7 +1,8 @@
 """What a training run is made of: typed settings, read from a preset (a TOML file).
 
-A preset is a name (`smoke`, `tiny`) or a path to a file of the same shape. The resolved settings
-are written to `RUN/config.json` when the run starts; a resumed run reads them from there.
+A preset is a name (`smoke`, `tiny`, `best`) or a path to a file of the same shape; `extends` names
+the one whose settings hold where a file has none. The resolved settings are written to
+`RUN/config.json` when the run starts; a resumed run reads them from there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.config._monitor import MonitorSettings
-from agentprm.config._overrides import merged
+from agentprm.config._overrides import dotted, merged
 from agentprm.config._shaping import Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 from agentprm.protocol import Sampling, Split
@@ -322,13 +323,26 @@ def load_config(preset: str, seed: int = 0, overrides: Mapping[str, Any] | None 
         FileNotFoundError: there is neither such a preset nor such a file.
         pydantic.ValidationError: an unknown setting is named, or an impossible value.
     """
-    path = Path(preset) if preset.endswith(".toml") else _PRESETS / f"{preset}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in _PRESETS.glob("*.toml")))
-        raise FileNotFoundError(f"no preset {preset!r}: give one of {known}, or a .toml file")
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    values = _values(Path(preset)) if preset.endswith(".toml") else _values(_shipped(preset))
     values |= {"preset": preset, "seed": seed, "overrides": dict(overrides or {})}
     return Config.model_validate(merged(values, overrides or {}))
+
+
+def _values(preset: Path) -> dict[str, Any]:
+    """What the file says, on top of what the preset says that it extends."""
+    if not preset.is_file():
+        raise FileNotFoundError(f"no preset {str(preset)!r}: there is no such file")
+    values = tomllib.loads(preset.read_text(encoding="utf-8"))
+    extended = values.pop("extends", None)
+    return merged(_values(_shipped(extended)), dotted(values)) if extended else values
+
+
+def _shipped(name: str) -> Path:
+    known = {path.stem: path for path in _PRESETS.glob("*.toml")}
+    if name not in known:
+        names = ", ".join(sorted(known))
+        raise FileNotFoundError(f"no preset {name!r}: give one of {names}, or a .toml file")
+    return known[name]
 
 
 def changed(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -33,6 +33,15 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
     return result
 
 
+def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `values` by dotted names, as `merged` takes them."""
+    names: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = dotted(value) if isinstance(value, Mapping) else {}
+        names |= {f"{name}.{rest}": deepest for rest, deepest in inner.items()} or {name: value}
+    return names
+
+
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -39,6 +39,20 @@ def test_a_setting_is_replaced_and_its_neighbours_stay() -> None:
     assert again.overrides == {"dpo.beta": 0.3, "rollouts.vine.states": 5}
 
 
+def test_a_preset_that_extends_another_has_its_settings_but_for_its_own(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text('extends = "tiny"\niterations = 2\n[rollouts]\nvine = { states = 7 }\n')
+    tiny, mine = load_config("tiny"), load_config(str(preset), overrides={"dpo.beta": 0.2})
+    assert tiny.rollouts.vine is not None
+    vine = tiny.rollouts.vine.model_copy(update={"states": 7})
+    assert mine.rollouts == tiny.rollouts.model_copy(update={"vine": vine})
+    assert (mine.iterations, mine.dpo.beta, mine.prm) == (2, 0.2, tiny.prm)
+    for name in ("no", "../tiny", str(preset)):
+        preset.write_text(f'extends = "{name}"\n')
+        with pytest.raises(FileNotFoundError, match="give one of best, llama-3b, smoke, tiny"):
+            load_config(str(preset))
+
+
 @pytest.mark.parametrize("name", ["dpo.betta", "model.size", "rollouts.games"])
 def test_what_is_no_setting_or_no_value_of_it_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
