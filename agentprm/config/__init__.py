@@ -10,12 +10,10 @@ from agentprm.config._config import (
     Rollouts,
     Vine,
     accelerate_file,
-    changed,
-    load_config,
-    read_config,
 )
 from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
 from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._load import changed, load_config, read_config
 from agentprm.config._monitor import MonitorSettings
 from agentprm.config._overrides import parse_overrides
 from agentprm.config._shaping import EXPERT, FIRST, Shaping

@@ -1,0 +1,85 @@
+"""Settings from files: the presets, and what a run directory says of its run.
+
+A preset is a name (`smoke`, `tiny`, `best`) or a path to a TOML file of the same shape; `extends`
+names the one whose settings hold where a file has none. The resolved settings are written to
+`RUN/config.json` when the run starts; a resumed run reads them from there.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from agentprm.config._config import Config
+from agentprm.config._overrides import dotted, merged
+
+_PRESETS = Path(__file__).parents[1] / "presets"
+
+
+def load_config(preset: str, seed: int = 0, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a preset, with some of its own values replaced.
+
+    Args:
+        preset: its name, or a .toml file.
+        seed: of the run.
+        overrides: values by dotted names, such as `{"dpo.beta": 0.1}`.
+
+    Raises:
+        FileNotFoundError: there is neither such a preset nor such a file.
+        pydantic.ValidationError: an unknown setting is named, or an impossible value.
+    """
+    values = _values(Path(preset)) if preset.endswith(".toml") else _values(_shipped(preset))
+    values |= {"preset": preset, "seed": seed, "overrides": dict(overrides or {})}
+    return Config.model_validate(merged(values, overrides or {}))
+
+
+def _values(preset: Path) -> dict[str, Any]:
+    """What the file says, on top of what the preset says that it extends."""
+    if not preset.is_file():
+        raise FileNotFoundError(f"no preset {str(preset)!r}: there is no such file")
+    values = tomllib.loads(preset.read_text(encoding="utf-8"))
+    extended = values.pop("extends", None)
+    return merged(_values(_shipped(extended)), dotted(values)) if extended else values
+
+
+def _shipped(name: str) -> Path:
+    known = {path.stem: path for path in _PRESETS.glob("*.toml")}
+    if name not in known:
+        names = ", ".join(sorted(known))
+        raise FileNotFoundError(f"no preset {name!r}: give one of {names}, or a .toml file")
+    return known[name]
+
+
+def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """`config` with other values of some settings, as `load_config` would have given it.
+
+    Raises:
+        pydantic.ValidationError: an unknown setting is named, or an impossible value.
+    """
+    values = config.model_dump() | {"overrides": {**config.overrides, **overrides}}
+    return Config.model_validate(merged(values, overrides))
+
+
+def read_config(run: Path) -> Config:
+    """The settings that a run was started with.
+
+    Raises:
+        FileNotFoundError: `run` is not the directory of a run.
+        ValueError: it is one of another version of this package.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} holds no config.json: not the directory of a run")
+    try:
+        return Config.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path} is of another version of agentprm ({where}: {first['msg']}): "
+            "begin a new run, by another --run; in compose `docker compose down -v` removes the old"
+        ) from error
