@@ -12,7 +12,8 @@ import typer
 
 from agentprm.cli.common import Games, Json, console, explained, fail, print_json
 from agentprm.cli.games import games_directory
-from agentprm.cli.machine import Options, evaluate_chat_model
+from agentprm.cli.machine import evaluate_chat_model
+from agentprm.cli.services import Options
 from agentprm.config import Evaluation
 from agentprm.protocol import Sampling, Split
 

@@ -24,16 +24,9 @@ from agentprm.cli.common import (
 )
 from agentprm.cli.games import app as games_app
 from agentprm.cli.games import games_directory, games_of_run
-from agentprm.cli.machine import (
-    SGLANG_COMMAND,
-    Endpoints,
-    Options,
-    evaluate_run,
-    serve_run,
-    train_connected,
-    train_run,
-)
+from agentprm.cli.machine import evaluate_run, serve_run, train_connected, train_run
 from agentprm.cli.plan import plan
+from agentprm.cli.services import SGLANG_COMMAND, Endpoints, Options
 from agentprm.cli.studies import report, study
 from agentprm.cli.world import app as world_app
 from agentprm.config import (

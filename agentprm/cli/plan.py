@@ -19,7 +19,8 @@ from agentprm.cli.common import (
     fail,
 )
 from agentprm.cli.games import games_directory
-from agentprm.cli.machine import Options, plan_run
+from agentprm.cli.machine import plan_run
+from agentprm.cli.services import Options
 from agentprm.cli.world import link_checkpoints, newest_world
 from agentprm.config import Evaluation
 from agentprm.facts import read_facts

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agentprm.cli.common import Device, Json, config_of, explained
-from agentprm.cli.machine import Options, start_world
 from agentprm.cli.processes import Machine, ProcessFailed
+from agentprm.cli.services import Options, start_world
 from agentprm.config import Config, accelerate_file
 from agentprm.registry import CheckpointError, Registry
 

@@ -1,0 +1,159 @@
+"""The services that a machine runs: how each is started, and where it then listens."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentprm.cli.processes import Machine, ProcessFailed, free_port
+from agentprm.config import Config, PolicyEngine
+from agentprm.registry import Registry
+
+ENV, POLICY, PRM, _WORLD, _SGLANG = "env", "policy", "prm", "world", "sglang"
+
+SGLANG_COMMAND = (
+    "python -m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port}"
+)
+_SGLANG_START = 900.0
+"""Seconds that a SGLang server has to start: it loads, compiles and captures graphs."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the services of a machine have in common."""
+
+    prompt: str = "chat"
+    device: str = "auto"
+    engine: str = "compiled"
+    expert: str = "search"
+    workers: int = 2
+    policy_replicas: int = 1
+    batch: int = 8
+    policy_engine: PolicyEngine = PolicyEngine.EMBEDDED
+    sglang_urls: tuple[str, ...] = ()
+    sglang_command: str = SGLANG_COMMAND
+    """Starts a server where the engine is SGLang and there are no URLs."""
+    chat_url: str | None = None
+    """The endpoint of a chat model that plays."""
+    world_registry: Path | None = None
+    """Where there is a world model to serve beside the policy, in a registry of its own."""
+
+    @classmethod
+    def of(cls, config: Config) -> Options:
+        """Those of a run."""
+        return cls(
+            prompt=config.prompt,
+            device=config.device,
+            engine=config.engine,
+            expert=config.expert,
+            workers=config.workers,
+            policy_replicas=config.policy_replicas,
+            batch=config.batch,
+            policy_engine=config.policy_engine,
+            sglang_urls=config.sglang_urls,
+        )
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the services of a machine listen; of a policy with replicas a,b,... each of them."""
+
+    env: str
+    policy: str
+    prm: str
+
+    @classmethod
+    def given(cls) -> Endpoints | None:
+        """Those of services that run already, named by AGENTPRM_{ENV,POLICY,PRM}_URL, if any.
+
+        Raises:
+            ProcessFailed: only some of the three are named.
+        """
+        urls = {name: os.environ.get(f"AGENTPRM_{name}_URL") for name in ("ENV", "POLICY", "PRM")}
+        missing = [f"AGENTPRM_{name}_URL" for name, url in urls.items() if not url]
+        if len(missing) == len(urls):
+            return None
+        if missing:
+            raise ProcessFailed(f"set {' and '.join(missing)} too, or none of the services' URLs")
+        return cls(*(url or "" for url in urls.values()))
+
+    def flags(self) -> list[str]:
+        """The flags that tell a worker or the trainer."""
+        return ["--env-url", self.env, "--policy-url", self.policy, "--prm-url", self.prm]
+
+
+def start_services(machine: Machine, games: Path | None, options: Options) -> Endpoints:
+    """Environment, policies and PRM, up and running, as a run's workers and its trainer need."""
+    prm = start_model(machine, PRM, free_port(), machine.run, options, [])
+    policies = [POLICY, *(f"{POLICY}-{k}" for k in range(2, options.policy_replicas + 1))]
+    urls = [
+        start_model(
+            machine, POLICY, free_port(), machine.run, options, ["--prm-url", prm], name=name
+        )
+        for name in policies
+    ]
+    capacity = options.workers * options.batch
+    env = start_env(machine, free_port(), games, options, capacity=capacity, privileged=True)
+    machine.wait_reachable([ENV, *policies, PRM])
+    return Endpoints(env=env, policy=",".join(urls), prm=prm)
+
+
+def start_env(
+    machine: Machine,
+    port: int,
+    games: Path | None,
+    options: Options,
+    *,
+    capacity: int,
+    privileged: bool,
+) -> str:
+    """The environment, with `capacity` engines kept warm; `privileged` says hidden facts too."""
+    flags = ["--engine", options.engine, "--expert", options.expert, "--pool", str(capacity)]
+    flags += ["--data", str(games)] if games else []
+    flags += ["--privileged", "true"] if privileged else []
+    return machine.start(ENV, "services.env", *flags, port=port)
+
+
+def start_model(
+    machine: Machine,
+    service: str,
+    port: int,
+    run: Path,
+    options: Options,
+    flags: list[str],
+    *,
+    name: str | None = None,
+) -> str:
+    """A service that holds a model; `name` tells replicas of it apart."""
+    registry = ["--registry", str(run / "checkpoints")]
+    common = ["--prompt", options.prompt, "--device", options.device]
+    if service == POLICY:
+        common += ["--engine", options.policy_engine]
+        common += ["--engine-url", ",".join(options.sglang_urls)] if options.sglang_urls else []
+    module = f"services.{service}"
+    return machine.start(name or service, module, *registry, *common, *flags, port=port)
+
+
+def start_world(machine: Machine, registry: Path, options: Options) -> str:
+    """A policy service on the one checkpoint in `registry`, up and running; its URL.
+
+    The registry is not the policy's: a service notes in its registry what it serves.
+    """
+    (version,) = Registry(registry).versions("world")
+    flags = ["--registry", str(registry), "--checkpoint", version]
+    flags += ["--prompt", options.prompt, "--device", options.device]
+    url = machine.start(_WORLD, "services.policy", *flags, port=free_port())
+    machine.wait_reachable([_WORLD])
+    return url
+
+
+def start_sglang(machine: Machine, model: Path, command: str) -> str:
+    """A server on the checkpoint in `model`, up and running."""
+    port = free_port()
+    values = {"model": str(model.absolute()), "port": str(port)}
+    argv = [part.format(**values) for part in shlex.split(command)]
+    url = machine.start_command(_SGLANG, argv, port=port)
+    machine.wait_reachable([_SGLANG], _SGLANG_START)
+    return url
