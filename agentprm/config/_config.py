@@ -177,9 +177,8 @@ class Config(Settings):
     """`chat`, `state`, or the path of a template."""
     engine: Literal["compiled", "textworld"] = "compiled"
     """The environment's engine; `textworld` is the reference."""
-    expert: Literal["search", "search-places", "handcoded"] = "search"
-    """The environment's expert. `search-places` names in its reasons where the first of two things
-    was put; `handcoded` is alfworld's own and needs the engine `textworld`."""
+    expert: Literal["search", "handcoded"] = "search"
+    """The environment's expert; `handcoded` is alfworld's own and needs the engine `textworld`."""
     policy_engine: PolicyEngine = PolicyEngine.EMBEDDED
     """What samples actions; `sglang` needs `sglang_urls`."""
     sglang_urls: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Settings from files: the presets, and what a run directory says of its run.
 
-A preset is a name (`smoke`, `tiny`, `best`) or a path to a TOML file of the same shape; `extends`
+A preset is a name (`smoke`, `tiny`) or a path to a TOML file of the same shape; `extends`
 names the one whose settings hold where a file has none. The resolved settings are written to
 `RUN/config.json` when the run starts; a resumed run reads them from there.
 """

@@ -49,8 +49,8 @@ class EnvSettings(ServiceSettings):
     max_steps: int = Field(default=30, ge=1, le=200, description="step limit unless a request's")
     idle_seconds: float = Field(default=300.0, gt=0, description="sessions idle longer are closed")
     privileged: bool = Field(default=False, description="offer the expert and the hidden state")
-    expert: Literal["search", "search-places", "handcoded"] = Field(
-        default="search", description="by the text alone (two ways to reason), or alfworld's own"
+    expert: Literal["search", "handcoded"] = Field(
+        default="search", description="by the text alone, or alfworld's own"
     )
 
 
@@ -75,8 +75,7 @@ def main() -> None:
     def expert(game: Game, seed: int) -> Expert:
         if settings.expert == "handcoded":
             return HandcodedExpert()
-        places = settings.expert == "search-places"
-        return SearchExpert(game.task, index.placement, seed, places=places)
+        return SearchExpert(game.task, index.placement, seed)
 
     handcoded = settings.expert == "handcoded"
     if handcoded and settings.engine != "textworld":

@@ -6,12 +6,11 @@ from nothing it has read, so that even a very small model can learn to say it:
 
     find mug -> have mug . heat -> have mug . put in cabinet
     find cd -> have cd . use desklamp
-    find cd -> have cd . put in safe -> one done . find cd -> one done . have cd . put in safe
+    find cd -> have cd . put in safe
+        -> one done . safe 1 . find cd -> one done . safe 1 . have cd . put in safe 1
 
-Where it names places, it says where the first of two things was put. That is in its own past
-actions too, and can be copied from there:
-
-    one done . safe 1 . find cd -> one done . safe 1 . have cd . put in safe 1
+The name of the place where the first of two things was put is in its own past actions too, and can
+be copied from there.
 """
 
 from __future__ import annotations
@@ -40,19 +39,18 @@ _CLOSED = re.compile(r"The (\w+ \d+) is closed\.")
 
 
 class SearchExpert:
-    """Follows one episode of the task. With `places` its reasons name them.
+    """Follows one episode of the task.
 
     Raises:
         ExpertError: the goal is not one of ALFWorld's templates.
     """
 
-    def __init__(self, task: str, placement: Placement, seed: int, *, places: bool = False) -> None:
+    def __init__(self, task: str, placement: Placement, seed: int) -> None:
         try:
             self._goal = parse_goal(task)
         except ValueError as error:
             raise ExpertError(str(error)) from error
         self._placement = placement
-        self._places = places
         self._random = random.Random(seed)
         self._noise: dict[str, float] = {}
         self._seen: dict[str, list[str]] = {}
@@ -83,9 +81,7 @@ class SearchExpert:
         """The sub-goal and the command that serves it."""
         goal, holding = self._goal, self._holding
         first = next(iter(self._placed.values()), None)
-        named = first if self._places else None
-        done = "one done . " if first else ""
-        done += f"{named} . " if named else ""
+        done = f"one done . {first} . " if first else ""
         if holding is None or _kind(holding) != goal.thing:
             return self._action(f"{done}find {goal.thing}", self._find())
         if goal.lamp is not None:
@@ -93,7 +89,7 @@ class SearchExpert:
         if goal.treatment is not None and holding not in self._treated:
             command = self._treat(goal.treatment, holding)
             return self._action(f"have {goal.thing} . {goal.treatment}", command)
-        reason = f"{done}have {goal.thing} . put in {named or goal.place}"
+        reason = f"{done}have {goal.thing} . put in {first or goal.place}"
         return self._action(reason, self._put(holding))
 
     # --- what is known --------------------------------------------------------------------------
