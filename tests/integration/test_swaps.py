@@ -106,7 +106,6 @@ class Swapper:
         assert answer.status_code == 200, answer.text
         loaded = Loaded.model_validate_json(answer.content)
         assert loaded.version == version
-        assert loaded.pause_seconds < 0.1
         self.done += 1
         self.rss.append(psutil.Process(self.pid).memory_info().rss)
 
