@@ -50,13 +50,15 @@ class GamesError(Exception):
 def games_of_run(run: Path, games: Path | None, console: Console) -> Path:
     """The games that `run` plays: those given, or those it has played so far, or any there are.
 
-    The run remembers them, so that it goes on with the same where none are given.
+    The run remembers them, so that it goes on with the same where none are given. Until there are
+    records nothing was played, and what is remembered may have been a slip.
 
     Raises:
         GamesError: there are none.
     """
     file = run / "games"
-    before = Path(file.read_text()) if file.exists() else None
+    played = file.exists() and (run / "records").exists()
+    before = Path(file.read_text()) if played else None
     if games is None and before is not None:
         return before
     chosen = games_directory(games, console).resolve()

@@ -172,7 +172,9 @@ def test_a_run_without_games_gets_generated_ones_once(
 def test_a_run_goes_on_with_its_games(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(stderr=True, soft_wrap=True)
     one, other = tmp_path / "one", tmp_path / "other"
+    assert games_cli.games_of_run(tmp_path / "run", tmp_path / "slip", console).name == "slip"
     assert games_cli.games_of_run(tmp_path / "run", one, console) == one
+    (tmp_path / "run" / "records").mkdir()
     assert games_cli.games_of_run(tmp_path / "run", None, console) == one
     assert capfd.readouterr().err == ""
     assert games_cli.games_of_run(tmp_path / "run", other, console) == other
