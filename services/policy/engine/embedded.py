@@ -215,11 +215,8 @@ class EmbeddedEngine(Engine):
                 for number, (token, log_prob) in zip(numbers, drawn, strict=False):
                     found.extend(number, token, log_prob, self.codec.ends, stopped)
 
-        segments = [found.row.segment(found.guess) for found in all_]
         last = [len(found.guess) + 1 for found in all_]
-        known = self._compute(batch, segments, "prefill", last)
-        PROMPT_TOKENS.labels("cached").inc(sum(found.row.start for found in all_))
-        PROMPT_TOKENS.labels("computed").inc(sum(found.row.new for found in all_))
+        known = self._prefill(batch, all_, last)
         begins = dict(zip(all_, accumulate(last, initial=0), strict=False))
         for depth in range(max(last)):
             growing = [(found, numbers) for found in all_ if (numbers := found.following(depth))]
@@ -231,6 +228,13 @@ class EmbeddedEngine(Engine):
         while growing := [(found, numbers) for found in all_ if (numbers := found.open())]:
             segments = [found.segment() for found, _ in growing]
             extend(growing, self._compute(batch, segments, "decode"))
+
+    def _prefill(self, batch: Batch, all_: Sequence[Branches], last: Sequence[int]) -> torch.Tensor:
+        """Compute the prompts and what is guessed of answers: logits of the last tokens."""
+        PROMPT_TOKENS.labels("cached").inc(sum(found.row.start for found in all_))
+        PROMPT_TOKENS.labels("computed").inc(sum(found.row.new for found in all_))
+        segments = [found.row.segment(found.guess) for found in all_]
+        return self._compute(batch, segments, "prefill", last)
 
     def _sample(self, row: Row, branch: Branch, draw: Draw) -> Sample:
         ids = branch.ids[:-1] if branch.end == "mark" else branch.ids
