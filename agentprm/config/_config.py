@@ -160,6 +160,22 @@ class Evaluation(Settings):
         return f"{words} ({self.inverse_best_of_beta:g} for Q of InversePRM)"
 
 
+class Scratch(Settings):
+    """The shape of a Llama that is made from scratch, with embeddings tied."""
+
+    width: int = Field(default=128, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    """They share the width evenly."""
+    feed_forward: int = Field(default=384, ge=8)
+
+    @model_validator(mode="after")
+    def _heads_are_of_an_even_size(self) -> Scratch:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"{self.heads} heads do not share a width of {self.width} evenly")
+        return self
+
+
 class Config(Settings):
     """A training run."""
 
@@ -173,6 +189,8 @@ class Config(Settings):
     """All sampling, shuffling and initialisation derives from it."""
     model: str = "tiny"
     """`tiny` makes a model from scratch; else a Hugging Face directory or hub id."""
+    scratch: Scratch = Scratch()
+    """How large `tiny` is."""
     prompt: str = "chat"
     """`chat`, `state`, or the path of a template."""
     engine: Literal["compiled", "textworld"] = "compiled"

@@ -235,7 +235,8 @@ class Loop:
         if self.config.model == "tiny":
             directory = self.run / "base"
             if not (directory / "config.json").exists():
-                create_tiny(directory, derive(self.config.seed, "model"))
+                shape = self.config.scratch.model_dump()
+                create_tiny(directory, derive(self.config.seed, "model"), **shape)
             return directory
         local = Path(self.config.model)
         return local if local.is_dir() else Path(snapshot_download(self.config.model))

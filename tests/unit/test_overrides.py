@@ -49,7 +49,7 @@ def test_a_preset_that_extends_another_has_its_settings_but_for_its_own(tmp_path
     assert (mine.iterations, mine.dpo.beta, mine.prm) == (2, 0.2, tiny.prm)
     for name in ("no", "../tiny", str(preset)):
         preset.write_text(f'extends = "{name}"\n')
-        with pytest.raises(FileNotFoundError, match="give one of llama-3b, smoke, tiny"):
+        with pytest.raises(FileNotFoundError, match="give one of best, llama-3b, smoke, tiny"):
             load_config(str(preset))
 
 

@@ -7,8 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from pydantic import ValidationError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from agentprm.config import load_config
 from agentprm.encoding import encode
 from agentprm.prompts import load_prompt
 from services.trainer.tiny import create_tiny, vocabulary
@@ -113,6 +115,16 @@ def test_the_directory_is_an_ordinary_one_and_the_seed_decides(tmp_path: Path) -
     assert 0.85e6 < model.num_parameters() < 0.95e6
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.decode(tokenizer.encode(BOTH_GENERATIONS[0])) == BOTH_GENERATIONS[0]
+
+
+def test_its_shape_is_a_setting(tmp_path: Path) -> None:
+    config = load_config("smoke", overrides={"scratch.width": 32, "scratch.layers": 2})
+    create_tiny(tmp_path, **config.scratch.model_dump())
+    made = AutoConfig.from_pretrained(tmp_path)
+    assert (made.hidden_size, made.num_hidden_layers, made.num_attention_heads) == (32, 2, 4)
+    assert made.intermediate_size == 384
+    with pytest.raises(ValidationError, match="do not share a width of 30"):
+        load_config("smoke", overrides={"scratch.width": 30})
 
 
 def games() -> list[Path]:
