@@ -47,6 +47,9 @@ OPERATIONS: Sequence[tuple[str, str]] = (
 )
 """The first of these whose pattern is found in a stack is what the thread is doing."""
 
+WAITS = re.compile(r"(wait|_worker) \((threading|concurrent/futures/thread)\.py:\d+\)$")
+"""py-spy takes threads for running that wait for each other."""
+
 OTHER = "anything else"
 REDIS = "Redis server"
 
@@ -63,7 +66,8 @@ def seconds_by_operation(lines: Iterable[str], rate: float) -> dict[str, float]:
     seconds: dict[str, float] = defaultdict(float)
     for line in lines:
         stack, _, count = line.rstrip().rpartition(" ")
-        seconds[operation(stack)] += int(count) / rate
+        if not WAITS.search(stack):
+            seconds[operation(stack)] += int(count) / rate
     return seconds
 
 

@@ -28,8 +28,10 @@ def test_the_first_operation_found_in_a_stack_counts(name: str) -> None:
     assert operation(STACKS[name]) == name
 
 
-def test_samples_become_seconds() -> None:
+def test_samples_become_seconds_and_waits_do_not() -> None:
     lines = [f"{STACKS['SFT']} 30\n", f"{STACKS['HTTP']} 5\n", f"{STACKS['SFT']} 10\n"]
+    lines += [f"{STACKS['HTTP']};Condition.wait (threading.py:331) 7\n"]
+    lines += ["_bootstrap (threading.py:1002);_worker (concurrent/futures/thread.py:81) 9\n"]
     assert seconds_by_operation(lines, rate=20) == {"SFT": 2.0, "HTTP": 0.25}
 
 
