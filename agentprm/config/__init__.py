@@ -8,6 +8,7 @@ from agentprm.config._config import (
     PolicyEngine,
     Preferences,
     Rollouts,
+    Scratch,
     Vine,
     accelerate_file,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Reset",
     "Rollouts",
     "SFTSettings",
+    "Scratch",
     "Shaping",
     "Steered",
     "Vine",

@@ -235,8 +235,7 @@ class Loop:
         if self.config.model == "tiny":
             directory = self.run / "base"
             if not (directory / "config.json").exists():
-                shape = self.config.scratch.model_dump()
-                create_tiny(directory, derive(self.config.seed, "model"), **shape)
+                create_tiny(directory, derive(self.config.seed, "model"), self.config.scratch)
             return directory
         local = Path(self.config.model)
         return local if local.is_dir() else Path(snapshot_download(self.config.model))

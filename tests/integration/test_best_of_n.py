@@ -26,6 +26,7 @@ from transformers import (
 
 from agentprm.cli.processes import Machine, free_port
 from agentprm.client import PolicyClient
+from agentprm.config import Scratch
 from agentprm.encoding import encode
 from agentprm.prompts import load_prompt
 from agentprm.protocol import (
@@ -61,7 +62,7 @@ SAMPLING = Sampling(decoding=Decoding.FREE, temperature=1.0, max_tokens=40)
 
 def teach(directory: Path) -> None:
     """A policy that has learned to answer in `STATE` with any of `COMMANDS`."""
-    create_tiny(directory, width=64, layers=2)
+    create_tiny(directory, shape=Scratch(width=64, layers=2))
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory)
     answers = [PROMPT.action_text(Action(reason="find mug", command=c)) for c in COMMANDS]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agentprm.client import PolicyClient, ServiceError
+from agentprm.config import Scratch
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActRequest, Message, Sampling, State, Step
 from agentprm.registry import Registry
@@ -73,7 +74,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
         registry.adopt(path, f"policy/{number}")
     for number in (4, 5):
         path = tmp_path_factory.mktemp("model")
-        create_tiny(path, number, layers=2, width=64, feed_forward=128)
+        create_tiny(path, number, Scratch(layers=2, width=64, feed_forward=128))
         weights = load_file(path / "model.safetensors")
         louder = {name: w if "norm" in name else 10 * w for name, w in weights.items()}
         save_file(louder, path / "model.safetensors", {"format": "pt"})  # else it repeats a word

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from agentprm.config import Scratch
 from services.trainer.batches import TokenBatches
 from services.trainer.optim import MuonAdamW
 from services.trainer.tiny import create_tiny
@@ -73,7 +74,7 @@ def test_little_is_padding() -> None:
 
 
 def test_muon_takes_the_hidden_matrices_and_a_schedule_scales_both(tmp_path: Path) -> None:
-    create_tiny(tmp_path, width=32, layers=1, heads=2, feed_forward=64)
+    create_tiny(tmp_path, shape=Scratch(width=32, layers=1, heads=2, feed_forward=64))
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     optimizer = MuonAdamW(model, muon_lr=0.02, adamw_lr=0.01)
     hidden, rest = (group["params"] for group in optimizer.param_groups)

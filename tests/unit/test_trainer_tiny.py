@@ -119,7 +119,7 @@ def test_the_directory_is_an_ordinary_one_and_the_seed_decides(tmp_path: Path) -
 
 def test_its_shape_is_a_setting(tmp_path: Path) -> None:
     config = load_config("smoke", overrides={"scratch.width": 32, "scratch.layers": 2})
-    create_tiny(tmp_path, **config.scratch.model_dump())
+    create_tiny(tmp_path, shape=config.scratch)
     made = AutoConfig.from_pretrained(tmp_path)
     assert (made.hidden_size, made.num_hidden_layers, made.num_attention_heads) == (32, 2, 4)
     assert made.intermediate_size == 384

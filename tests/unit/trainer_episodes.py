@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from agentprm.config import Scratch
 from agentprm.prompts import Prompt
 from agentprm.protocol import (
     Action,
@@ -66,7 +67,7 @@ def episode(
 def create_small(parent: Path) -> Path:
     """A model of some ten thousand parameters that reads the engine's words, below `parent`."""
     directory = parent / "small"
-    create_tiny(directory, seed=0, width=32, layers=2, heads=2, feed_forward=64)
+    create_tiny(directory, shape=Scratch(width=32, layers=2, heads=2, feed_forward=64))
     return directory
 
 

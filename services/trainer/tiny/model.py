@@ -6,32 +6,28 @@ from pathlib import Path
 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
 
+from agentprm.config import Scratch
 from services.trainer.tiny.tokenizer import create_tokenizer
 
+_MAX_POSITION = 4096
 
-def create_tiny(
-    directory: Path,
-    seed: int = 0,
-    *,
-    width: int = 128,
-    layers: int = 4,
-    heads: int = 4,
-    feed_forward: int = 384,
-    max_position: int = 4096,
-) -> None:
+
+def create_tiny(directory: Path, seed: int = 0, shape: Scratch | None = None) -> None:
     """Write a Llama with random weights and its tokenizer to `directory`.
 
-    With the defaults it has about 0.9 million parameters, input and output embeddings tied.
+    Unless `shape` says otherwise it has about 0.9 million parameters; input and output embeddings
+    are tied.
     """
-    tokenizer = create_tokenizer(max_position)
+    shape = shape or Scratch()
+    tokenizer = create_tokenizer(_MAX_POSITION)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=max_position,
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=_MAX_POSITION,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
