@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,19 +32,24 @@ class Variant:
     """By dotted names; none: the run as it is."""
 
 
-def with_fewer_rollouts(config: Config, share: int) -> dict[str, Any]:
-    """Settings by which one rollout in `share` is left, and as many states for stage 3 as before.
+_FEWER = 16
+"""Of the run's rollouts, one in so many where there are to be few."""
+
+
+def with_few_rollouts(config: Config) -> dict[str, Any]:
+    """Settings by which a sixteenth of the rollouts is left, and as many states for stage 3.
 
     So what differs is the data of the PRM alone.
     """
     rollouts = config.rollouts
-    fewer: dict[str, Any] = {
-        "rollouts.games": max(2, rollouts.games // share),
-        "preferences.per_game": config.preferences.per_game * share,
+    games = max(2, rollouts.games // _FEWER)
+    few: dict[str, Any] = {
+        "rollouts.games": games,
+        "preferences.per_game": math.ceil(config.preferences.per_game * rollouts.games / games),
     }
     if rollouts.vine is not None:
-        fewer["rollouts.vine.states"] = max(1, rollouts.vine.states // share)
-    return fewer
+        few["rollouts.vine.states"] = max(1, rollouts.vine.states // _FEWER)
+    return few
 
 
 class Study(ABC):

@@ -13,14 +13,12 @@ from agentprm.facts import METADATA
 from agentprm.measurements import Measurement, read_measured
 from agentprm.registry import Registry, number
 from agentprm.runs import read_episodes, read_metrics
-from agentprm.studies._study import Cells, Study, StudyError, Variant, with_fewer_rollouts
+from agentprm.studies._study import Cells, Study, StudyError, Variant, with_few_rollouts
 from agentprm.trials import Trial, Trials
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FEWER = 4
-"""Of the run's rollouts, one in so many where the PRM is to have few."""
 _MEMBERS = 3
 _STATES = 128
 _LOOKS = 5
@@ -56,7 +54,7 @@ class Hacking(Study):
             "dpo.keep_every": every,
             "monitor.games": 0,
         }
-        few = {**common, **with_fewer_rollouts(config, _FEWER)}
+        few = {**common, **with_few_rollouts(config)}
         return [
             Variant("few", few),
             Variant("few-ensemble", {**few, "prm.members": _MEMBERS}),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from agentprm.config import Config
 from agentprm.studies._comparison import Comparison
-from agentprm.studies._study import Variant, with_fewer_rollouts
+from agentprm.studies._study import Variant, with_few_rollouts
 
-_FEWER = 4
-"""One of so many rollouts is left."""
 _ALPHAS = (0.0, 0.5, 1.0)
 
 
@@ -19,6 +17,6 @@ class Shaping(Comparison):
     paper = "fig. 7"
 
     def variants(self, config: Config) -> list[Variant]:
-        """One for each α, on a quarter of the run's rollouts: that is where shaping is to help."""
-        few = with_fewer_rollouts(config, _FEWER)
+        """One for each α, where rollouts are few: there shaping is to help."""
+        few = with_few_rollouts(config)
         return [Variant(f"alpha-{alpha:g}", {"shaping.alpha": alpha, **few}) for alpha in _ALPHAS]

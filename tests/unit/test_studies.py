@@ -190,9 +190,9 @@ def test_hacking_measures_along_stage_3_and_says_where_the_two_part(tmp_path: Pa
     names = [run.name for run in recorder.trained]
     assert names == ["few", "few-ensemble", "many"]
     configs = [read_config(run) for run in recorder.trained]
-    assert [c.rollouts.games for c in configs] == [5, 5, 20]
+    assert [c.rollouts.games for c in configs] == [2, 2, 20]  # some are held out
     per_game = [c.preferences.per_game for c in configs]
-    assert per_game == [4 * per_game[2], 4 * per_game[2], per_game[2]]  # as many states of D
+    assert per_game == [10 * per_game[2], 10 * per_game[2], per_game[2]]  # as many states of D
     assert all(c.monitor is not None and c.monitor.games == 0 for c in configs)
     assert [c.prm.members for c in configs] == [1, 3, 1]
     assert all(c.evaluation.games == 12 and c.dpo.keep_every == 4 for c in configs)
@@ -235,8 +235,8 @@ def test_fewer_rollouts_are_fewer_of_all_kinds() -> None:
     few, _, many = (changed(config, v.overrides) for v in STUDIES["hacking"].variants(config))
     assert few.rollouts.vine is not None
     assert many.rollouts.vine is not None
-    assert 4 * few.rollouts.games == many.rollouts.games
-    assert 4 * few.rollouts.vine.states == many.rollouts.vine.states
+    assert 16 * few.rollouts.games == many.rollouts.games
+    assert few.rollouts.vine.states == many.rollouts.vine.states // 16
     states = [c.rollouts.games * c.preferences.per_game for c in (few, many)]
     assert states[0] == states[1]
 
