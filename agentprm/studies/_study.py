@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Cells = dict[str, Any]
 """A line of the CSV by column. Rates are in [0, 1]; `low` and `high` are 95 % intervals."""
 
+_FEWER = 16
+"""Of the run's rollouts, one in so many where there are to be few."""
+
 
 class StudyError(Exception):
     """A study cannot be done on this run."""
@@ -32,14 +35,10 @@ class Variant:
     """By dotted names; none: the run as it is."""
 
 
-_FEWER = 16
-"""Of the run's rollouts, one in so many where there are to be few."""
-
-
 def with_few_rollouts(config: Config) -> dict[str, Any]:
-    """Settings by which a sixteenth of the rollouts is left, and as many states for stage 3.
+    """Settings by which few of the rollouts are left, and as many states for stage 3 as before.
 
-    So what differs is the data of the PRM alone.
+    So what differs is the data of the PRM, and of stage 3 only what rollouts so few do not have.
     """
     rollouts = config.rollouts
     games = max(2, rollouts.games // _FEWER)

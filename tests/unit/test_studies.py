@@ -190,7 +190,7 @@ def test_hacking_measures_along_stage_3_and_says_where_the_two_part(tmp_path: Pa
     names = [run.name for run in recorder.trained]
     assert names == ["few", "few-ensemble", "many"]
     configs = [read_config(run) for run in recorder.trained]
-    assert [c.rollouts.games for c in configs] == [2, 2, 20]  # some are held out
+    assert [c.rollouts.games for c in configs] == [2, 2, 20]  # two: one is held out
     per_game = [c.preferences.per_game for c in configs]
     assert per_game == [10 * per_game[2], 10 * per_game[2], per_game[2]]  # as many states of D
     assert all(c.monitor is not None and c.monitor.games == 0 for c in configs)
