@@ -17,6 +17,7 @@ import torch
 from prometheus_client import Counter, Gauge
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from agentprm.devices import pick_device, pick_dtype
 from agentprm.prefix_cache import PrefixCache
 from agentprm.registry import CheckpointError
 from agentprm.segments import NAME, takes_segments
@@ -55,6 +56,7 @@ class Classifier:
             CheckpointError: it is not a complete one-label classifier on a causal model.
             OSError, ValueError: transformers cannot read it.
         """
+        self.device = pick_device(device)
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         if config.num_labels != 1:
             raise CheckpointError(
@@ -62,7 +64,7 @@ class Classifier:
             )
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
-            dtype=dtype,
+            dtype=pick_dtype(dtype, self.device),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -72,7 +74,6 @@ class Classifier:
             raise CheckpointError(
                 f"{path} is a {type(model).__name__}, which does not score at the last token"
             )
-        self.device = torch.device(pick_device(device))
         model = model.to(self.device).eval()
         copy_from_file(model)
         self.head: Any = model.score
@@ -184,13 +185,6 @@ class Classifier:
         hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state[0, row.ends]
         logits: list[float] = self.head(hidden).float().flatten().tolist()
         return logits
-
-
-def pick_device(name: str) -> str:
-    """`auto` is a GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _bytes_per_token(model: Any, config: Any) -> int:

@@ -1,4 +1,4 @@
-"""Attention of fits on a CPU: in float32, where the rest computes in bf16, and without masks.
+"""Attention of fits on a CPU: without masks, and in float32 where the rest computes in bf16.
 
 torch's attention has a backward pass for bf16 on CPUs that takes twice the time of the one for
 float32, and with a mask it computes what the mask hides. Rows are padded on the right, where no
@@ -15,11 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-_NAME = "agentprm_float32"
+_NAME = "agentprm_cpu"
 
 
-def attend_in_float32(model: PreTrainedModel) -> None:
-    """Have `model` compute its attention in float32 whatever autocast says.
+def attend_on_cpu(model: PreTrainedModel) -> None:
+    """Have `model` compute its attention without masks for padding, in float32 under autocast.
 
     A model that computes it by another way than torch's own is left as it is.
     """

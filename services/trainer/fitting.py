@@ -32,9 +32,10 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from agentprm.config import FitSettings
+from agentprm.devices import computes_bf16, pick_device
 from agentprm.facts import METADATA
 from agentprm.vocabulary import within
-from services.trainer.attention import attend_in_float32
+from services.trainer.attention import attend_on_cpu
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import MakeCanary
 
@@ -125,7 +126,7 @@ def passes(settings: FitSettings) -> int:
 
 def autocasts(settings: FitSettings) -> bool:
     """Whether matrices are computed in bf16."""
-    automatic = settings.precision == "auto" and _computes_bf16(torch.cuda.is_available())
+    automatic = settings.precision == "auto" and computes_bf16(pick_device("auto"))
     return settings.precision == "bf16" or automatic
 
 
@@ -155,8 +156,8 @@ class StepMeanTrainer(Trainer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if self.args.bf16 and self.args.device.type == "cpu":
-            attend_in_float32(self.model)
+        if self.args.device.type == "cpu":
+            attend_on_cpu(self.model)
 
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         """What a batch, as it is collated, contributes to the denominator of the mean."""
@@ -280,10 +281,3 @@ def save_fit(
         save(out)
         (out / METADATA).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
     trainer.accelerator.wait_for_everyone()
-
-
-def _computes_bf16(cuda: bool) -> bool:
-    if cuda:
-        return bool(torch.cuda.is_bf16_supported())
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

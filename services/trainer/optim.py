@@ -1,4 +1,4 @@
-"""Optimizers: Muon with AdamW for models made from scratch. All others take Trainer's AdamW."""
+"""Muon with AdamW as one optimizer, for models made from scratch. Others take Trainer's AdamW."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any, overload
 
 import torch
 from torch import nn
+
+from agentprm.devices import computes_bf16
+from services.trainer.muon import Muon
 
 BETAS = (0.9, 0.95)
 
@@ -34,8 +37,10 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(
             [{"params": hidden, "lr": muon_lr}, {"params": rest, "lr": adamw_lr}], defaults={}
         )
+        native = computes_bf16(next(model.parameters()).device)
+        dtype = torch.bfloat16 if native else torch.float32
         self._parts = (
-            torch.optim.Muon(hidden, lr=muon_lr, weight_decay=weight_decay),
+            Muon(hidden, lr=muon_lr, weight_decay=weight_decay, dtype=dtype),
             torch.optim.AdamW(
                 rest, lr=adamw_lr, betas=BETAS, weight_decay=weight_decay, fused=True
             ),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from services.trainer.attention import attend_in_float32
+from services.trainer.attention import attend_on_cpu
 from services.trainer.tiny.model import create_tiny
 
 MASKS = {
@@ -24,7 +24,7 @@ def test_it_gives_the_real_tokens_what_transformers_gives(name: str, tmp_path: P
     ids = torch.randint(5, 200, (2, 5), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor(MASKS[name])
     theirs, ours = (AutoModelForCausalLM.from_pretrained(tmp_path) for _ in range(2))
-    attend_in_float32(ours)
+    attend_on_cpu(ours)
     assert ours.config._attn_implementation != theirs.config._attn_implementation
     want, gradient = _logits_and_gradient(theirs, ids, mask)
     found, own = _logits_and_gradient(ours, ids, mask)
@@ -36,7 +36,7 @@ def test_it_gives_the_real_tokens_what_transformers_gives(name: str, tmp_path: P
 def test_only_padding_on_the_left_makes_a_mask(name: str, masked: bool, tmp_path: Path) -> None:
     create_tiny(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    attend_in_float32(model)
+    attend_on_cpu(model)
     masks: list[Tensor | None] = []
     model.model.layers[0].self_attn.register_forward_pre_hook(
         lambda _module, _args, given: masks.append(given["attention_mask"]), with_kwargs=True

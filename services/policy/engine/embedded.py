@@ -12,6 +12,7 @@ import torch
 from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agentprm.devices import pick_device, pick_dtype
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.vocabulary import within
@@ -31,7 +32,7 @@ from services.policy.engine.codec import Codec, cut, stopper
 from services.policy.engine.forward import Batch, Forward
 from services.policy.engine.kept import Kept, Row, Store, Tail
 from services.policy.engine.layout import Planted, batches
-from services.policy.engine.limits import eos_tokens, max_length, pick_device
+from services.policy.engine.limits import eos_tokens, max_length
 from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
 from services.policy.engine.tree import build_trees
@@ -83,7 +84,7 @@ class EmbeddedEngine(Engine):
         where = pick_device(device)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype="float32" if dtype == "auto" and where.type == "cpu" else dtype,
+            dtype=pick_dtype(dtype, where),
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

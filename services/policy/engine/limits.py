@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 
 def eos_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
     """The end-of-sequence tokens of the checkpoint's generation settings and of its tokenizer."""
@@ -27,10 +25,3 @@ def max_length(config: Any) -> int:
         else None,
     ]
     return min((length for length in lengths if length), default=2**20)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
