@@ -8,7 +8,6 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from agentprm.devices import computes_bf16
 from services.trainer.muon import Muon
 
 BETAS = (0.9, 0.95)
@@ -18,11 +17,18 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon for the matrices between the embeddings, AdamW for all the rest, as one optimizer.
 
     It has a parameter group for each, so a schedule scales both rates alike. Its state is not
-    saved: a fit is repeated from its start, not continued.
+    saved: a fit is repeated from its start, not continued. `dtype` is that of Muon's products of
+    matrices.
     """
 
     def __init__(
-        self, model: nn.Module, *, muon_lr: float, adamw_lr: float, weight_decay: float = 0.0
+        self,
+        model: nn.Module,
+        *,
+        muon_lr: float,
+        adamw_lr: float,
+        dtype: torch.dtype,
+        weight_decay: float = 0.0,
     ) -> None:
         outer = {
             id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
@@ -37,8 +43,6 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(
             [{"params": hidden, "lr": muon_lr}, {"params": rest, "lr": adamw_lr}], defaults={}
         )
-        native = computes_bf16(next(model.parameters()).device)
-        dtype = torch.bfloat16 if native else torch.float32
         self._parts = (
             Muon(hidden, lr=muon_lr, weight_decay=weight_decay, dtype=dtype),
             torch.optim.AdamW(

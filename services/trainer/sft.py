@@ -128,6 +128,7 @@ class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
                 muon_lr=self.settings.muon_learning_rate,
                 adamw_lr=self.settings.learning_rate,
                 weight_decay=self.settings.weight_decay,
+                dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
             )
         created: torch.optim.Optimizer = super().create_optimizer(model)
         return created

@@ -328,8 +328,11 @@ def test_exported_checkpoints_are_smaller_and_load_anywhere(
     assert done.exit_code == 0, done.output
     assert str(out / "prm" / "0") in done.output
 
-    try_policy(out / "policy" / "0")  # in float32, as a CPU computes
-    try_prm(out / "prm" / "0")
+    try_policy(out / "policy" / "0")
+    try_prm(out / "prm" / "0", dtype="auto")
+    prompt, prm = load_prompt("chat"), out / "prm" / "0"
+    assert Scorer(prm, prompt, device="cpu").dtype == "float32"  # as a CPU computes
+    assert Scorer(prm, prompt, device="cpu", dtype="float16").dtype == "float16"
     ids = torch.arange(4, 12)[None]
     for kind, auto in (
         ("policy", AutoModelForCausalLM),

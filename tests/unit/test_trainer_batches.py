@@ -1,17 +1,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
-from agentprm.config import Scratch
 from services.trainer.batches import TokenBatches
-from services.trainer.optim import MuonAdamW
-from services.trainer.tiny import create_tiny
 
 
 @given(
@@ -71,24 +66,3 @@ def test_little_is_padding() -> None:
     batches = TokenBatches(lengths, budget=3500, epochs=1, seed=0)
     padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
     assert sum(lengths) / padded > 0.9
-
-
-def test_muon_takes_the_hidden_matrices_and_a_schedule_scales_both(tmp_path: Path) -> None:
-    create_tiny(tmp_path, shape=Scratch(width=32, layers=1, heads=2, feed_forward=64))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    optimizer = MuonAdamW(model, muon_lr=0.02, adamw_lr=0.01)
-    hidden, rest = (group["params"] for group in optimizer.param_groups)
-    names = {id(p): n for n, p in model.named_parameters()}
-    assert all("_proj" in names[id(p)] for p in hidden)
-    assert {names[id(p)] for p in rest} >= {"model.embed_tokens.weight", "model.norm.weight"}
-    assert len(hidden) == 7
-
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    before = [p.detach().clone() for p in model.parameters()]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 0))
-    optimizer.step()  # at rate 0
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    schedule.step()
-    optimizer.step()
-    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
