@@ -69,7 +69,10 @@ class ModelSettings(ServiceSettings):
     )
     prompt: str = Field(default="chat", description="chat, state, or a Jinja2 file")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    dtype: str = Field(
+        default="auto",
+        description="float32, bfloat16 or float16; auto: float32 on a CPU, else the checkpoint's",
+    )
     threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
 
 
