@@ -57,7 +57,7 @@ STATE = State(
 PROMPT = load_prompt("chat")
 MESSAGES = PROMPT.messages(STATE)
 CHAT: Any = [message.model_dump() for message in MESSAGES]
-SAMPLING = Sampling(decoding=Decoding.FREE, temperature=1.0, max_tokens=40)
+SAMPLING = Sampling(decoding=Decoding.FREE, temperature=0.7, max_tokens=40)
 
 
 def teach(directory: Path) -> None:
@@ -77,10 +77,12 @@ def teach(directory: Path) -> None:
         ids[row, :end] = torch.tensor(each.ids)
         labels[row, start:end] = ids[row, start:end]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(300):
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=600)
+    for _ in range(600):
         optimizer.zero_grad()
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
+        decay.step()
     model.save_pretrained(directory)
 
 
