@@ -1,7 +1,7 @@
 """Games in rooms that training never sees: a directory of games to give to `agentprm train`.
 
     python -m benchmarks.rooms --games DIR --seed 0 OUT
-    agentprm train --preset tiny --games OUT --set evaluation.games=1000
+    agentprm train --preset tiny --games OUT --set evaluation.games=400
 
 Of the rooms of the train split eleven are drawn: two kitchens and three of each other kind. Their
 games are OUT's valid_seen, the others its train split; both are links to those in DIR.

@@ -56,9 +56,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of `matrix` = U S Vᵀ, with singular values from 0.7 to 1.2, in its precision.
+    """About U Vᵀ of `matrix` = U S Vᵀ, in its precision; singular values are 0.7 to 1.2 for most.
 
-    Five steps of a Newton–Schulz iteration, whose polynomial rises steeply at 0.
+    Five steps of a Newton–Schulz iteration, whose polynomial rises steeply at 0; singular values
+    that are a thousandth of the largest, or less, stay smaller.
     """
     if matrix.size(0) > matrix.size(1):
         return orthogonal(matrix.T).T
