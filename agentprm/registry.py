@@ -57,7 +57,7 @@ class Registry:
 
         Raises:
             NoCheckpointError: `version` is not of the form `policy/1` or `online/1.3`, of one
-                of the four kinds.
+                of `KINDS`.
         """
         if _VERSION.fullmatch(version) is None:
             raise NoCheckpointError(f"{version!r} is not a checkpoint version such as policy/1")
@@ -71,6 +71,18 @@ class Registry:
         """The STABLE versions of a kind, such as `policy` or `prm`, oldest first."""
         found = (f"{kind}/{p.parent.name}" for p in (self.root / kind).glob(f"*/{STABLE}"))
         return sorted(filter(_VERSION.fullmatch, found), key=number)
+
+    def newest(self, kind: str) -> str:
+        """The last STABLE version of a kind; not a single member of an ensemble beside others.
+
+        Raises:
+            NoCheckpointError: there is none.
+        """
+        versions = self.versions(kind)
+        if not versions:
+            raise NoCheckpointError(f"{self.root} holds no finished {kind} checkpoint")
+        whole = [version for version in versions if number(version)[1] == 0]
+        return (whole or versions)[-1]
 
     def open(self, version: str) -> Path:
         """The directory of `version`, its files compared with the mark.
@@ -148,7 +160,10 @@ class Registry:
                 exists already.
         """
         if not (source / "config.json").is_file():
-            raise CheckpointError(f"{source} holds no config.json: not a Hugging Face checkpoint")
+            raise CheckpointError(
+                f"{source} holds no config.json: not a Hugging Face checkpoint (of an ensemble its "
+                "members are, one by one)"
+            )
         pickled = sorted(file for file in source.iterdir() if file.suffix in _PICKLE)
         if pickled and not any(source.glob("*.safetensors")):
             raise CheckpointError(f"{pickled[0]} is a pickle: convert the weights to safetensors")

@@ -4,8 +4,7 @@ The new tokens of all sequences lie one after the other in a single row, without
 linear layers do not care; the attention, which is ours, computes each sequence on the keys and
 values that are stored for it.
 
-Of the shared package this alone needs torch and transformers: only services that run models
-import it.
+It needs torch and transformers: only services that run models import it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agentprm.cli.common import Games, Json, console, explained, fail, print_json
+from agentprm.cli.common import Games, Json, console, digest_of, explained, fail, print_json
 from agentprm.cli.games import games_directory
 from agentprm.cli.machine import evaluate_chat_model
 from agentprm.cli.services import Options
@@ -50,12 +49,15 @@ def react(
         fail("this needs OpenAI's client: pip install 'agentprm[react]'")
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     plan = Evaluation(split=split, games=count, sampling=sampling)
-    run = _home(model, url, prompt, plan.model_dump_json(), str(max_steps), str(seed))
     with explained():
+        directory = games_directory(games, console)
+        played = (model, url, plan.model_dump_json(), str(max_steps), str(seed))
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
+        run = Path("runs") / "react" / f"{name}-{digest_of(directory, prompt, *played)}"
         evaluate_chat_model(
             run,
             plan,
-            games_directory(games, console),
+            directory,
             model=model,
             max_steps=max_steps,
             seed=seed,
@@ -64,10 +66,3 @@ def react(
         )
         if as_json:
             print_json(run)
-
-
-def _home(model: str, *settings: str) -> Path:
-    """The directory of these settings: what was played with others is never gone on with."""
-    digest = hashlib.sha256("\n".join((model, *settings)).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
-    return Path("runs") / "react" / f"{name}-{digest}"

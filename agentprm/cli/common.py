@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import signal
 import sys
@@ -19,6 +20,7 @@ from rich.markup import escape
 from agentprm.cli.games import GamesError
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, read_config
+from agentprm.prompts import load_prompt
 from agentprm.protocol import Sampling
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError
@@ -41,8 +43,13 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on 
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn what a user can mend into a message, and SIGTERM into an orderly end."""
+def explained(
+    interrupted: str = "the same command goes on where this one stopped",
+) -> Iterator[None]:
+    """Turn what a user can mend into a message, and SIGTERM into an orderly end.
+
+    `interrupted` is what to say then.
+    """
     warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
     structlog.configure(
         wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
@@ -54,7 +61,7 @@ def explained() -> Iterator[None]:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where this one stopped")
+        console.print(f"interrupted; {interrupted}")
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -66,6 +73,12 @@ def config_of(run: Path) -> Config:
         return read_config(run)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
+
+
+def digest_of(games: Path, prompt: str, *settings: str) -> str:
+    """Names a directory by what is played in it, so that nothing else is gone on with there."""
+    parts = [str(games.resolve()), load_prompt(prompt).hash, *settings]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
 def print_json(run: Path) -> None:

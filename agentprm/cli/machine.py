@@ -30,7 +30,7 @@ from agentprm.measurements import Measurement, write_plan
 from agentprm.protocol import ChoiceRule
 from agentprm.queue import CurrentRun, Queue, QueueError
 from agentprm.redis_server import RedisServer, given_url
-from agentprm.registry import CheckpointError, Registry, number, write_atomic
+from agentprm.registry import CheckpointError, Registry, write_atomic
 
 QUEUE_NAME = "AGENTPRM_QUEUE_NAME"
 """Names the run in Redis, for what has to know its streams before it starts, such as an
@@ -159,7 +159,6 @@ def serve_run(
     """Serve the newest checkpoints of `run` on `host` until interrupted."""
     registry = Registry(run / "checkpoints")
     policies, prms = registry.versions("policy"), registry.versions("prm")
-    prms = [version for version in prms if number(version)[1] == 0] or prms  # not a member alone
     if not policies and not prms:
         raise CheckpointError(f"{run} holds no finished checkpoint")
     with Machine(run, host=host) as machine:
@@ -169,14 +168,15 @@ def serve_run(
             start_env(machine, first_port, games, options, capacity=64, privileged=privileged)
         if prms:
             names.append(PRM)
-            flags = ["--checkpoint", prms[-1]]
+            flags = ["--checkpoint", registry.newest("prm")]
             start_model(machine, PRM, first_port + 2, run, options, flags)
         if policies:
+            policy = registry.newest("policy")
             names.append(POLICY)
-            flags = ["--checkpoint", policies[-1]]
+            flags = ["--checkpoint", policy]
             flags += ["--prm-url", machine.url_at(first_port + 2)] if prms else []
             if options.policy_engine is PolicyEngine.SGLANG and not options.sglang_urls:
-                url = start_sglang(machine, registry.open(policies[-1]), options.sglang_command)
+                url = start_sglang(machine, registry.open(policy), options.sglang_command)
                 options = replace(options, sglang_urls=(url,))
             start_model(machine, POLICY, first_port + 1, run, options, flags)
         machine.wait_reachable(names)

@@ -59,6 +59,7 @@ app.command()(report)
 
 @app.command()
 def train(
+    context: typer.Context,
     preset: Annotated[
         str, typer.Option(help="smoke (minutes), tiny (worth watching), or a .toml file")
     ] = "tiny",
@@ -91,8 +92,11 @@ def train(
     where it stopped.
     """
     if resume is not None:
-        if overrides:
-            fail("--set is for a new run: one that is resumed has its settings")
+        for name in ("preset", "run", "seed", "algorithm", "overrides"):
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                flag = "set" if name == "overrides" else name
+                fail(f"--{flag} is for a new run: one that is resumed has its settings")
         directory, config = resume, config_of(resume)
     else:
         directory = run or Path("runs") / Path(preset).stem
@@ -155,7 +159,8 @@ def evaluate(
         best_of_sampling=at_temperature(as_trained.best_of_sampling, temperature),
         best_of_beta=as_trained.best_of_beta,
     )
-    with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained():
+    kept = "nothing of it is kept"
+    with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained(kept):
         run = Path(directory)
         registry = Registry(run / "checkpoints")
         registry.adopt(policy, "policy/0")
@@ -228,7 +233,8 @@ def up(
         fail("give either --run, or --policy and --prm")
     if engine_url and engine is not PolicyEngine.SGLANG:
         fail("--engine-url is for --engine sglang")
-    with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, explained():
+    ended = "nothing is served any more"
+    with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, explained(ended):
         home = run or Path(directory)
         registry = Registry(home / "checkpoints")
         if policy is not None:

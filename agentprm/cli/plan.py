@@ -15,6 +15,7 @@ from agentprm.cli.common import (
     at_temperature,
     config_of,
     console,
+    digest_of,
     explained,
     fail,
 )
@@ -25,7 +26,7 @@ from agentprm.cli.world import link_checkpoints, newest_world
 from agentprm.config import Evaluation
 from agentprm.facts import read_facts
 from agentprm.protocol import Lookahead, Split
-from agentprm.registry import CheckpointError, Registry
+from agentprm.registry import Registry
 
 
 def plan(
@@ -60,9 +61,10 @@ def plan(
     """
     config = config_of(run)
     with explained():
-        policy = policy or _newest(run, "policy")
-        prm = prm or _newest(run, "prm")
-        facts = read_facts(Registry(run / "checkpoints").open(prm))
+        registry = Registry(run / "checkpoints")
+        policy = policy or registry.newest("policy")
+        prm = prm or registry.newest("prm")
+        facts = read_facts(registry.open(prm))
         if depth > 1 and facts.objective == "relative":
             fail(f"{prm} is relative, its Q of two states cannot be compared: give --depth 1")
         version = (world or newest_world(run)) if model == "learned" else None
@@ -81,14 +83,16 @@ def plan(
         played = [policy, prm, version or "true"]
         name = "-".join([*played, shape, f"{depth}x{width}", split]).replace("/", "-")
         at = "as-best-of-n" if temperature is None else f"{temperature:g}"
-        home = run / "plans" / f"{name}-{count}-{max_steps}-{at}-{seed}"
+        directory = games_directory(games, console)
+        digest = digest_of(directory, config.prompt)
+        home = run / "plans" / f"{name}-{count}-{max_steps}-{at}-{seed}-{digest}"
         link_checkpoints(run, home, policy, prm)
         worlds = home / "world"
         if version is not None:
             link_checkpoints(run, worlds, version)
         plan_run(
             home,
-            games_directory(games, console),
+            directory,
             Options(
                 prompt=config.prompt,
                 device=device,
@@ -105,10 +109,3 @@ def plan(
         )
         if as_json:
             sys.stdout.write((home / "results.json").read_text() + "\n")
-
-
-def _newest(run: Path, kind: str) -> str:
-    versions = Registry(run / "checkpoints").versions(kind)
-    if not versions:
-        raise CheckpointError(f"{run} has no finished {kind} checkpoint")
-    return versions[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ def study(
     config_of(run)
     if name not in STUDIES:
         fail(f"no study {name!r}: there are {', '.join(STUDIES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        fail("this draws figures: pip install 'agentprm[report]'")
     try:
         settings = parse_overrides(overrides or [])
     except ValueError as error:

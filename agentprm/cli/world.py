@@ -15,6 +15,7 @@ from agentprm.cli.common import Device, Json, config_of, explained
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import Options, start_world
 from agentprm.config import Config, accelerate_file
+from agentprm.ensembles import read_members
 from agentprm.registry import CheckpointError, Registry
 
 Run = Annotated[Path, typer.Option(help="the run whose episodes are read; not while it trains")]
@@ -34,7 +35,7 @@ def fit(
 ) -> None:
     """Fit `world/I` on the demonstrations and rollouts of a run, with its settings of SFT."""
     config = config_of(run)
-    with explained():
+    with explained("the same command begins the fit anew"):
         i = _newest(run) if iteration is None else iteration
         flags = ["--run", str(run), "--iteration", str(i)]
         with Machine(run) as machine:
@@ -89,13 +90,15 @@ def newest_world(run: Path) -> str:
 def link_checkpoints(run: Path, home: Path, *versions: str) -> None:
     """A registry below `home` with some checkpoints of a run, for services of its own.
 
+    With an ensemble come its members.
     What they note of what they serve does not disturb those of the run.
 
     Raises:
         CheckpointError: the run has not one of them.
     """
     theirs, own = Registry(run / "checkpoints"), Registry(home / "checkpoints")
-    for version in versions:
+    members = [member for version in versions for member in read_members(theirs.open(version))]
+    for version in (*versions, *members):
         source, link = theirs.open(version), own.path(version)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():

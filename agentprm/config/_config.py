@@ -6,12 +6,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
 from agentprm.config._monitor import MonitorSettings
+from agentprm.config._settings import Settings
 from agentprm.config._shaping import Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 from agentprm.protocol import Sampling, Split
@@ -26,12 +27,6 @@ class PolicyEngine(StrEnum):
     """transformers, in the policy service's process."""
     SGLANG = "sglang"
     """SGLang servers."""
-
-
-class Settings(BaseModel):
-    """A group of settings. Unknown names are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Demonstrations(Settings):
@@ -183,7 +178,7 @@ class Config(Settings):
     """Where these settings come from."""
     algorithm: Algorithm = Algorithm.AGENT_PRM
     """`agent-prm` (Q from outcomes), `inverse-prm` (from demonstrations), or a baseline."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """What was set in place of the preset's own values, by dotted names."""
     seed: int = 0
     """All sampling, shuffling and initialisation derives from it."""

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from agentprm.config._settings import Settings
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Reset(_Settings):
+class Reset(Settings):
     """Reset-50-50: rollouts that begin in a state of a won episode."""
 
     fraction: Share = 0.5
     """Share of the rollouts."""
 
 
-class Steered(_Settings):
+class Steered(Settings):
     """Steered exploration: the policy reads a strategy while it plays; what is trained on does not
     hold it."""
 
@@ -33,14 +31,14 @@ class Steered(_Settings):
     did, for a model made from scratch, which understands no other; see docs/exploration.md."""
 
 
-class Posterior(_Settings):
+class Posterior(Settings):
     """PosteriorExplorer: a policy that is told where things are plays the first turns."""
 
     fraction: Share = 0.5
     """Share of the rollouts."""
 
 
-class Exploration(_Settings):
+class Exploration(Settings):
     """Ways for the rollouts of an iteration to begin. They share the rollouts; what is left begins
     at the game's beginning with the bare policy."""
 

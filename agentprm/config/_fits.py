@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from agentprm.config._settings import Settings
 from agentprm.ensembles import MAX_MEMBERS
 
 
-class FitSettings(BaseModel):
+class FitSettings(Settings):
     """What every fit takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, ge=0)
     """Seed of batches, new weights and dropout."""

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from agentprm.config._config import Config
 from agentprm.config._overrides import dotted, merged
+from agentprm.config._shaping import EXPERT, FIRST
 
 _PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -29,12 +30,20 @@ def load_config(preset: str, seed: int = 0, overrides: Mapping[str, Any] | None 
         overrides: values by dotted names, such as `{"dpo.beta": 0.1}`.
 
     Raises:
-        FileNotFoundError: there is neither such a preset nor such a file.
+        FileNotFoundError: there is neither such a preset nor such a file, or no policy in the
+            directory of the reference.
         pydantic.ValidationError: an unknown setting is named, or an impossible value.
     """
     values = _values(Path(preset)) if preset.endswith(".toml") else _values(_shipped(preset))
     values |= {"preset": preset, "seed": seed, "overrides": dict(overrides or {})}
-    return Config.model_validate(merged(values, overrides or {}))
+    config = Config.model_validate(merged(values, overrides or {}))
+    directory = config.shaping.directory
+    # Of a new run only: one that goes on has a copy of it.
+    if directory is not None and not (directory / "config.json").is_file():
+        raise FileNotFoundError(
+            f"shaping.reference: {directory} is neither {EXPERT}, {FIRST} nor a policy's directory"
+        )
+    return config
 
 
 def _values(preset: Path) -> dict[str, Any]:
@@ -69,7 +78,7 @@ def read_config(run: Path) -> Config:
 
     Raises:
         FileNotFoundError: `run` is not the directory of a run.
-        ValueError: it is one of another version of this package.
+        ValueError: its settings cannot be read, as those of another version of this package.
     """
     path = run / "config.json"
     if not path.is_file():
@@ -79,6 +88,8 @@ def read_config(run: Path) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] not in ("missing", "extra_forbidden"):
+            raise ValueError(f"{path} cannot be read: {where}: {first['msg']}") from error
         raise ValueError(
             f"{path} is of another version of agentprm ({where}: {first['msg']}): "
             "begin a new run, by another --run; in compose `docker compose down -v` removes the old"

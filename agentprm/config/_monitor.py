@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from agentprm.config._settings import Settings
 from agentprm.protocol import MAX_BATCH, MAX_CANDIDATES
 
 
-class MonitorSettings(BaseModel):
+class MonitorSettings(Settings):
     """What is looked at whenever the weights of a policy update are published (stage 3).
 
     The states are of games that took no part in the fit of the PRM. The policy update leaves these
     games out as well, so `prm.validation_fraction` decides how many states there can be.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     states: int = Field(default=48, ge=2, le=MAX_BATCH)
     """Held-out states; fewer where the held-out games have fewer."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
+
+from agentprm.config._settings import Settings
 
 EXPERT, FIRST = "expert", "policy/0"
 
 
-class Shaping(BaseModel):
+class Shaping(Settings):
     """What the PRM's targets take from a reference policy μ: (1 − α) Q^π + α A^μ (eq. 13)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     alpha: float = Field(default=0.0, ge=0, le=1)
     """α: 0 leaves the targets as they are, and needs no μ; 1 is imitation of μ (AggreVaTe)."""
@@ -24,9 +24,7 @@ class Shaping(BaseModel):
     per_game: int = Field(default=4, ge=1)
     """Episodes a game."""
 
-    @field_validator("reference")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in (EXPERT, FIRST) and not (Path(value) / "config.json").is_file():
-            raise ValueError(f"{value!r} is neither {EXPERT}, {FIRST} nor a policy's directory")
-        return value
+    @property
+    def directory(self) -> Path | None:
+        """Where μ lies, if it is neither the expert nor a policy of the run."""
+        return None if self.reference in (EXPERT, FIRST) else Path(self.reference)

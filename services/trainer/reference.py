@@ -37,9 +37,10 @@ def reference_jobs(
     games = [game for game in games for _ in range(plan.per_game)]
     if plan.reference == EXPERT:
         return collector.jobs(ROLLOUTS, games, actor="expert")
-    policy = FIRST if plan.reference == FIRST else _REFERENCE
-    if not registry.exists(policy):
-        registry.adopt(Path(plan.reference), policy)
+    directory = plan.directory
+    policy = FIRST if directory is None else _REFERENCE
+    if directory is not None and not registry.exists(policy):
+        registry.adopt(directory, policy)
     return collector.jobs(ROLLOUTS, games, policy=policy, sampling=sampling)
 
 

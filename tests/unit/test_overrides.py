@@ -74,6 +74,29 @@ def test_the_command_records_them_and_explains_a_wrong_one(
     assert "group.name=value" in wrong.output
 
 
+@pytest.mark.parametrize("setting", ["seed=3", "preset=tiny", "algorithm=sft", "run=elsewhere"])
+def test_a_run_that_is_resumed_takes_no_setting(tmp_path: Path, setting: str) -> None:
+    name, value = setting.split("=")
+    done = CliRunner().invoke(app, ["train", "--resume", str(tmp_path), f"--{name}", value])
+    assert done.exit_code == 2
+    assert f"--{name} is for a new run" in done.output
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_number_that_json_cannot_hold_is_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        load_config("smoke", overrides=parse_overrides([f"dpo.max_grad_norm={value}"]))
+
+
+def test_settings_of_another_version_and_impossible_ones_are_told_apart(tmp_path: Path) -> None:
+    plain = load_config("smoke").model_dump(mode="json")
+    for change, why in (({"unheard": 1}, "another version of agentprm"), ({"gamma": 2}, "gamma")):
+        (tmp_path / "config.json").write_bytes(orjson.dumps(plain | change))
+        with pytest.raises(ValueError, match=why) as caught:
+            read_config(tmp_path)
+    assert "version" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [

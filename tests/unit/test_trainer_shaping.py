@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
-from agentprm.config import EXPERT, Config, PRMSettings, Shaping
+from agentprm.config import EXPERT, Config, PRMSettings, load_config, read_config
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, JobResult, Turn
 from agentprm.registry import Registry
@@ -196,8 +197,15 @@ def test_a_run_fits_the_value_and_shapes_its_targets(tmp_path: Path) -> None:
     )
 
 
-def test_a_reference_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert Shaping(reference=str(tmp_path)).reference == str(tmp_path)
-    with pytest.raises(ValueError, match="neither expert, policy/0 nor"):
-        Shaping(reference="policy/7")
+def test_a_reference_that_is_nowhere_is_refused_for_a_new_run_only(tmp_path: Path) -> None:
+    policy, run = tmp_path / "policy", tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="neither expert, policy/0 nor"):
+        load_config("smoke", overrides={"shaping.reference": str(policy)})
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    config = load_config("smoke", overrides={"shaping.reference": str(policy)})
+    assert config.shaping.directory == policy
+    run.mkdir()
+    (run / "config.json").write_text(config.model_dump_json())
+    shutil.rmtree(policy)
+    assert read_config(run) == config  # which has its copy of it, or says what is missing then

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from agentprm.cli.main import app
 from agentprm.cli.world import link_checkpoints, newest_world
+from agentprm.ensembles import write_ensemble
 from agentprm.facts import METADATA
-from agentprm.registry import CheckpointError, Registry
+from agentprm.registry import CheckpointError, NoCheckpointError, Registry
 from tests.finished_run import finished_run
 
 
@@ -30,6 +31,21 @@ def test_checkpoints_of_a_run_are_served_from_a_registry_beside_it(tmp_path: Pat
     assert theirs.serving("policy") is None
     with pytest.raises(CheckpointError, match="no checkpoint"):
         link_checkpoints(run, home, "prm/0")
+
+
+def test_an_ensemble_is_linked_with_its_members_and_is_newer_than_they(tmp_path: Path) -> None:
+    theirs, own = Registry(tmp_path / "checkpoints"), Registry(tmp_path / "home" / "checkpoints")
+    members = ["prm/0.1", "prm/0.2"]
+    for version in members:
+        with theirs.write(version) as out:
+            (out / "config.json").write_text(version)
+    assert theirs.newest("prm") == "prm/0.2"
+    write_ensemble(theirs, "prm/0", members)
+    assert theirs.newest("prm") == "prm/0"
+    link_checkpoints(tmp_path, tmp_path / "home", "prm/0")
+    assert own.versions("prm") == ["prm/0", *members]
+    with pytest.raises(NoCheckpointError, match="no finished policy"):
+        theirs.newest("policy")
 
 
 def test_a_relative_prm_is_no_judge_between_states(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""What the commands have in common: where they go on, and how they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from agentprm.cli.common import digest_of, explained
+from agentprm.prompts import load_prompt
+
+
+def test_what_was_played_in_other_games_or_by_another_prompt_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = tmp_path / "mine.j2"
+    template.write_text(load_prompt("chat").source)
+    own = digest_of(tmp_path / "a", str(template), "seed 0")
+    monkeypatch.chdir(tmp_path)
+    assert digest_of(Path("a"), str(template), "seed 0") == own
+    with template.open("a") as file:
+        file.write("{# changed #}")
+    others = {
+        digest_of(tmp_path / "b", "chat", "seed 0"),
+        digest_of(tmp_path / "a", str(template), "seed 0"),
+        digest_of(tmp_path / "a", "chat", "seed 1"),
+    }
+    assert len(others | {own}) == 4
+
+
+def test_who_interrupts_a_command_is_told_what_comes_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for what, said in (((), "the same command goes on"), (("nothing is kept",), "nothing is kept")):
+        with pytest.raises(typer.Exit) as ended, explained(*what):
+            raise KeyboardInterrupt
+        assert ended.value.exit_code == 130
+        assert said in capsys.readouterr().err
