@@ -6,24 +6,27 @@ episode runs, all but the last of those texts have been rendered and tokenised b
 
 from __future__ import annotations
 
+import sys
 import threading
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sized
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-MAX_LENGTH = 32 * 2**20
-"""Most characters of rendered texts that are remembered; and most token ids."""
+MAX_BYTES = 64 * 2**20
+"""Most that rendered texts take, with what they were rendered from; and most that token ids do,
+with their texts. Hundreds of episodes side by side, and every tokenizer has its own."""
 
-V = TypeVar("V", bound=Sized)
+V = TypeVar("V")
 
 
 class RememberingTokenizer:
     """A Hugging Face tokenizer, as far as the services use it. Any thread may call it."""
 
-    def __init__(self, tokenizer: Any, max_length: int = MAX_LENGTH) -> None:
+    def __init__(self, tokenizer: Any, max_bytes: int = MAX_BYTES) -> None:
         self._tokenizer = tokenizer
-        self._texts: _Memory[str] = _Memory(max_length)
-        self._ids: _Memory[list[int]] = _Memory(max_length)
+        self._texts: _Memory[str] = _Memory(max_bytes)
+        self._ids: _Memory[array[int]] = _Memory(max_bytes)
         self.eos_token: str | None = tokenizer.eos_token
         self.pad_token: str | None = tokenizer.pad_token
         self.chat_template: Any = tokenizer.chat_template
@@ -48,19 +51,18 @@ class RememberingTokenizer:
     def encode(self, text: str, **kwargs: Any) -> list[int]:
         """Token ids of a text, a new list each time."""
 
-        def ids() -> list[int]:
-            found: list[int] = self._tokenizer.encode(text, **kwargs)
-            return found
+        def ids() -> array[int]:  # a ninth of what a list of numbers takes
+            return array("I", self._tokenizer.encode(text, **kwargs))
 
         return list(self._ids.get((text, *sorted(kwargs.items())), ids))
 
 
 class _Memory(Generic[V]):
-    """Values up to a total length; what was not used for longest is forgotten."""
+    """Values up to so many bytes, keys included; what was not used for longest is forgotten."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._size = 0
+        self._bytes = 0
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -75,8 +77,13 @@ class _Memory(Generic[V]):
         with self._lock:
             if key not in self._values:
                 self._values[key] = value
-                self._size += len(value)
-            while self._size > self._capacity:
-                _, forgotten = self._values.popitem(last=False)
-                self._size -= len(forgotten)
+                self._bytes += _bytes(key) + _bytes(value)
+            while self._bytes > self._capacity:
+                old_key, old = self._values.popitem(last=False)
+                self._bytes -= _bytes(old_key) + _bytes(old)
         return value
+
+
+def _bytes(value: object) -> int:
+    inner = value if isinstance(value, tuple) else ()
+    return sys.getsizeof(value) + sum(map(_bytes, inner))

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from agentprm.encoding import encode, encode_answers
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Message, State
-from agentprm.remembering import RememberingTokenizer
+from agentprm.remembering import MAX_BYTES, RememberingTokenizer, _bytes
 from tests.models import word_tokenizer
 from tests.scorers import episode
 
@@ -96,7 +97,7 @@ def test_an_answer_that_is_rendered_by_its_place_is_rendered_there() -> None:
 
 
 def test_memory_is_bounded_and_threads_may_share_it() -> None:
-    tokenizer = RememberingTokenizer(Counted(), max_length=2000)
+    tokenizer = RememberingTokenizer(Counted(), max_bytes=20_000)
     turns, texts = conversations(8), answers(3)
     expected = [separately(messages, texts) for messages in turns]
 
@@ -107,8 +108,19 @@ def test_memory_is_bounded_and_threads_may_share_it() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(80)))
     for memory in (tokenizer._texts, tokenizer._ids):
-        assert memory._size == sum(map(len, memory._values.values())) <= 2000
-        assert memory._size > 0
+        held = sum(_bytes(key) + _bytes(value) for key, value in memory._values.items())
+        assert 0 < memory._bytes == held <= 20_000
+
+
+def test_the_bound_is_what_it_takes_of_the_process() -> None:
+    tokenizer = RememberingTokenizer(Counted(), max_bytes=MAX_BYTES // 8)
+    tracemalloc.start()
+    for k in range(4000):
+        tokenizer.encode(f"{k} " + "go to shelf 1 " * 200)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert MAX_BYTES // 16 < tokenizer._ids._bytes <= MAX_BYTES // 8
+    assert held < 1.5 * MAX_BYTES / 8
 
 
 def test_what_fails_is_not_remembered() -> None:
