@@ -4,8 +4,9 @@
         print(prm.score_messages(messages))  # Q of every assistant message of an OpenAI chat
 
 Every call has a deadline. 429, 502, 503, 504 and connection errors are tried again until then;
-anything else is raised at once as `ServiceError`. Calls carry the key in `AGENTPRM_API_KEY`, and
-the id of the request or job that they are made for.
+anything else is raised at once as `ServiceError`. What no service could read, such as a chat
+without an assistant message to score, is a `ValueError` before it is sent. Calls carry the key in
+`AGENTPRM_API_KEY`, and the id of the request or job that they are made for.
 """
 
 from __future__ import annotations

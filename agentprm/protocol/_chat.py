@@ -22,8 +22,8 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     """One message of a chat. Fields beside role and content are passed over, as clients send many.
 
-    `developer` is another word for `system`. Tool calls are refused rather than passed over: the
-    action would be missing from what is scored.
+    `developer` is another word for `system`. Tool calls, images and the like are refused rather
+    than passed over: they would be missing from what is read.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -33,18 +33,35 @@ class ChatMessage(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_tools(cls, data: Any) -> Any:
+    def _only_text(cls, data: Any) -> Any:
         if isinstance(data, Message):
             return data.model_dump()
-        if isinstance(data, dict) and (data.get("tool_calls") or data.get("role") == "tool"):
+        if not isinstance(data, dict):
+            return data
+        if data.get("tool_calls") or data.get("role") == "tool":
             raise ValueError("tool calls and their results are scored as text: put them in content")
+        content = data.get("content")
+        parts = content if isinstance(content, list) else []
+        other = [part.get("type") for part in parts if isinstance(part, dict)]
+        if content is None or any(kind != "text" for kind in other):
+            raise ValueError("content is a text, or parts of the type text: nothing else is read")
         return data
+
+    @model_validator(mode="after")
+    def _not_too_long(self) -> ChatMessage:
+        if len(self.text) > MAX_MESSAGE:
+            raise ValueError(f"a message has {MAX_MESSAGE:,} characters at most, in all its parts")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content, its parts joined."""
+        content = self.content
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
     def plain(self) -> Message:
         """The message as chat templates take it."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return Message(role="system" if self.role == "developer" else self.role, content=text)
+        return Message(role="system" if self.role == "developer" else self.role, content=self.text)
 
 
 class Conversation(Request):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentprm.protocol import MAX_CANDIDATES, ChatMessage
+from agentprm.protocol import MAX_CANDIDATES, MAX_MESSAGES, ChatMessage
 from services.policy.engine import Draw
 
 _BEST_OF = re.compile(r"best-of-([1-9][0-9]?)")
@@ -21,7 +21,7 @@ def best_of_named(model: str) -> int | None:
 
 
 class ChatRequest(BaseModel):
-    """The options that are honoured; others are ignored.
+    """The options that are honoured; others are ignored, and null is as good as nothing.
 
     `best_of`, or a model named `best-of-N`, draws that many samples and returns the `n` that the
     PRM likes best. `q_temperature`, `beta` and `allow_degraded` are those of `/v1/act`.
@@ -30,7 +30,7 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
@@ -39,10 +39,19 @@ class ChatRequest(BaseModel):
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     logprobs: bool = False
     stream: bool = False
+    tools: list[Any] = []
+    response_format: dict[str, Any] = {"type": "text"}
     best_of: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES)
     q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)
     beta: float = Field(default=0.0, ge=0.0, le=10.0)
     allow_degraded: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
 
     @property
     def candidates(self) -> int | None:
@@ -64,6 +73,10 @@ class ChatRequest(BaseModel):
         wanted = self.candidates
         if self.stream:
             return "stream", "streaming is not supported; send stream: false"
+        if self.tools:
+            return "tools", "tools are not supported: describe them in a message, answers are text"
+        if self.response_format.get("type") != "text":
+            return "response_format", "answers are text: no other response_format is supported"
         for field in ("q_temperature", "beta", "allow_degraded"):
             if wanted is None and getattr(self, field):
                 return field, f"{field} has no meaning without best_of"

@@ -168,6 +168,7 @@ def test_a_full_queue_is_a_429(url: str) -> None:
 
 def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> None:
     options = {"n": 2, "max_tokens": 5, "seed": 1, "logprobs": True, "user": "x", "store": False}
+    options |= {"temperature": None, "stream": None, "tools": [], "response_format": None}
     answer = httpx.post(f"{url}/v1/chat/completions", json=CHAT | options, timeout=30).json()
     assert answer["object"] == "chat.completion"
     assert answer["model"] == "policy/0"
@@ -188,6 +189,9 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
     ("change", "status", "param", "code"),
     [
         ({"stream": True}, 400, "stream", None),
+        ({"tools": [{"type": "function"}]}, 400, "tools", None),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format", None),
+        ({"messages": [CHAT["messages"][0]] * 501}, 400, "messages", None),
         ({"model": "gpt-4"}, 404, "model", "model_not_found"),
         ({"messages": []}, 400, "messages", None),
         (

@@ -109,6 +109,9 @@ def test_a_text_ends_as_the_template_ends_an_answer(path: Path) -> None:
     assert closed(tokenizer, "a \n") == "a \n<|end|>\n"
 
 
+LONG_PARTS = [{"type": "text", "text": "x" * 150_000}] * 2
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -118,7 +121,12 @@ def test_a_text_ends_as_the_template_ends_an_answer(path: Path) -> None:
         ({"messages": CHAT, "conversations": [{"messages": CHAT}]}, "give either"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool calls"),
         ({"messages": [{"role": "tool", "content": "42"}]}, "tool calls"),
-        ({"messages": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "text"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "nothing else"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "nothing else is read"),
+        (
+            {"messages": [{"role": "assistant", "content": LONG_PARTS}]},
+            "200,000 characters at most",
+        ),
         ({"messages": [{"role": "robot", "content": "x"}]}, "assistant"),
         ({"texts": [""]}, "at least 1 character"),
         ({"messages": "hello"}, "list"),
