@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 import orjson
 import redis
@@ -182,15 +182,11 @@ class Queue:
                 return None
         return None
 
-    def holds(self, entry: Entry[Any]) -> bool:
-        """Whether the job was still ours at the last heartbeat; if not, playing on is wasted."""
-        return self._heartbeat.holds(entry.id)
-
     def finish(self, entry: Entry[RolloutJob | PreferenceJob], result: JobResult) -> bool:
         """Push the result and acknowledge the job, at once; wait while the results are full.
 
         Returns:
-            False if the job was no longer open: finished by another, or purged. Then nothing is
+            False if the job was no longer open: finished by another, or dropped. Then nothing is
             pushed.
         """
         job = entry.record
@@ -280,13 +276,9 @@ class Queue:
         key = self._streams.keys["owner"]
         if self._streams.call(partial(self._redis.get, key)) == owner.encode():
             return False
-        self.purge()
+        self._streams.clear()
         self._streams.call(partial(self._redis.set, key, owner))
         return True
-
-    def purge(self) -> None:
-        """Drop the whole run."""
-        self._streams.clear()
 
     # --- below ----------------------------------------------------------------------------------
 
