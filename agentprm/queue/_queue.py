@@ -106,6 +106,7 @@ class Queue:
         self._streams = Streams(url, run, patience=self.settings.patience, stopped=self._stopped)
         self._redis = self._streams.redis
         self._publish = self._redis.register_script(_scripts.PUBLISH)
+        self._forget_lost = self._redis.register_script(_scripts.FORGET_LOST)
         self._finish = self._redis.register_script(_scripts.FINISH)
         self._set_idle = self._redis.register_script(_scripts.SET_IDLE)
         self._bury = self._redis.register_script(_scripts.BURY)
@@ -143,14 +144,18 @@ class Queue:
         """
         return self._until_room("jobs", lambda: self.offer(job)) == Offer.QUEUED
 
-    def forget(self, prefix: str) -> int:
-        """Forget the job ids that begin with `prefix`, so that they can be published again."""
-        key = self._streams.keys["ids"]
-        known = self._streams.call(lambda: list(self._redis.sscan_iter(key, count=1000)))
-        ids = [job_id for job_id in known if job_id.startswith(prefix.encode())]
-        if ids:
-            self._streams.call(lambda: self._redis.srem(key, *ids))
-        return len(ids)
+    def forget_lost(self, stream: Results, job_ids: Iterable[str]) -> list[str]:
+        """Forget those of the ids whose jobs nobody has, so that they can be published again.
+
+        A Redis that came back without its data, or with older data, has lost jobs; and it knows
+        the ids of jobs whose records were deleted. None is taken for lost while results wait in
+        `stream`, where theirs would be.
+
+        Returns:
+            The ids that were forgotten.
+        """
+        lost = self._streams.run(self._forget_lost, ["ids", "jobs", stream], *job_ids)
+        return [job_id.decode() for job_id in lost]
 
     def dead(self) -> list[DeadJob]:
         """The dead letters, oldest first. Their ids are forgotten: publishing runs them again."""

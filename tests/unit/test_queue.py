@@ -71,8 +71,27 @@ def test_a_job_is_published_once_whoever_repeats_it(connect: Open) -> None:
     entry = take(queues[0])
     assert queues[0].finish(entry, result(entry.record.id))
     assert not queues[0].publish(job(entry.record.id)), "a finished job stays known"
-    assert queues[0].forget("j/") == 5
-    assert queues[0].publish(job(entry.record.id))
+
+
+def test_only_a_job_that_nobody_has_is_forgotten(connect: Open) -> None:
+    """Not one that waits, is played, waits for its next try, was abandoned, or has a result."""
+    trainer, worker = connect(), connect()
+    names = ["played", "retried", "abandoned", "new"]
+    for name in names:
+        trainer.publish(job(name))
+    entries = [take(worker) for _ in names[:-1]]
+    worker.fail(entries[1], "bad luck")
+    die(worker)
+    assert trainer.forget_lost("episodes", names) == []
+    assert worker.finish(entries[0], result("played"))
+    assert trainer.forget_lost("episodes", names) == [], "a result waits"
+    [answer] = trainer.results("episodes", count=8, timeout=1)
+    trainer.acknowledge("episodes", [answer])
+    assert trainer.forget_lost("preferences", names) == ["played"], "its record was not kept"
+    assert [trainer.publish(job(name)) for name in names] == [True, False, False, False]
+    trainer._redis.flushall()
+    assert trainer.forget_lost("episodes", names) == names
+    assert [trainer.publish(job(name)) for name in names] == [True] * 4
 
 
 def test_a_dead_workers_job_is_claimed_and_its_late_answer_ignored(connect: Open) -> None:
