@@ -214,7 +214,7 @@ class Queue:
         self._heartbeat.release(entry.id)
         if entry.deliveries >= self.settings.max_deliveries:
             data = _dump(entry.record)
-            self._to_dead_letters(entry.id, entry.record.id, reason, data)
+            self._to_dead_letters("jobs", entry.id, entry.record.id, reason, data)
             return
         pause = min(2.0**entry.deliveries - 1, self.settings.claim_after)
         self._release(entry.id, self.settings.claim_after - pause, entry.deliveries)
@@ -232,6 +232,8 @@ class Queue:
         Waits up to `timeout` seconds for the first. Make them durable, then acknowledge them,
         then ask for more. A result is delivered again if it could not be acknowledged: count
         by `JobResult.job_id`.
+
+        A result that cannot be read is a dead letter of its job: it would come first for ever.
         """
         deadline = time.monotonic() + timeout
         rows = self._streams.unacknowledged(stream, _CONSUMER, count)
@@ -240,7 +242,7 @@ class Queue:
             rows = self._streams.read(stream, _CONSUMER, count, left)
             if left <= 0:
                 break
-        return [Entry(row.id, JobResult.model_validate_json(row.fields[b"data"])) for row in rows]
+        return list(filter(None, (self._open_result(stream, row) for row in rows)))
 
     def acknowledge(self, stream: Results, entries: Iterable[Entry[JobResult]]) -> None:
         """Delete results that are durable."""
@@ -311,19 +313,40 @@ class Queue:
         job_id, data = fields[b"job"].decode(), fields[b"data"]
         if deliveries > self.settings.max_deliveries:
             reason = f"delivered {deliveries - 1} times and never answered"
-            self._to_dead_letters(entry_id, job_id, reason, data)
+            self._to_dead_letters("jobs", entry_id, job_id, reason, data)
             return None
         try:
             return Entry(entry_id, _job.validate_json(data), deliveries)
         except ValidationError as error:
-            self._to_dead_letters(entry_id, job_id, f"not a job: {error}", data)
+            reason = f"not a job that a worker of this version can read: {_first(error)}"
+            self._to_dead_letters("jobs", entry_id, job_id, reason, data)
             return None
 
-    def _to_dead_letters(self, entry_id: str, job_id: str, reason: str, data: bytes) -> None:
+    def _open_result(self, stream: Results, row: Row) -> Entry[JobResult] | None:
+        """The result of an entry; one that cannot be read makes its job dead."""
+        try:
+            return Entry(row.id, JobResult.model_validate_json(row.fields[b"data"]))
+        except ValidationError as error:
+            reason = (
+                "its result cannot be read, as that of a worker of another version; have workers "
+                f"of the trainer's version, and the job is played again: {_first(error)}"
+            )
+            # Without the data: results are large, and this one is of no use.
+            self._to_dead_letters(stream, row.id, row.fields[b"job"].decode(), reason, b"")
+            return None
+
+    def _to_dead_letters(
+        self,
+        stream: Results | Literal["jobs"],
+        entry_id: str,
+        job_id: str,
+        reason: str,
+        data: bytes,
+    ) -> None:
         _log.error("job given up", job=job_id, reason=reason)
-        bound = self.settings.max_dead
-        fields = (GROUPS["jobs"], self.consumer, entry_id, bound, job_id, reason, data)
-        self._streams.run(self._bury, ["jobs", "dead", "ids"], *fields)
+        holder = self.consumer if stream == "jobs" else _CONSUMER
+        fields = (GROUPS[stream], holder, entry_id, self.settings.max_dead, job_id, reason, data)
+        self._streams.run(self._bury, [stream, "dead", "ids"], *fields)
 
     def _release(self, entry_id: str, idle: float, deliveries: int) -> None:
         fields = (self.consumer, entry_id, round(idle * 1000), deliveries)
@@ -337,6 +360,13 @@ class Queue:
         except (QueueError, redis.RedisError):
             return True
         return bool(held)
+
+
+def _first(error: ValidationError) -> str:
+    """The first of its errors. A record of another version may have one in each of its turns."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def _attempt(job: RolloutJob | PreferenceJob) -> str:

@@ -282,6 +282,25 @@ def test_a_job_given_up_ends_the_wait_with_its_reason(redis_url: str, tmp_path: 
             inbox.receive("episodes", {"demos-0000"})
 
 
+def test_a_result_of_another_version_ends_the_wait_and_its_job_is_played_again(
+    redis_url: str, tmp_path: Path
+) -> None:
+    results = [
+        JobResult.model_construct(job_id="r-0000", worker="of a version without seconds"),
+        JobResult(job_id="r-0000", worker="test", seconds=0),
+    ]
+
+    def play(job: Job) -> JobResult:
+        return results.pop(0)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        mine = rollout_collector(queue, Records(tmp_path))
+        with pytest.raises(JobsFailed, match=r"r-0000 was given up: .* worker of another version"):
+            mine.collect("r", rollouts(1), "a game")
+        mine.collect("r", rollouts(1), "a game")  # as a trainer does that is started again
+    assert mine.records.finished("r") == {"r-0000"}
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inboxes, "_WAIT", 0.3)

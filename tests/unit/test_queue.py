@@ -277,6 +277,29 @@ def test_an_entry_that_is_no_job_does_not_stop_the_workers(connect: Open) -> Non
     assert [dead.job_id for dead in queue.dead()] == ["bad"]
 
 
+def test_a_result_that_cannot_be_read_stops_nobody_and_its_job_can_be_published_again(
+    connect: Open,
+) -> None:
+    trainer, worker = connect(), connect()
+    for name in "abc":
+        trainer.publish(job(name))
+    other = JobResult.model_construct(job_id="a", worker="of a version without seconds")
+    worker.finish(take(worker), other)
+    worker.finish(take(worker), result("b"))
+    [entry] = trainer.results("episodes", count=8, timeout=1)
+    assert entry.record.job_id == "b"
+    [dead] = trainer.dead()
+    assert dead.job_id == "a"
+    assert "worker of another version" in dead.reason
+    assert dead.reason.endswith("seconds: Field required")
+    restarted = connect()
+    assert restarted.results("episodes", count=8, timeout=0) == [entry], "a comes no more"
+    restarted.acknowledge("episodes", [entry])
+    assert restarted.lengths() == {"jobs": 1, "episodes": 0, "preferences": 0, "dead": 1}
+    assert restarted.publish(job("a"))
+    assert not restarted.publish(job("b"))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_job_counts_once_however_workers_and_trainers_die(
     server: RedisServer, seed: int
