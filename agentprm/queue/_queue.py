@@ -6,26 +6,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from types import TracebackType
-from typing import Generic, Literal, Self, TypeVar
+from typing import Literal, Self
 
 import orjson
 import redis
 import structlog
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from agentprm.protocol import Job, JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import _scripts
 from agentprm.queue._heartbeat import Heartbeat
 from agentprm.queue._link import QueueError
 from agentprm.queue._streams import GROUPS, Row, Streams
-
-Results = Literal["episodes", "preferences"]
-
-T = TypeVar("T")
+from agentprm.queue._values import DeadJob, Entry, Offer, QueueSettings, Results
 
 _CONSUMER = "trainer"
 """Results have one consumer, always of this name, so that a restarted trainer finds at once what
@@ -33,52 +28,6 @@ it had taken and not acknowledged."""
 
 _job: TypeAdapter[RolloutJob | PreferenceJob] = TypeAdapter(Job)
 _log = structlog.get_logger()
-
-
-class QueueSettings(BaseModel):
-    """Times and bounds of the queue; every process of a run takes the same."""
-
-    claim_after: float = Field(default=15.0, gt=0)
-    """Seconds without a heartbeat after which a job is claimed by another worker."""
-    max_deliveries: int = Field(default=5, ge=1)
-    """How often a job is tried before it goes to the dead letters."""
-    max_jobs: int = Field(default=1024, ge=1)
-    """Most jobs outstanding."""
-    max_episodes: int = Field(default=64, ge=1)
-    """Most results waiting in `episodes`."""
-    max_preferences: int = Field(default=256, ge=1)
-    """Most results waiting in `preferences`."""
-    max_dead: int = Field(default=1000, ge=1)
-    """Most dead letters kept, about."""
-    patience: float = Field(default=60.0, ge=0)
-    """Seconds that a call waits for a Redis that is gone."""
-
-
-class Offer(StrEnum):
-    """What became of a job that was offered."""
-
-    QUEUED = "queued"
-    KNOWN = "known"
-    """Its id was published before."""
-    FULL = "full"
-    """The stream is at its bound; not queued."""
-
-
-@dataclass(frozen=True)
-class Entry(Generic[T]):
-    """A record taken from a stream; `deliveries` counts this one."""
-
-    id: str
-    record: T
-    deliveries: int = 1
-
-
-@dataclass(frozen=True)
-class DeadJob:
-    """A job given up, and why."""
-
-    job_id: str
-    reason: str
 
 
 class Queue:
