@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -283,15 +284,15 @@ def test_a_result_that_cannot_be_read_stops_nobody_and_its_job_can_be_published_
     trainer, worker = connect(), connect()
     for name in "abc":
         trainer.publish(job(name))
-    other = JobResult.model_construct(job_id="a", worker="of a version without seconds")
-    worker.finish(take(worker), other)
+    unreadable = result("a").model_copy(update={"seconds": math.nan})  # null in JSON
+    worker.finish(take(worker), unreadable)
     worker.finish(take(worker), result("b"))
     [entry] = trainer.results("episodes", count=8, timeout=1)
     assert entry.record.job_id == "b"
     [dead] = trainer.dead()
     assert dead.job_id == "a"
     assert "worker of another version" in dead.reason
-    assert dead.reason.endswith("seconds: Field required")
+    assert dead.reason.endswith("seconds: Input should be a valid number")
     restarted = connect()
     assert restarted.results("episodes", count=8, timeout=0) == [entry], "a comes no more"
     restarted.acknowledge("episodes", [entry])
