@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,20 @@ def evaluation_stage(policy: str, chooser: str | None) -> str:
 
 def read_episodes(run: Path, stage: str) -> list[Episode]:
     """The episodes recorded of a stage, such as `eval-pi_1`, in the order of their jobs."""
-    lines = _whole_lines(run / "records" / f"{stage}.jsonl")
-    results = sorted(map(JobResult.model_validate_json, lines), key=lambda result: result.job_id)
+    results = results_of(_whole_lines(run / "records" / f"{stage}.jsonl"))
     return [episode for result in results for episode in result.episodes]
+
+
+def results_of(lines: Iterable[bytes]) -> list[JobResult]:
+    """The results that a stage's lines record, in the order of their jobs.
+
+    Of a job that is there twice the first counts: two trainers at once may have written the file.
+    """
+    results: dict[str, JobResult] = {}
+    for line in lines:
+        result = JobResult.model_validate_json(line)
+        results.setdefault(result.job_id, result)
+    return [results[job_id] for job_id in sorted(results)]
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

@@ -47,7 +47,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 
 def results_in(file: Path) -> list[JobResult]:
     """The job results of a stage of a run."""
-    found = list(Records(file.parent).results(file.stem))
+    found = Records(file.parent).results(file.stem)
     if not any(result.episodes for result in found):
         raise typer.BadParameter(f"{file} holds no episodes")
     return found

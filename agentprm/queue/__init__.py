@@ -18,6 +18,7 @@ What holds:
 - Entries are deleted as they are acknowledged, so a stream's length is what is outstanding, and
   it never passes its bound.
 - A trainer that restarts gets at once what it had taken and not acknowledged.
+- What cannot be read, a job or a result, is a dead letter, and its job can be published again.
 - Calls outlast a Redis that is gone or loading for up to `QueueSettings.patience` seconds.
 
 Redis 6.2 or newer, not set to evict keys.
@@ -25,7 +26,8 @@ Redis 6.2 or newer, not set to evict keys.
 
 from agentprm.queue._current import CurrentRun
 from agentprm.queue._link import QueueError
-from agentprm.queue._queue import DeadJob, Entry, Offer, Queue, QueueSettings, Results
+from agentprm.queue._queue import Queue
+from agentprm.queue._values import DeadJob, Entry, Offer, QueueSettings, Results
 
 __all__ = [
     "CurrentRun",

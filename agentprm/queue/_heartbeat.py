@@ -33,11 +33,6 @@ class Heartbeat:
         with self._lock:
             self._held.discard(entry_id)
 
-    def holds(self, entry_id: str) -> bool:
-        """Whether the entry was still ours at the last beat."""
-        with self._lock:
-            return entry_id in self._held
-
     def close(self) -> None:
         """Stop; what is still held becomes claimable."""
         self._closed.set()

@@ -6,26 +6,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Literal, Self
 
 import orjson
 import redis
 import structlog
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from agentprm.protocol import Job, JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import _scripts
 from agentprm.queue._heartbeat import Heartbeat
 from agentprm.queue._link import QueueError
 from agentprm.queue._streams import GROUPS, Row, Streams
-
-Results = Literal["episodes", "preferences"]
-
-T = TypeVar("T")
+from agentprm.queue._values import DeadJob, Entry, Offer, QueueSettings, Results
 
 _CONSUMER = "trainer"
 """Results have one consumer, always of this name, so that a restarted trainer finds at once what
@@ -33,52 +28,6 @@ it had taken and not acknowledged."""
 
 _job: TypeAdapter[RolloutJob | PreferenceJob] = TypeAdapter(Job)
 _log = structlog.get_logger()
-
-
-class QueueSettings(BaseModel):
-    """Times and bounds of the queue; every process of a run takes the same."""
-
-    claim_after: float = Field(default=15.0, gt=0)
-    """Seconds without a heartbeat after which a job is claimed by another worker."""
-    max_deliveries: int = Field(default=5, ge=1)
-    """How often a job is tried before it goes to the dead letters."""
-    max_jobs: int = Field(default=1024, ge=1)
-    """Most jobs outstanding."""
-    max_episodes: int = Field(default=64, ge=1)
-    """Most results waiting in `episodes`."""
-    max_preferences: int = Field(default=256, ge=1)
-    """Most results waiting in `preferences`."""
-    max_dead: int = Field(default=1000, ge=1)
-    """Most dead letters kept, about."""
-    patience: float = Field(default=60.0, ge=0)
-    """Seconds that a call waits for a Redis that is gone."""
-
-
-class Offer(StrEnum):
-    """What became of a job that was offered."""
-
-    QUEUED = "queued"
-    KNOWN = "known"
-    """Its id was published before."""
-    FULL = "full"
-    """The stream is at its bound; not queued."""
-
-
-@dataclass(frozen=True)
-class Entry(Generic[T]):
-    """A record taken from a stream; `deliveries` counts this one."""
-
-    id: str
-    record: T
-    deliveries: int = 1
-
-
-@dataclass(frozen=True)
-class DeadJob:
-    """A job given up, and why."""
-
-    job_id: str
-    reason: str
 
 
 class Queue:
@@ -106,6 +55,7 @@ class Queue:
         self._streams = Streams(url, run, patience=self.settings.patience, stopped=self._stopped)
         self._redis = self._streams.redis
         self._publish = self._redis.register_script(_scripts.PUBLISH)
+        self._forget_lost = self._redis.register_script(_scripts.FORGET_LOST)
         self._finish = self._redis.register_script(_scripts.FINISH)
         self._set_idle = self._redis.register_script(_scripts.SET_IDLE)
         self._bury = self._redis.register_script(_scripts.BURY)
@@ -143,14 +93,18 @@ class Queue:
         """
         return self._until_room("jobs", lambda: self.offer(job)) == Offer.QUEUED
 
-    def forget(self, prefix: str) -> int:
-        """Forget the job ids that begin with `prefix`, so that they can be published again."""
-        key = self._streams.keys["ids"]
-        known = self._streams.call(lambda: list(self._redis.sscan_iter(key, count=1000)))
-        ids = [job_id for job_id in known if job_id.startswith(prefix.encode())]
-        if ids:
-            self._streams.call(lambda: self._redis.srem(key, *ids))
-        return len(ids)
+    def forget_lost(self, stream: Results, job_ids: Iterable[str]) -> list[str]:
+        """Forget those of the ids whose jobs nobody has, so that they can be published again.
+
+        A Redis that came back without its data, or with older data, has lost jobs; and it knows
+        the ids of jobs whose records were deleted. None is taken for lost while results wait in
+        `stream`, where theirs would be.
+
+        Returns:
+            The ids that were forgotten.
+        """
+        lost = self._streams.run(self._forget_lost, ["ids", "jobs", stream], *job_ids)
+        return [job_id.decode() for job_id in lost]
 
     def dead(self) -> list[DeadJob]:
         """The dead letters, oldest first. Their ids are forgotten: publishing runs them again."""
@@ -182,15 +136,11 @@ class Queue:
                 return None
         return None
 
-    def holds(self, entry: Entry[Any]) -> bool:
-        """Whether the job was still ours at the last heartbeat; if not, playing on is wasted."""
-        return self._heartbeat.holds(entry.id)
-
     def finish(self, entry: Entry[RolloutJob | PreferenceJob], result: JobResult) -> bool:
         """Push the result and acknowledge the job, at once; wait while the results are full.
 
         Returns:
-            False if the job was no longer open: finished by another, or purged. Then nothing is
+            False if the job was no longer open: finished by another, or dropped. Then nothing is
             pushed.
         """
         job = entry.record
@@ -213,7 +163,7 @@ class Queue:
         self._heartbeat.release(entry.id)
         if entry.deliveries >= self.settings.max_deliveries:
             data = _dump(entry.record)
-            self._to_dead_letters(entry.id, entry.record.id, reason, data)
+            self._to_dead_letters("jobs", entry.id, entry.record.id, reason, data)
             return
         pause = min(2.0**entry.deliveries - 1, self.settings.claim_after)
         self._release(entry.id, self.settings.claim_after - pause, entry.deliveries)
@@ -231,6 +181,8 @@ class Queue:
         Waits up to `timeout` seconds for the first. Make them durable, then acknowledge them,
         then ask for more. A result is delivered again if it could not be acknowledged: count
         by `JobResult.job_id`.
+
+        A result that cannot be read is a dead letter of its job: it would come first for ever.
         """
         deadline = time.monotonic() + timeout
         rows = self._streams.unacknowledged(stream, _CONSUMER, count)
@@ -239,7 +191,7 @@ class Queue:
             rows = self._streams.read(stream, _CONSUMER, count, left)
             if left <= 0:
                 break
-        return [Entry(row.id, JobResult.model_validate_json(row.fields[b"data"])) for row in rows]
+        return list(filter(None, (self._open_result(stream, row) for row in rows)))
 
     def acknowledge(self, stream: Results, entries: Iterable[Entry[JobResult]]) -> None:
         """Delete results that are durable."""
@@ -280,13 +232,9 @@ class Queue:
         key = self._streams.keys["owner"]
         if self._streams.call(partial(self._redis.get, key)) == owner.encode():
             return False
-        self.purge()
+        self._streams.clear()
         self._streams.call(partial(self._redis.set, key, owner))
         return True
-
-    def purge(self) -> None:
-        """Drop the whole run."""
-        self._streams.clear()
 
     # --- below ----------------------------------------------------------------------------------
 
@@ -314,19 +262,40 @@ class Queue:
         job_id, data = fields[b"job"].decode(), fields[b"data"]
         if deliveries > self.settings.max_deliveries:
             reason = f"delivered {deliveries - 1} times and never answered"
-            self._to_dead_letters(entry_id, job_id, reason, data)
+            self._to_dead_letters("jobs", entry_id, job_id, reason, data)
             return None
         try:
             return Entry(entry_id, _job.validate_json(data), deliveries)
         except ValidationError as error:
-            self._to_dead_letters(entry_id, job_id, f"not a job: {error}", data)
+            reason = f"not a job that a worker of this version can read: {_first(error)}"
+            self._to_dead_letters("jobs", entry_id, job_id, reason, data)
             return None
 
-    def _to_dead_letters(self, entry_id: str, job_id: str, reason: str, data: bytes) -> None:
+    def _open_result(self, stream: Results, row: Row) -> Entry[JobResult] | None:
+        """The result of an entry; one that cannot be read makes its job dead."""
+        try:
+            return Entry(row.id, JobResult.model_validate_json(row.fields[b"data"]))
+        except ValidationError as error:
+            reason = (
+                "its result cannot be read, as that of a worker of another version; have workers "
+                f"of the trainer's version, and the job is played again: {_first(error)}"
+            )
+            # Without the data: results are large, and this one is of no use.
+            self._to_dead_letters(stream, row.id, row.fields[b"job"].decode(), reason, b"")
+            return None
+
+    def _to_dead_letters(
+        self,
+        stream: Results | Literal["jobs"],
+        entry_id: str,
+        job_id: str,
+        reason: str,
+        data: bytes,
+    ) -> None:
         _log.error("job given up", job=job_id, reason=reason)
-        bound = self.settings.max_dead
-        fields = (GROUPS["jobs"], self.consumer, entry_id, bound, job_id, reason, data)
-        self._streams.run(self._bury, ["jobs", "dead", "ids"], *fields)
+        holder = self.consumer if stream == "jobs" else _CONSUMER
+        fields = (GROUPS[stream], holder, entry_id, self.settings.max_dead, job_id, reason, data)
+        self._streams.run(self._bury, [stream, "dead", "ids"], *fields)
 
     def _release(self, entry_id: str, idle: float, deliveries: int) -> None:
         fields = (self.consumer, entry_id, round(idle * 1000), deliveries)
@@ -340,6 +309,13 @@ class Queue:
         except (QueueError, redis.RedisError):
             return True
         return bool(held)
+
+
+def _first(error: ValidationError) -> str:
+    """The first of its errors. A record of another version may have one in each of its turns."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def _attempt(job: RolloutJob | PreferenceJob) -> str:

@@ -9,6 +9,23 @@ redis.call('XADD', KEYS[2], '*', 'job', ARGV[2], 'attempt', ARGV[3], 'data', ARG
 return 'queued'
 """
 
+FORGET_LOST = """
+-- KEYS: ids, jobs, results   ARGV: job ids
+-- Forgets those of the ids that nobody has, and says which. A job is in `jobs` until it is
+-- acknowledged, so also while it is played or waits for its next try.
+if redis.call('XLEN', KEYS[3]) > 0 then return {} end
+local there = {}
+for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do there[entry[2][2]] = true end
+local lost = {}
+for _, job in ipairs(ARGV) do
+  if not there[job] then
+    redis.call('SREM', KEYS[1], job)
+    table.insert(lost, job)
+  end
+end
+return lost
+"""
+
 FINISH = """
 -- KEYS: jobs, results   ARGV: group, entry, bound, job id, attempt, data
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 'gone' end
@@ -31,7 +48,7 @@ return 1
 """
 
 BURY = """
--- KEYS: jobs, dead, ids   ARGV: group, consumer, entry, bound, job id, reason, data
+-- KEYS: jobs or results, dead, ids   ARGV: group, consumer, entry, bound, job id, reason, data
 -- Only while this consumer holds the entry.
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
 if #held == 0 then return 0 end

@@ -96,7 +96,8 @@ def _chat_model(settings: RolloutSettings) -> ChatModel | None:
 
 
 def _wanted(run: str, settings: RolloutSettings, current: CurrentRun) -> bool:
-    return settings.run is not None or current.read() == run
+    """Whether to go on with the run: none other is announced, be it that Redis lost this one."""
+    return settings.run is not None or current.read() in (run, None)
 
 
 def main() -> int:

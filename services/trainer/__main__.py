@@ -14,15 +14,15 @@ from agentprm.prompts import load_prompt
 from agentprm.queue import QueueError
 from agentprm.results import print_table
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, connect
+from services.trainer.app import TrainerSettings, open_run
 from services.trainer.baselines import LOOPS
 from services.trainer.demonstrations import DemonstrationsError
+from services.trainer.exclusive import RunTaken
 from services.trainer.inbox import JobsFailed
 from services.trainer.launch import FitFailed, Launcher
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
-from services.trainer.records import Records
 
 
 def main() -> int:
@@ -35,19 +35,25 @@ def main() -> int:
     config = read_config(settings.run)
     num_processes = settings.num_processes or config.num_processes
     launch = None
-    records = Records(settings.run / "records")
     prompt = load_prompt(config.prompt)
     try:
         if num_processes > 1:
             accelerate = settings.accelerate or config.accelerate
             launch = Launcher(settings, num_processes, accelerate).perform
-        with connect(settings) as services, Metrics(settings.run) as metrics:
+        with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
             progress = Progress(log=metrics.log)
             loop = LOOPS.get(config.algorithm, Loop)(
                 settings.run, config, services, records, prompt, metrics, progress, launch
             )
             rows = loop.train()
-    except (DemonstrationsError, FitFailed, JobsFailed, QueueError, ServiceError) as error:
+    except (
+        DemonstrationsError,
+        FitFailed,
+        JobsFailed,
+        QueueError,
+        RunTaken,
+        ServiceError,
+    ) as error:
         structlog.get_logger().error(
             "training stopped; resume it when this is mended", why=str(error)
         )

@@ -12,7 +12,9 @@ from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.queue import Queue, QueueSettings
 from agentprm.settings import ProcessSettings
 from services.trainer.collect import Services
+from services.trainer.exclusive import exclusive
 from services.trainer.fleet import Fleet
+from services.trainer.records import Records
 
 _LOAD_DEADLINE = 900.0
 """Seconds that loading a checkpoint may take; large models come from disk."""
@@ -44,8 +46,22 @@ class TrainerSettings(ProcessSettings):
 
 
 @contextmanager
+def open_run(settings: TrainerSettings) -> Iterator[tuple[Services, Records]]:
+    """Connections and records, for the one process that works on the run.
+
+    The records are opened under the lock: opening cuts off a torn line, which in a file that
+    another is writing may be half of a whole one.
+
+    Raises:
+        RunTaken: another process works on it.
+    """
+    with exclusive(settings.run), connect(settings) as services:
+        yield services, Records(settings.run / "records")
+
+
+@contextmanager
 def connect(settings: TrainerSettings) -> Iterator[Services]:
-    """Connections to everything the trainer talks to."""
+    """Connections to everything the trainer talks to; for it, and for the processes of its fits."""
     name = settings.queue or settings.run.name
     with ExitStack() as stack:
         yield Services(

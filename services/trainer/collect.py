@@ -16,7 +16,7 @@ from agentprm.protocol import (
     Split,
     Start,
 )
-from agentprm.queue import Offer, Queue
+from agentprm.queue import Offer, Queue, Results
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
 from services.trainer.progress import Progress
@@ -132,16 +132,20 @@ class Collector:
         total = sum(job.size for job in jobs)
         before = total - sum(job.size for job in missing)
         rollouts = isinstance(first, RolloutJob)
+        stream: Results = "episodes" if rollouts else "preferences"
         played = won = 0
-        waiting = {job.id: job.size for job in missing}
+        waiting = {job.id: job for job in missing}
         unpublished = list(reversed(missing))
         self.inbox.expect()
         while waiting:
             while unpublished and self.services.queue.offer(unpublished[-1]) != Offer.FULL:
                 unpublished.pop()
-            for result in self.inbox.receive("episodes" if rollouts else "preferences", waiting):
-                played += waiting.pop(result.job_id, 0)
-                won += sum(episode.won for episode in result.episodes)
+            for result in self.inbox.receive(stream, waiting):
+                if job := waiting.pop(result.job_id, None):
+                    played += job.size
+                    won += sum(episode.won for episode in result.episodes)
+            published = waiting.keys() - {job.id for job in unpublished}
+            unpublished += [waiting[job_id] for job_id in self.inbox.lost(stream, published)]
             values = {"won": won / max(1, played)} if rollouts else {}
             self.progress.update(before + played, total, values)
         self.progress.end({"episodes" if rollouts else "states": before + played, **values})

@@ -45,15 +45,16 @@ def demonstrate(collector: Collector, registry: Registry, plan: Demonstrations) 
 def read_episodes(path: Path) -> list[Episode]:
     """The episodes of a JSONL file, or of all such files in a directory.
 
-    A line is an episode, or a job result as runs record them.
+    A line is an episode, or a job result as runs record them. A line that a file has twice counts
+    once: it is one result, which two trainers have recorded.
 
     Raises:
         DemonstrationsError: there is none, a line is neither, or a game is no train game.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    lines = [line for file in files if file.is_file() for line in file.read_bytes().splitlines()]
+    given = [file.read_bytes().splitlines() for file in files if file.is_file()]
     try:
-        episodes = [episode for line in lines for episode in _episodes(line)]
+        episodes = [e for lines in given for line in dict.fromkeys(lines) for e in _episodes(line)]
     except ValueError as error:
         raise DemonstrationsError(f"{path}: a line is no episode: {error}") from error
     if not episodes:

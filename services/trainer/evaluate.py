@@ -10,11 +10,10 @@ from agentprm.config import Evaluation
 from agentprm.protocol import ChoiceRule
 from agentprm.results import print_table, write_results
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, connect
+from services.trainer.app import TrainerSettings, open_run
 from services.trainer.collect import Collector
 from services.trainer.evaluation import evaluate, evaluate_chat
 from services.trainer.progress import Progress
-from services.trainer.records import Records
 
 
 class EvaluateSettings(TrainerSettings):
@@ -37,10 +36,10 @@ def main() -> int:
     """Evaluate, and write the row to `RUN/results.json`."""
     settings = EvaluateSettings.from_command_line()
     configure_logging("evaluate")
-    with connect(settings) as services:
+    with open_run(settings) as (services, records):
         collector = Collector(
             services,
-            Records(settings.run / "records"),
+            records,
             Progress(),
             seed=settings.seed,
             batch=settings.batch,

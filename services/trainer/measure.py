@@ -10,13 +10,12 @@ from pydantic import Field
 from agentprm.config import read_config
 from agentprm.measurements import Measured, Measurement, read_measured, read_plan, write_measured
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, connect
+from services.trainer.app import TrainerSettings, open_run
 from services.trainer.collect import Collector
 from services.trainer.evaluation import evaluate
 from services.trainer.metrics import Metrics
 from services.trainer.process_reward import process_reward, validation_states
 from services.trainer.progress import Progress
-from services.trainer.records import Records
 
 
 class MeasureSettings(TrainerSettings):
@@ -30,10 +29,10 @@ def main() -> int:
     settings = MeasureSettings.from_command_line()
     configure_logging("measure")
     config = read_config(settings.run)
-    with connect(settings) as services, Metrics(settings.run) as metrics:
+    with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
         collector = Collector(
             services,
-            Records(settings.run / "records"),
+            records,
             Progress(log=metrics.log),
             seed=config.seed,
             batch=config.batch,

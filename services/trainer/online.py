@@ -118,7 +118,7 @@ class OnlineSource(ABC, Generic[S]):
             groups=self.groups,
         )
         self._waiting.reverse()
-        self._out: set[str] = set()
+        self._out: dict[str, PreferenceJob] = {}
         self._stopped = False
         self.stale = 0
         """Samples dropped because the policy had moved on too far."""
@@ -155,17 +155,18 @@ class OnlineSource(ABC, Generic[S]):
             while self._waiting and len(self._out) < self._plan.ahead:
                 job = self._waiting.pop()
                 self._queue.publish(job)
-                self._out.add(job.id)
+                self._out[job.id] = job
             started = time.monotonic()
             results = self._inbox.receive("preferences", self._out)
             self.wait_seconds += time.monotonic() - started
             for result in results:
                 yield from self._fresh(result)
+            lost = self._inbox.lost("preferences", self._out)
+            self._waiting += [self._out.pop(job_id) for job_id in lost]
 
     def _fresh(self, result: JobResult) -> Iterator[S]:
-        if result.job_id not in self._out:
+        if self._out.pop(result.job_id, None) is None:
             return
-        self._out.discard(result.job_id)
         self.indifferent += result.dropped
         for sample in self.samples(result):
             if self._stopped:

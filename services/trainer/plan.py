@@ -14,11 +14,11 @@ from agentprm.protocol import Lookahead
 from agentprm.queue import QueueError
 from agentprm.results import print_table, write_results
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, connect
+from services.trainer.app import TrainerSettings, open_run
 from services.trainer.collect import Collector
+from services.trainer.exclusive import RunTaken
 from services.trainer.inbox import JobsFailed
 from services.trainer.progress import Progress
-from services.trainer.records import Records
 from services.trainer.seeds import derive
 
 
@@ -67,17 +67,17 @@ def main() -> int:
     settings = PlanSettings.from_command_line()
     configure_logging("plan")
     try:
-        with connect(settings) as services:
+        with open_run(settings) as (services, records):
             collector = Collector(
                 services,
-                Records(settings.run / "records"),
+                records,
                 Progress(),
                 seed=settings.seed,
                 batch=settings.batch,
                 max_steps=settings.max_steps,
             )
             row = plan(collector, settings)
-    except (JobsFailed, QueueError, ServiceError) as error:
+    except (JobsFailed, QueueError, RunTaken, ServiceError) as error:
         structlog.get_logger().error("stopped; the same command goes on", why=str(error))
         return 1
     write_results(settings.run, [row])

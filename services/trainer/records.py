@@ -14,6 +14,7 @@ import orjson
 import structlog
 
 from agentprm.protocol import Episode, JobResult
+from agentprm.runs import results_of
 
 log = structlog.get_logger()
 
@@ -28,7 +29,6 @@ class Records:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.duplicates = 0
         directory.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, set[str]] = {}
         for path in directory.glob("*.jsonl"):
@@ -44,7 +44,6 @@ class Records:
         stage = stage_of(result.job_id)
         known = self._known.setdefault(stage, set())
         if result.job_id in known:
-            self.duplicates += 1
             log.info("duplicate result passed over", job=result.job_id, worker=result.worker)
             return False
         with self._path(stage).open("ab") as file:
@@ -56,12 +55,10 @@ class Records:
         known.add(result.job_id)
         return True
 
-    def results(self, stage: str) -> Iterator[JobResult]:
-        """The results of `stage`, in the order of their job ids."""
+    def results(self, stage: str) -> list[JobResult]:
+        """The results of `stage`, in the order of their job ids, one a job."""
         path = self._path(stage)
-        if path.exists():
-            results = (JobResult.model_validate_json(line) for line in _lines(path))
-            yield from sorted(results, key=lambda result: result.job_id)
+        return results_of(_lines(path)) if path.exists() else []
 
     def episodes(self, stage: str) -> list[Episode]:
         """The episodes of `stage`, in the order of their ids, whoever played them when."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from rich.console import Console
 
 from agentprm.client import EnvClient, PRMClient
@@ -29,6 +31,7 @@ from agentprm.protocol import (
 )
 from agentprm.queue import Queue, QueueSettings
 from agentprm.redis_server import RedisServer
+from services.trainer import inbox as inboxes
 from services.trainer.collect import Collector, Services
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox, JobsFailed
@@ -278,6 +281,100 @@ def test_a_job_given_up_ends_the_wait_with_its_reason(redis_url: str, tmp_path: 
             time.sleep(0.05)
         with pytest.raises(JobsFailed, match=r"demos-0000 .* it cannot be played"):
             inbox.receive("episodes", {"demos-0000"})
+
+
+def test_a_result_of_another_version_ends_the_wait_and_its_job_is_played_again(
+    redis_url: str, tmp_path: Path
+) -> None:
+    seconds = [math.nan, 0.0]  # the first is null in JSON, which no result has there
+
+    def play(job: Job) -> JobResult:
+        return JobResult(job_id=job.id, worker="test", seconds=seconds.pop(0))
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        mine = rollout_collector(queue, Records(tmp_path))
+        with pytest.raises(JobsFailed, match=r"r-0000 was given up: .* worker of another version"):
+            mine.collect("r", rollouts(1), "a game")
+        mine.collect("r", rollouts(1), "a game")  # as a trainer does that is started again
+    assert mine.records.finished("r") == {"r-0000"}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inboxes, "_WAIT", 0.3)
+    monkeypatch.setattr(inboxes, "_QUIET", 1.0)
+    monkeypatch.setattr(inboxes, "_STALLED", 15.0)
+
+
+def rollouts(count: int) -> list[RolloutJob]:
+    return [RolloutJob(id=f"r-{k:04d}", games=["g"], seed=k, actor="expert") for k in range(count)]
+
+
+def rollout_collector(queue: Queue, records: Records) -> Collector:
+    nobody = EnvClient("http://127.0.0.1:9")
+    services = Services(env=nobody, policy=Fleet([]), prm=Fleet([]), queue=queue)
+    quiet = Progress(Console(quiet=True))
+    return Collector(services, records, quiet, seed=0, batch=1, max_steps=30)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_jobs_whose_records_were_deleted_are_played_again(redis_url: str, tmp_path: Path) -> None:
+    """Redis knows them all and has none; one more is being played, for longer than that takes."""
+    asked: list[str] = []
+    slow = "r-0004"
+
+    def play(job: Job) -> JobResult:
+        asked.append(job.id)
+        if job.id == slow:
+            time.sleep(4)
+        return JobResult(job_id=job.id, worker="test", seconds=0)
+
+    jobs = rollouts(5)
+    with Queue(redis_url, "run") as queue, worker(redis_url, play), worker(redis_url, play):
+        rollout_collector(queue, Records(tmp_path)).collect("r", jobs[:4], "four games")
+        (tmp_path / "r.jsonl").unlink()
+        records = Records(tmp_path)
+        rollout_collector(queue, records).collect("r", jobs, "five games")
+        assert records.finished("r") == {job.id for job in jobs}
+        assert sorted(asked) == sorted([job.id for job in jobs[:4]] * 2 + [slow])
+        assert queue.lengths() == {"jobs": 0, "episodes": 0, "preferences": 0, "dead": 0}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_redis_that_comes_back_empty_gets_the_jobs_again(redis_url: str, tmp_path: Path) -> None:
+    """Rollouts, and preferences in the middle of a fit."""
+    asked: list[str] = []
+
+    def play(job: Job) -> JobResult:
+        asked.append(job.id)
+        if len(asked) in (2, 7):
+            with redis.Redis.from_url(redis_url) as client:
+                client.flushall()
+        if isinstance(job, RolloutJob):
+            return JobResult(job_id=job.id, worker="test", seconds=0)
+        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        records = Records(tmp_path / "records")
+        rollout_collector(queue, records).collect("r", rollouts(4), "four games")
+        assert len(records.finished("r")) == 4
+        assert len(asked) in (5, 6)  # the second for nothing, and the first if it was not read yet
+        del asked[5:]
+        found = list(source(queue, records, "a", max_age=9))
+    assert sorted(pair.state.observation for pair in found) == list("01234567")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_trainer_without_workers_gives_up_and_says_what_it_waits_for(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inboxes, "_STALLED", 3.0)
+    with (
+        Queue(redis_url, "run") as queue,
+        pytest.raises(JobsFailed, match="with 3 jobs in the queue: are rollout workers running"),
+    ):
+        rollout_collector(queue, Records(tmp_path)).collect("r", rollouts(3), "three games")
 
 
 def test_states_of_d_are_spread_over_games() -> None:

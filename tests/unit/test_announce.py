@@ -11,6 +11,7 @@ from agentprm.cli.machine import QUEUE_NAME, _announce
 from agentprm.protocol import RolloutJob
 from agentprm.queue import CurrentRun, Queue
 from agentprm.redis_server import RedisServer
+from services.rollout.__main__ import RolloutSettings, _wanted
 
 
 def announce(run: Path, url: str) -> str:
@@ -42,3 +43,15 @@ def test_runs_of_one_fixed_name_do_not_see_each_others_jobs(
             assert queue.publish(job)
             assert announce(tmp_path / run, server.url) == "fixed"  # resumed: its job is kept
             assert not queue.publish(job)
+
+
+def test_a_worker_goes_on_with_its_run_until_another_is_announced(tmp_path: Path) -> None:
+    """Also where Redis came back without its data, and with it without the announcement."""
+    settings = RolloutSettings(env_url="http://env", policy_url="http://policy")
+    with RedisServer(tmp_path / "redis") as server, closing(CurrentRun(server.url)) as current:
+        current.announce("first")
+        assert _wanted("first", settings, current)
+        current._link.redis.flushall()
+        assert _wanted("first", settings, current)
+        current.announce("second")
+        assert not _wanted("first", settings, current)

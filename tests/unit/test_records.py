@@ -1,11 +1,15 @@
+from collections.abc import Sequence
 from pathlib import Path
 
-from agentprm.protocol import JobResult
+from agentprm import runs
+from agentprm.protocol import Episode, JobResult
+from services.trainer import demonstrations
 from services.trainer.records import Records, stage_of
+from tests.unit.trainer_episodes import episode
 
 
-def result(job_id: str, worker: str = "w") -> JobResult:
-    return JobResult(job_id=job_id, worker=worker, seconds=1.0)
+def result(job_id: str, worker: str = "w", played: Sequence[Episode] = ()) -> JobResult:
+    return JobResult(job_id=job_id, worker=worker, seconds=1.0, episodes=list(played))
 
 
 def test_stage_of_a_job() -> None:
@@ -23,6 +27,20 @@ def test_a_job_is_counted_once_also_after_a_restart(tmp_path: Path) -> None:
     assert [r.job_id for r in again.results("demos")] == ["demos-0000", "demos-0001"]
 
 
+def test_what_two_trainers_recorded_twice_counts_once(tmp_path: Path) -> None:
+    """The file is as they leave it who both were given the same unacknowledged results."""
+    records = tmp_path / "records"
+    for trainer in (Records(records), Records(records)):
+        for k in (1, 0):
+            trainer.append(result(f"demos-000{k}", played=[episode(["look"], [0.0], index=k)]))
+    assert len((records / "demos.jsonl").read_bytes().splitlines()) == 4
+    again = Records(records)
+    assert [r.job_id for r in again.results("demos")] == ["demos-0000", "demos-0001"]
+    assert len(again.episodes("demos")) == 2
+    assert runs.read_episodes(tmp_path, "demos") == again.episodes("demos")
+    assert len(demonstrations.read_episodes(records / "demos.jsonl")) == 2
+
+
 def test_a_torn_last_line_is_dropped_and_its_job_missing(tmp_path: Path) -> None:
     records = Records(tmp_path)
     records.append(result("demos-0000"))
@@ -32,7 +50,7 @@ def test_a_torn_last_line_is_dropped_and_its_job_missing(tmp_path: Path) -> None
     again = Records(tmp_path)
     assert again.finished("demos") == {"demos-0000"}
     assert again.append(result("demos-0001"))
-    assert len(list(again.results("demos"))) == 2
+    assert len(again.results("demos")) == 2
 
 
 def test_stages_are_apart(tmp_path: Path) -> None:
@@ -40,4 +58,4 @@ def test_stages_are_apart(tmp_path: Path) -> None:
     records.append(result("a-0000"))
     records.append(result("b-0000"))
     assert records.finished("a") == {"a-0000"}
-    assert list(records.results("c")) == []
+    assert records.results("c") == []

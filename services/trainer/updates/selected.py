@@ -41,7 +41,7 @@ class Rejection(Update):
     def fit(self, i: int, base: Path, out: Path) -> None:
         """π_i on the best candidates. The history before them is read and not trained on."""
         settings = self.at.config.rejection
-        results = list(self.at.records.results(f"pi_{i}-candidates"))
+        results = self.at.records.results(f"pi_{i}-candidates")
         groups = [group for result in results for group in result.groups]
         self.at.progress.start(f"pi_{i}", f"fine-tuning on the best of {len(groups)} states")
         tokenizer = load_tokenizer(base)

@@ -1,0 +1,65 @@
+"""A run directory has one trainer, whatever Redis it uses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentprm.config import load_config
+from services.trainer.exclusive import RunTaken, exclusive
+
+_HOLD = """
+import sys
+from pathlib import Path
+from services.trainer.exclusive import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_one_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+    for _ in range(2):
+        with exclusive(tmp_path):
+            who = f"process {os.getpid()} on "
+            with pytest.raises(RunTaken, match=who), exclusive(tmp_path):
+                pass
+            with pytest.raises(RunTaken, match="or stop it"), exclusive(tmp_path):
+                pass
+
+
+def test_one_that_is_killed_leaves_the_run_free(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(RunTaken, match=f"process {holder.pid} on "), exclusive(tmp_path):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with exclusive(tmp_path):
+        pass
+
+
+def test_the_trainer_takes_the_run_before_it_touches_it(tmp_path: Path) -> None:
+    """Not even the torn line is cut off that may be half of one that the other writes."""
+    (tmp_path / "config.json").write_text(load_config("smoke").model_dump_json())
+    (tmp_path / "records").mkdir()
+    records = tmp_path / "records" / "demonstrations.jsonl"
+    records.write_text('{"job_id": "demonstr')
+    argv = [sys.executable, "-m", "services.trainer", "--run", str(tmp_path)]
+    argv += ["--redis-url", "redis://127.0.0.1:9"]
+    argv += [f"--{name}-url=http://127.0.0.1:9" for name in ("env", "policy", "prm")]
+    with exclusive(tmp_path):
+        refused = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1
+    assert "two would count every result twice" in refused.stderr
+    assert records.read_text() == '{"job_id": "demonstr'
