@@ -23,7 +23,7 @@ import structlog
 
 from agentprm.cli.ports import answers, require_free
 from agentprm.keys import own_key
-from agentprm.lineage import die_with_parent
+from agentprm.lineage import bound
 from agentprm.redis_server import RedisServer
 from agentprm.registry import write_atomic
 from agentprm.settings import LoadSettings
@@ -254,13 +254,12 @@ class Machine:
         with ExitStack() as stack:
             file = stack.enter_context(output.open("ab")) if output else None
             return subprocess.Popen(
-                argv,
+                bound(argv, self._environment),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file or stdout,
                 stderr=file,
                 start_new_session=True,  # a Ctrl-C is for this process, which stops the others
-                preexec_fn=die_with_parent,
             )
 
     def _publish(self) -> None:
