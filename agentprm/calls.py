@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from agentprm import protocol as p
 from agentprm import request_id
+from agentprm.addresses import by_proxy
 from agentprm.keys import sent_key
 
 RETRIED = frozenset({429, 502, 503, 504})
@@ -212,7 +213,13 @@ class Client:
     def __init__(
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
-        self._http = httpx.Client(base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller())
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=deadline,
+            headers=_HEADERS,
+            auth=_Caller(),
+            trust_env=by_proxy(url),
+        )
         self._deadline = deadline
         self._unreachable = unreachable
         self._patience = min(deadline, HEALTH_SECONDS)
@@ -263,7 +270,11 @@ class AsyncClient:
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
         self._http = httpx.AsyncClient(
-            base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller()
+            base_url=url,
+            timeout=deadline,
+            headers=_HEADERS,
+            auth=_Caller(),
+            trust_env=by_proxy(url),
         )
         self._deadline = deadline
         self._unreachable = unreachable

@@ -20,6 +20,8 @@ import httpx
 import orjson
 import tenacity
 
+from agentprm.addresses import by_proxy
+
 TIMEOUT = 120.0
 """Seconds until an answer that does not come is an error."""
 RETRY_SECONDS = 5.0
@@ -109,7 +111,11 @@ class SGLangClient:
             headers["authorization"] = f"Bearer {key}"
         self.url = url.rstrip("/")
         self._http = httpx.Client(
-            base_url=self.url, timeout=timeout, headers=headers, transport=transport
+            base_url=self.url,
+            timeout=timeout,
+            headers=headers,
+            transport=transport,
+            trust_env=by_proxy(url),
         )
         self._timeout = timeout
         self._retry_seconds = retry_seconds
