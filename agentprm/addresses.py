@@ -1,4 +1,4 @@
-"""Replicas behind one host name, as compose and Kubernetes give them to a scaled service."""
+"""How an address is reached: by which replica of a scaled service, and by a proxy or not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import random
 import socket
 
 import httpx
+
+from agentprm.keys import is_loopback
 
 
 def pick(url: str) -> str:
@@ -24,3 +26,10 @@ def pick(url: str) -> str:
         return url
     addresses = sorted({str(address[0]) for *_, address in found})
     return str(parts.copy_with(host=random.choice(addresses))) if len(addresses) > 1 else url
+
+
+def by_proxy(url: str) -> bool:
+    """Whether the environment's proxies (`HTTP_PROXY`) may stand before `url`; for `trust_env` of
+    httpx. They cannot reach this machine's loopback, which httpx would send them all the same.
+    """
+    return not is_loopback(httpx.URL(url).host)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
@@ -27,11 +28,14 @@ from pydantic import BaseModel
 
 from agentprm import protocol as p
 from agentprm import request_id
+from agentprm.addresses import by_proxy
 from agentprm.keys import sent_key
 
 RETRIED = frozenset({429, 502, 503, 504})
 DEADLINE = 120.0
 """Seconds that a call may take in all, its retries included."""
+HEALTH_SECONDS = 10.0
+"""Seconds until a service that does not say how it is counts as one that cannot be reached."""
 _SHORTEST = 0.05
 """Least seconds that an attempt gets, however near the deadline."""
 
@@ -42,7 +46,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class ServiceError(Exception):
-    """A service answered with a problem, or did not answer before the deadline."""
+    """A service answered with a problem, with what cannot be read, or not before the deadline."""
 
     def __init__(
         self,
@@ -81,6 +85,9 @@ def post(path: str, body: BaseModel, kind: type[M]) -> Call[M]:
     """A POST of `body` that is answered with a `kind`."""
     content = orjson.dumps(body.model_dump(mode="json"))
     return Call("POST", path, kind.model_validate_json, content)
+
+
+_HEALTH = get("/health", p.Health)
 
 
 class endpoint(Generic[P, T]):
@@ -160,8 +167,16 @@ def _checked(answer: httpx.Response) -> bytes:
     )
 
 
-def _unreachable(error: httpx.TransportError) -> ServiceError:
-    return ServiceError(None, f"no answer before the deadline: {type(error).__name__} {error}")
+@contextmanager
+def _as_service_errors(url: httpx.URL) -> Iterator[None]:
+    """What can go wrong with an answer of the service at `url` is a `ServiceError`."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        why = f"no answer before the deadline: {type(error).__name__} {error}"
+        raise ServiceError(None, f"{url}: {why}") from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServiceError(None, f"{url}: its answer cannot be read: {error}") from error
 
 
 def _problem(answer: httpx.Response) -> p.Problem | None:
@@ -198,9 +213,16 @@ class Client:
     def __init__(
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
-        self._http = httpx.Client(base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller())
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=deadline,
+            headers=_HEADERS,
+            auth=_Caller(),
+            trust_env=by_proxy(url),
+        )
         self._deadline = deadline
         self._unreachable = unreachable
+        self._patience = min(deadline, HEALTH_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -215,8 +237,13 @@ class Client:
         self._http.close()
 
     def health(self) -> p.Health:
-        """What runs there. Asked once; answers while it is loading, too."""
-        return p.Health.model_validate_json(self._http.get("/health").content)
+        """What runs there. Asked once, for at most ten seconds; answers while it loads, too.
+
+        Raises:
+            ServiceError: it does not answer, or not with what it is.
+        """
+        with _as_service_errors(self._http.base_url):
+            return _HEALTH.read(_checked(self._http.get(_HEALTH.path, timeout=self._patience)))
 
     def _do(self, call: Call[T]) -> T:
         attempts = _Attempts(self._deadline, self._unreachable)
@@ -232,10 +259,8 @@ class Client:
                 )
             )
 
-        try:
+        with _as_service_errors(self._http.base_url):
             return call.read(tenacity.Retrying(**attempts.policy)(once))
-        except httpx.TransportError as error:
-            raise _unreachable(error) from error
 
 
 class AsyncClient:
@@ -245,10 +270,15 @@ class AsyncClient:
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
         self._http = httpx.AsyncClient(
-            base_url=url, timeout=deadline, headers=_HEADERS, auth=_Caller()
+            base_url=url,
+            timeout=deadline,
+            headers=_HEADERS,
+            auth=_Caller(),
+            trust_env=by_proxy(url),
         )
         self._deadline = deadline
         self._unreachable = unreachable
+        self._patience = min(deadline, HEALTH_SECONDS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -263,8 +293,14 @@ class AsyncClient:
         await self._http.aclose()
 
     async def health(self) -> p.Health:
-        """What runs there. Asked once; answers while it is loading, too."""
-        return p.Health.model_validate_json((await self._http.get("/health")).content)
+        """What runs there. Asked once, for at most ten seconds; answers while it loads, too.
+
+        Raises:
+            ServiceError: it does not answer, or not with what it is.
+        """
+        with _as_service_errors(self._http.base_url):
+            answer = await self._http.get(_HEALTH.path, timeout=self._patience)
+            return _HEALTH.read(_checked(answer))
 
     async def _do(self, call: Call[T]) -> T:
         attempts = _Attempts(self._deadline, self._unreachable)
@@ -280,7 +316,5 @@ class AsyncClient:
                 )
             )
 
-        try:
+        with _as_service_errors(self._http.base_url):
             return call.read(await tenacity.AsyncRetrying(**attempts.policy)(once))
-        except httpx.TransportError as error:
-            raise _unreachable(error) from error

@@ -40,7 +40,12 @@ class Engine:
 def open_replicas(settings: EngineSettings) -> Replicas:
     """The SGLang servers of the settings; none is asked yet. Their key is AGENTPRM_SGLANG_KEY."""
     key = os.environ.get("AGENTPRM_SGLANG_KEY")
-    return Replicas(settings.engine_url, key=key, timeout=settings.engine_timeout)
+    return Replicas(
+        settings.engine_url,
+        key=key,
+        timeout=settings.engine_timeout,
+        load_timeout=settings.load_timeout,
+    )
 
 
 def on_replicas(serving: InPlaceServing[Any], settings: EngineSettings) -> Engine:

@@ -2,17 +2,17 @@
 
 As `agentprm.serving`, but nothing can be loaded beside the old weights. So answers under way are
 awaited and new ones wait while the servers are put on the new checkpoint; where one of them fails,
-all are put back.
+all are put back. Once that has begun it goes on to its end, whoever waits for it or not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,13 +20,14 @@ from agentprm.protocol import Loaded
 from agentprm.registry import Registry
 from agentprm.replicas import Replicas, ReplicasError, Weights
 from agentprm.service import ProblemError
-from agentprm.serving import DRAIN_SECONDS, SWAPS, Served, Serving, refusal
+from agentprm.serving import DRAIN_SECONDS, Served, Serving
 
 START_SECONDS = 900.0
 """How long a start waits for the servers: large models take minutes."""
 MEND_SECONDS = 5.0
 """How often replicas that were set aside are tried again."""
 
+T = TypeVar("T")
 W = TypeVar("W", bound=Weights)
 
 log = structlog.get_logger()
@@ -60,20 +61,26 @@ class InPlaceServing(Serving[W]):
         async with self._gate.shared():
             yield self.current()
 
+    @property
+    def _longest(self) -> float:
+        # Files are read up to three times: to be verified, by the servers, and where one of them
+        # fails the old ones again.
+        return 3 * self._timeout + 2 * DRAIN_SECONDS
+
     async def _load(self, version: str) -> Loaded:
         started = time.perf_counter()
-        try:
+        with self._refusing(version):
             weights = await self._staged(version)
             await asyncio.to_thread(self.replicas.compare, weights)
+        return await _to_its_end(self._swap(version, weights, started))
+
+    async def _swap(self, version: str, weights: W, started: float) -> Loaded:
+        """From waiting for the answers under way until what serves is remembered."""
+        with self._refusing(version):
             async with self._gate.exclusive(DRAIN_SECONDS):
                 drained = time.perf_counter()
                 await self._put(weights)
                 previous, self._served = self.version, Served(version, weights)
-        except Exception as error:
-            problem = _refusal(version, error)
-            SWAPS.labels(self.service, "refused").inc()
-            log.warning("checkpoint refused", version=version, reason=str(problem))
-            raise problem from error
         done = time.perf_counter()
         self._measure(done - started, done - drained)
         await asyncio.to_thread(self._remember, version)
@@ -115,6 +122,11 @@ class InPlaceServing(Serving[W]):
                 async with self._lock:
                     await asyncio.to_thread(self.replicas.mend, self._served.weights)
 
+    def _refusal(self, version: str, error: Exception) -> ProblemError:
+        if isinstance(error, ReplicasError) and not error.refused:
+            return ProblemError(503, "Engine unavailable", str(error), retry_after=1)
+        return super()._refusal(version, error)
+
     async def _put(self, weights: W) -> None:
         try:
             await asyncio.to_thread(self.replicas.put, weights)
@@ -126,10 +138,14 @@ class InPlaceServing(Serving[W]):
             raise
 
 
-def _refusal(version: str, error: Exception) -> ProblemError:
-    if isinstance(error, ReplicasError) and not error.refused:
-        return ProblemError(503, "Engine unavailable", str(error), retry_after=1)
-    return refusal(version, error)
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Its result. One that is cancelled waits for it still, and so keeps the lock that it holds."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 class _Gate:

@@ -12,9 +12,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,21 +22,12 @@ from typing import BinaryIO, Self
 import redis
 import structlog
 
+from agentprm.lineage import bound
+
 START_TIMEOUT = 60.0
 """Seconds to load the data and answer."""
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for the end of an earlier server on the same data."""
-
-# Asks the kernel to end this process with the thread that started it, then becomes redis-server.
-# A few lines of Python before exec are safe in a threaded parent, where preexec_fn is not.
-_LAUNCH = f"""
-import ctypes, os, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 _log = structlog.get_logger()
 
@@ -130,10 +119,9 @@ class RedisServer:
             "logfile": str(self.directory / "redis.log"),
         }
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-        launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
         with self._lock() as lock:
             self._process = subprocess.Popen(
-                [*launch, str(binary), *flags],
+                bound([str(binary), *flags]),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,

@@ -70,14 +70,21 @@ class _Replica:
 class Replicas:
     """The servers at `urls`. Its methods may be called from several threads.
 
-    Where a URL is a router's, its servers are told of checkpoints one by one.
+    Where a URL is a router's, its servers are told of checkpoints one by one. An answer may take
+    `timeout` seconds, reading a checkpoint `load_timeout`.
     """
 
     def __init__(
-        self, urls: Sequence[str], *, key: str | None = None, timeout: float = 120.0
+        self,
+        urls: Sequence[str],
+        *,
+        key: str | None = None,
+        timeout: float = 120.0,
+        load_timeout: float = 600.0,
     ) -> None:
         self._key = key
         self._timeout = timeout
+        self._load_timeout = load_timeout
         self._clients: dict[str, SGLangClient] = {}
         self._replicas = [_Replica(self._client(url)) for url in urls]
         self._threads = ThreadPoolExecutor(32, "replica")
@@ -219,7 +226,7 @@ class Replicas:
         self._mark(replica, None)
         try:
             for server in self._servers(replica):
-                server.update_weights(weights.path, weights.tag)
+                server.update_weights(weights.path, weights.tag, timeout=self._load_timeout)
                 found = server.model_info().version
                 if found != weights.tag:
                     raise ValueError(f"{server.url} says it serves {found}, not {weights.tag}")

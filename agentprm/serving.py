@@ -11,9 +11,9 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -24,11 +24,12 @@ from prometheus_client import Counter, Histogram
 
 from agentprm.protocol import LoadCheckpoint, Loaded
 from agentprm.registry import CheckpointError, NoCheckpointError, Registry
-from agentprm.service import ADMIN, ProblemError, json_response, problems
+from agentprm.service import ADMIN, Limits, ProblemError, json_response, problems
 
 W = TypeVar("W")
 W_co = TypeVar("W_co", covariant=True)
 
+LOAD_ROUTE = "/v1/checkpoints/load"
 MAX_LOADS = 8
 """Loads under way or waiting for their turn; more are refused."""
 
@@ -36,7 +37,7 @@ DRAIN_SECONDS = 150.0
 """How long a load waits for requests that use weights replaced before: longer than any may take."""
 
 SWAPS = Counter("agentprm_checkpoint_swaps_total", "Swaps by result", ["service", "result"])
-LOAD = Histogram(
+LOAD_SECONDS = Histogram(
     "agentprm_checkpoint_load_seconds",
     "Time to verify, build and try a checkpoint, while the old one serves",
     ["service"],
@@ -65,8 +66,8 @@ class Serving(Generic[W]):
 
     `build` makes weights of a directory and raises on an unfit one; `canary` raises where the
     weights of a directory do not compute what they should. Both run in a thread, which cannot be
-    ended: of a load that takes longer than `timeout` seconds nothing is used, whenever it ends,
-    and until then no other is begun.
+    ended: of a load that takes longer than `timeout` seconds, or whose request is given up,
+    nothing is used, whenever it ends, and until then no other is begun.
     """
 
     def __init__(
@@ -88,6 +89,16 @@ class Serving(Generic[W]):
         self._loads = 0
         self._late: threading.Thread | None = None
         self._replaced: Callable[[], Served[W] | None] = lambda: None
+
+    @property
+    def limits(self) -> Limits:
+        """Those of its service: the answer to a load may take as long as the load."""
+        return Limits(slower={LOAD_ROUTE: self._longest})
+
+    @property
+    def _longest(self) -> float:
+        """Seconds that a load may take in all, once it is its turn, and some to spare."""
+        return self._timeout + 2 * DRAIN_SECONDS
 
     @property
     def version(self) -> str | None:
@@ -151,14 +162,9 @@ class Serving(Generic[W]):
 
     async def _load(self, version: str) -> Loaded:
         started = time.perf_counter()
-        try:
+        with self._refusing(version):
             await self._drained()
             weights = await self._staged(version)
-        except Exception as error:
-            problem = refusal(version, error)
-            SWAPS.labels(self.service, "refused").inc()
-            log.warning("checkpoint refused", version=version, reason=str(problem))
-            raise problem from error
         ready = time.perf_counter()
         replaced, self._served = self._served, Served(version, weights)
         paused = time.perf_counter() - ready
@@ -177,6 +183,17 @@ class Serving(Generic[W]):
             pause_seconds=paused,
         )
 
+    @contextmanager
+    def _refusing(self, version: str) -> Iterator[None]:
+        """What is raised in the block refuses the load: it is counted, logged, and a problem."""
+        try:
+            yield
+        except Exception as error:
+            problem = self._refusal(version, error)
+            SWAPS.labels(self.service, "refused").inc()
+            log.warning("checkpoint refused", version=version, reason=str(problem))
+            raise problem from error
+
     async def _drained(self) -> None:
         """Wait until no request uses what the last swap replaced.
 
@@ -193,6 +210,7 @@ class Serving(Generic[W]):
         if self._late is not None and self._late.is_alive():
             raise TimeoutError("a load that was not done in time is still under way")
         future: Future[W] = Future()
+        future.set_running_or_notify_cancel()  # running: it cannot be cancelled, nor can the thread
         thread = threading.Thread(
             target=_settle, args=(future, lambda: self._stage(version)), name="load", daemon=True
         )  # a daemon, so that the process ends without waiting for it
@@ -203,6 +221,9 @@ class Serving(Generic[W]):
         except TimeoutError as error:
             self._late = thread
             raise TimeoutError(f"it was not loaded within {self._timeout:g} s") from error
+        except asyncio.CancelledError:  # nobody waits for it any more, and it goes on all the same
+            self._late = thread
+            raise
 
     def _stage(self, version: str) -> W:
         path = self.registry.open(version)
@@ -210,9 +231,24 @@ class Serving(Generic[W]):
         self._canary(weights, path)
         return weights
 
+    def _refusal(self, version: str, error: Exception) -> ProblemError:
+        """The answer to a load that failed."""
+        if isinstance(error, ProblemError):
+            return error
+        if isinstance(error, TimeoutError):
+            return ProblemError(503, "Checkpoint not loaded", f"{version}: {error}", retry_after=10)
+        if _out_of_memory(error):
+            detail = f"{version} does not fit beside what serves: {error}"
+            return ProblemError(507, "Not enough memory", detail)
+        if isinstance(error, NoCheckpointError):
+            return ProblemError(404, "Checkpoint refused", str(error))
+        if isinstance(error, CheckpointError):
+            return ProblemError(409, "Checkpoint refused", str(error))
+        return ProblemError(409, "Checkpoint refused", f"{version} does not load: {error}")
+
     def _measure(self, seconds: float, paused: float) -> None:
         SWAPS.labels(self.service, "done").inc()
-        LOAD.labels(self.service).observe(seconds)
+        LOAD_SECONDS.labels(self.service).observe(seconds)
         PAUSE.labels(self.service).observe(paused)
 
     def _remember(self, version: str) -> None:
@@ -226,7 +262,7 @@ def add_checkpoint_routes(app: FastAPI, serving: Serving[W]) -> None:
     """`POST /v1/checkpoints/load`: swap; repeating the load of what serves already is harmless."""
 
     @app.post(
-        "/v1/checkpoints/load",
+        LOAD_ROUTE,
         response_model=Loaded,
         responses=problems(403, 404, 409, 429, 503, 507),
         dependencies=[ADMIN],
@@ -236,29 +272,12 @@ def add_checkpoint_routes(app: FastAPI, serving: Serving[W]) -> None:
 
 
 def _settle(future: Future[W], call: Callable[[], W]) -> None:
-    future.set_running_or_notify_cancel()
     try:
         result = call()
     except Exception as error:
         future.set_exception(error)
     else:
         future.set_result(result)
-
-
-def refusal(version: str, error: Exception) -> ProblemError:
-    """The answer to a load that failed."""
-    if isinstance(error, ProblemError):
-        return error
-    if isinstance(error, TimeoutError):
-        return ProblemError(503, "Checkpoint not loaded", f"{version}: {error}", retry_after=10)
-    if _out_of_memory(error):
-        detail = f"{version} does not fit beside what serves: {error}"
-        return ProblemError(507, "Not enough memory", detail)
-    if isinstance(error, NoCheckpointError):
-        return ProblemError(404, "Checkpoint refused", str(error))
-    if isinstance(error, CheckpointError):
-        return ProblemError(409, "Checkpoint refused", str(error))
-    return ProblemError(409, "Checkpoint refused", f"{version} does not load: {error}")
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -56,16 +56,21 @@ class ServiceSettings(ProcessSettings):
         return self
 
 
-class ModelSettings(ServiceSettings):
+class LoadSettings(ProcessSettings):
+    """What every process takes that loads checkpoints, or has them loaded."""
+
+    load_timeout: float = Field(
+        default=600.0, gt=0, description="seconds after which loading a checkpoint is given up"
+    )
+
+
+class ModelSettings(ServiceSettings, LoadSettings):
     """What a service that serves a checkpoint takes."""
 
     registry: Path = Field(description="directory of checkpoints")
     checkpoint: str | None = Field(
         default=None,
         description="version to serve, such as policy/1; by default the one served last, if any",
-    )
-    load_timeout: float = Field(
-        default=600.0, gt=0, description="seconds after which loading a checkpoint is given up"
     )
     prompt: str = Field(default="chat", description="chat, state, or a Jinja2 file")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
@@ -86,7 +91,10 @@ class EngineSettings(ModelSettings):
         default=[], description="a SGLang server, or several; or one sglang-router"
     )
     engine_timeout: float = Field(
-        default=120.0, gt=0, description="seconds until a SGLang server that does not answer failed"
+        default=120.0,
+        gt=0,
+        description="seconds until a SGLang server that does not answer failed, unless it reads "
+        "weights, which load-timeout is for",
     )
     engine_batches: int = Field(
         default=8, ge=1, description="batches that SGLang servers compute side by side"

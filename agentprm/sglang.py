@@ -20,6 +20,8 @@ import httpx
 import orjson
 import tenacity
 
+from agentprm.addresses import by_proxy
+
 TIMEOUT = 120.0
 """Seconds until an answer that does not come is an error."""
 RETRY_SECONDS = 5.0
@@ -109,8 +111,13 @@ class SGLangClient:
             headers["authorization"] = f"Bearer {key}"
         self.url = url.rstrip("/")
         self._http = httpx.Client(
-            base_url=self.url, timeout=timeout, headers=headers, transport=transport
+            base_url=self.url,
+            timeout=timeout,
+            headers=headers,
+            transport=transport,
+            trust_env=by_proxy(url),
         )
+        self._timeout = timeout
         self._retry_seconds = retry_seconds
 
     def __enter__(self) -> Self:
@@ -148,11 +155,6 @@ class SGLangClient:
             version=found["weight_version"],
             is_generation=found["is_generation"],
         )
-
-    def server_info(self) -> dict[str, Any]:
-        """The settings that the server was started with, and its state."""
-        found: dict[str, Any] = self._call("GET", "/server_info")
-        return found
 
     def workers(self) -> list[str] | None:
         """The servers behind a router, or None where this is a server itself."""
@@ -200,40 +202,20 @@ class SGLangClient:
             for answer in answers
         ]
 
-    def update_weights(self, path: Path, version: str, *, flush_cache: bool = True) -> None:
+    def update_weights(self, path: Path, version: str, *, timeout: float) -> None:
         """Read the weights in the directory `path`, which the server must see as well, and answer
-        as `version` from now on. Waits for requests in flight unless generation is paused.
+        as `version` from now on. Waits for requests in flight. All prefixes are forgotten.
+
+        `timeout` is in seconds: large weights take longer than an answer may.
 
         Raises:
             SGLangError: 400, they do not load. The server has then gone back to its old weights,
                 except where only the flush of the cache failed: so load the old ones again.
         """
-        body = {
-            "model_path": str(path),
-            "weight_version": version,
-            "flush_cache": flush_cache,
-        }
-        answer = self._call("POST", "/update_weights_from_disk", body)
+        body = {"model_path": str(path), "weight_version": version, "flush_cache": True}
+        answer = self._call("POST", "/update_weights_from_disk", body, timeout)
         if not answer["success"]:
             raise SGLangError(400, f"{self.url} does not load {path}: {answer['message']}")
-
-    def pause(self, mode: Literal["abort", "retract", "in_place"] = "in_place") -> None:
-        """Stop generating. `in_place` keeps requests in flight and their caches as they are,
-        `retract` computes their prefixes anew afterwards, `abort` ends them.
-        """
-        self._call("POST", "/pause_generation", {"mode": mode})
-
-    def resume(self) -> None:
-        """Go on generating after a pause."""
-        self._call("POST", "/continue_generation", {})
-
-    def flush_cache(self) -> None:
-        """Forget all prefixes.
-
-        Raises:
-            SGLangError: 400, requests are in flight.
-        """
-        self._answer("POST", "/flush_cache")
 
     def _batches(self, path: str, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Post items, each the body of a single request with the same keys, as few batches."""
@@ -250,14 +232,19 @@ class SGLangClient:
             answers += found
         return answers
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return orjson.loads(self._answer(method, path, body))
-
-    def _answer(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         content = None if body is None else orjson.dumps(body)
 
         def once() -> bytes:
-            answer = self._http.request(method, path, content=content)
+            answer = self._http.request(
+                method, path, content=content, timeout=timeout or self._timeout
+            )
             if not answer.is_success:
                 message = f"{method} {answer.request.url}: {answer.status_code} {_reason(answer)}"
                 raise SGLangError(answer.status_code, message)
@@ -270,7 +257,7 @@ class SGLangClient:
             reraise=True,
         )
         try:
-            return retrying(once)
+            return orjson.loads(retrying(once))
         except httpx.TransportError as error:
             message = f"{method} {self.url}{path}: {type(error).__name__} {error}"
             raise SGLangError(None, message) from error

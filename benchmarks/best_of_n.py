@@ -31,7 +31,8 @@ import psutil
 import typer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from agentprm.cli.processes import Machine, free_port
+from agentprm.cli.ports import free_port
+from agentprm.cli.processes import Machine
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActRequest, Decoding, Sampling, State, Step
 from agentprm.registry import Registry

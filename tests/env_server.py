@@ -10,9 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
-
-from agentprm.client import EnvClient
+from agentprm.client import EnvClient, ServiceError
 from tests.tiny_games import tiny_game
 
 KITCHEN = "train/kitchen/trial"
@@ -52,7 +50,7 @@ class EnvServer:
             try:
                 self.client.health()
                 return
-            except httpx.TransportError:
+            except ServiceError:
                 assert self.process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.1)

@@ -228,9 +228,9 @@ class Walker:
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """The app behind a real server on a free port; its URL."""
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """The app behind a real server, on a free port unless one is given; its URL."""
+    config = uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from agentprm.cli.processes import free_port
+from agentprm.cli.ports import free_port
 
 STARTED = 90.0
 """Seconds in which a service has to answer; imports take most of it on a busy machine."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +18,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx
 import orjson
 import structlog
 
+from agentprm.cli.ports import answers, require_free
 from agentprm.keys import own_key
-from agentprm.lineage import die_with_parent
+from agentprm.lineage import bound
 from agentprm.redis_server import RedisServer
 from agentprm.registry import write_atomic
+from agentprm.settings import LoadSettings
 
 log = structlog.get_logger()
 
+_START_SECONDS = 1200.0
+"""Until a service must be up, beside its load: imports take seconds, SGLang servers up to 900 s."""
 _STOP_SECONDS = 15.0
 _MAX_RESTARTS = 5
 """Restarts of one process within `_WINDOW` seconds after which the machine gives up."""
@@ -47,14 +49,6 @@ _ENVIRONMENT = {
 
 class ProcessFailed(Exception):
     """A process ended that must not, or does not come up."""
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @dataclass
@@ -120,18 +114,24 @@ class Machine:
         """Run `python -m module` with flags; with a `port` it is a service. Returns its URL or ''.
 
         Output goes to `logs/name.log`, or to this terminal: with `quiet` only its stderr.
+
+        Raises:
+            ProcessFailed: another process listens at `port`.
         """
         argv = [sys.executable, "-m", module, *flags]
         argv += [] if port is None else ["--host", self._host, "--port", str(port)]
-        url = None if port is None else self.url_at(port)
-        return self._start(name, argv, url, in_terminal=in_terminal, quiet=quiet)
+        if port is None:
+            return self._start(name, argv, None, in_terminal=in_terminal, quiet=quiet)
+        _require_free(name, self._host, port)
+        return self._start(name, argv, self.url_at(port), in_terminal=in_terminal, quiet=quiet)
 
     def start_command(self, name: str, argv: list[str], *, port: int) -> str:
         """As `start`, for any command that listens at `port` on loopback.
 
         Raises:
-            ProcessFailed: there is no such command.
+            ProcessFailed: there is no such command, or another process listens at `port`.
         """
+        _require_free(name, "127.0.0.1", port)
         return self._start(name, argv, f"http://127.0.0.1:{port}")
 
     def _start(
@@ -164,20 +164,30 @@ class Machine:
         """Where a service listens."""
         return self._processes[name].url or ""
 
-    def wait_reachable(self, names: Sequence[str], timeout: float = 300.0) -> None:
+    def wait_reachable(self, names: Sequence[str], timeout: float | None = None) -> None:
         """Wait until the services answer `/health`, be it that they have no checkpoint yet.
+
+        They do once they have loaded what they are to serve; `timeout`, in seconds, is by default
+        more than that may take.
 
         Raises:
             ProcessFailed: one ended, or did not answer in time; with the end of its log.
         """
+        if timeout is None:
+            timeout = _START_SECONDS + LoadSettings().load_timeout
         deadline = time.monotonic() + timeout
         for name in names:
             process = self._processes[name]
-            while not _reachable(process.url):
+            while True:
+                # Before it is asked: where another process has its port, it ends.
                 if process.handle.poll() is not None:
                     raise ProcessFailed(f"{name} ended while starting.\n{self._tail(process)}")
+                if process.url and answers(process.url, process.handle.pid):
+                    break
                 if time.monotonic() > deadline:
-                    raise ProcessFailed(f"{name} is not up after {timeout:.0f} s; {process.output}")
+                    raise ProcessFailed(
+                        f"{name} is not up after {timeout:.0f} s.\n{self._tail(process)}"
+                    )
                 time.sleep(0.1)
 
     def watch(self, name: str) -> int:
@@ -244,13 +254,12 @@ class Machine:
         with ExitStack() as stack:
             file = stack.enter_context(output.open("ab")) if output else None
             return subprocess.Popen(
-                argv,
+                bound(argv, self._environment),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file or stdout,
                 stderr=file,
                 start_new_session=True,  # a Ctrl-C is for this process, which stops the others
-                preexec_fn=die_with_parent,
             )
 
     def _publish(self) -> None:
@@ -269,8 +278,11 @@ class Machine:
         return "\n".join([f"The end of {process.output}:", *text[-lines:]])
 
 
-def _reachable(url: str | None) -> bool:
+def _require_free(name: str, host: str, port: int) -> None:
     try:
-        return httpx.get(f"{url}/health", timeout=5.0).status_code == 200
-    except httpx.TransportError:
-        return False
+        require_free(host, port)
+    except OSError as error:
+        raise ProcessFailed(
+            f"{name} cannot listen on {host}:{port}: {error.strerror}. End what listens there, "
+            "such as another `agentprm up`, or choose other ports by --port."
+        ) from error

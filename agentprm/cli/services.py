@@ -7,7 +7,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentprm.cli.processes import Machine, ProcessFailed, free_port
+from agentprm.cli.ports import free_port
+from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.config import Config, PolicyEngine
 from agentprm.registry import Registry
 

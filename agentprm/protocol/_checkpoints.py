@@ -33,4 +33,6 @@ class Health(Record):
     package_version: str
     version: str | None = None
     """The checkpoint that serves, for the services that serve one."""
+    pid: int | None = None
+    """The process that answers, by its number on its own machine."""
     details: dict[str, str | int | float | bool | None] = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -42,8 +43,11 @@ def create_app(
 
     @app.get("/health", response_model=Health)
     async def _health() -> Response:
-        """200 also while loading: it lives, and can be told what to load. Details need a key."""
-        found = health()
+        """200 also without a checkpoint: it can be told what to load. Details need a key.
+
+        Nothing listens while a start loads what is to be served.
+        """
+        found = health().model_copy(update={"pid": os.getpid()})
         return json_response(found if granted() else found.model_copy(update={"details": {}}))
 
     @app.get(

@@ -34,7 +34,7 @@ class Limits:
     """Most WebSockets open."""
     seconds: float = 300.0
     """Until a request must have been answered."""
-    slower: Mapping[str, float] = field(default_factory=lambda: {"/v1/checkpoints/load": 900.0})
+    slower: Mapping[str, float] = field(default_factory=dict)
     """The same for paths that may take longer."""
 
 

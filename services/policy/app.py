@@ -65,7 +65,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
             },
         )
 
-    app = create_app("policy", health, lifespan)
+    app = create_app("policy", health, lifespan, serving.limits)
     add_checkpoint_routes(app, serving)
     chat.add_routes(app, batcher, serving, prm)
 

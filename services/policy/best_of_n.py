@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import httpx
 import numpy as np
 from prometheus_client import Counter
 
@@ -47,9 +46,7 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
     except ServiceError as error:
         if error.status in _REFUSED:
             raise ProblemError(error.status, "Refused by the PRM", str(error)) from error
-        raise _no_answer(error) from error
-    except (httpx.HTTPError, ValueError) as error:
-        raise _no_answer(error) from error
+        raise PRMUnavailableError(f"the PRM did not answer: {error}") from error
     asked = [len(choice.actions) for choice in request.choices]
     asked += [len(each.answers) for each in request.continuations]
     found = [*answer.choices, *answer.continuations]
@@ -130,7 +127,3 @@ def ranking(
         return (-q[k] - float(noise[sample]), -counts[k], -log_probs[k], k)
 
     return [samples[sample] for sample in sorted(range(len(samples)), key=place)]
-
-
-def _no_answer(error: Exception) -> PRMUnavailableError:
-    return PRMUnavailableError(f"the PRM did not answer: {error or type(error).__name__}")

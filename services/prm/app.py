@@ -59,7 +59,7 @@ def build(settings: Settings) -> FastAPI:
             details=details,
         )
 
-    app = create_app("prm", health, lifespan)
+    app = create_app("prm", health, lifespan, serving.limits)
     add_checkpoint_routes(app, serving)
 
     async def score(request: ScoreRequest) -> ScoreResponse:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from openai import OpenAI, OpenAIError
+from openai import DefaultHttpxClient, OpenAI, OpenAIError
 
+from agentprm.addresses import by_proxy
 from agentprm.client import ServiceError
 from agentprm.prompts import Prompt, parse_action
 from agentprm.protocol import Action, Sampling, State
@@ -31,7 +32,8 @@ class ChatModel:
 
     def __init__(self, url: str, prompt: Prompt) -> None:
         key = os.environ.get(KEY) or "none"
-        self._client = OpenAI(base_url=url, api_key=key, max_retries=_RETRIES)
+        http = DefaultHttpxClient(trust_env=by_proxy(url))
+        self._client = OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, http_client=http)
         self._prompt = prompt
 
     @property

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import structlog
 
 from agentprm.addresses import pick
@@ -94,7 +93,7 @@ class Player:
 
         Raises:
             PlayError: a service serves another version than the job's, or refuses a step.
-            ServiceError, httpx.HTTPError: a service fails.
+            ServiceError: a service fails.
         """
         if isinstance(job, PreferenceJob):
             return self._prefer(job)
@@ -227,7 +226,7 @@ class Player:
     def _close(self, ids: list[str]) -> None:
         try:
             self._closing.close_sessions(ids)
-        except (ServiceError, httpx.HTTPError) as error:
+        except ServiceError as error:
             _log.warning("sessions left to the environment", sessions=len(ids), error=str(error))
 
     # --- preferences ----------------------------------------------------------------------------
@@ -253,7 +252,7 @@ class Player:
         while True:
             try:
                 health = client.health()
-            except (httpx.HTTPError, ValueError) as error:
+            except ServiceError as error:
                 trouble = f"no health: {error}"
             else:
                 if health.status == "healthy" and version in (None, health.version):

@@ -30,7 +30,7 @@ class JobPolicy:
 
         Raises:
             PlayError: another version than the job's has answered.
-            ServiceError, httpx.HTTPError: the service fails.
+            ServiceError: the service fails.
         """
         job = self._job
         request = ActRequest(

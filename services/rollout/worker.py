@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import httpx
 import structlog
 from prometheus_client import Counter, Histogram
 
@@ -62,7 +61,7 @@ class Worker:
         except Interrupted:
             self._give_back(entry)
             return
-        except (PlayError, ServiceError, httpx.HTTPError) as error:
+        except (PlayError, ServiceError) as error:
             log.warning("job failed", error=str(error))
             JOBS.labels("failed").inc()
             self._queue.fail(entry, str(error))

@@ -10,17 +10,17 @@ from pydantic import Field
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.queue import Queue, QueueSettings
-from agentprm.settings import ProcessSettings
+from agentprm.settings import LoadSettings
 from services.trainer.collect import Services
 from services.trainer.exclusive import exclusive
 from services.trainer.fleet import Fleet
 from services.trainer.records import Records
 
-_LOAD_DEADLINE = 900.0
-"""Seconds that loading a checkpoint may take; large models come from disk."""
+_SPARE = 300.0
+"""Seconds that the answer to a load may take beyond the time to load: it waits for requests."""
 
 
-class TrainerSettings(ProcessSettings):
+class TrainerSettings(LoadSettings):
     """Where the run is, and where the services are."""
 
     run: Path = Field(description="run directory, with its config.json")
@@ -63,18 +63,19 @@ def open_run(settings: TrainerSettings) -> Iterator[tuple[Services, Records]]:
 def connect(settings: TrainerSettings) -> Iterator[Services]:
     """Connections to everything the trainer talks to; for it, and for the processes of its fits."""
     name = settings.queue or settings.run.name
+    deadline = settings.load_timeout + _SPARE
     with ExitStack() as stack:
         yield Services(
             env=stack.enter_context(EnvClient(settings.env_url)),
             policy=Fleet(
                 [
-                    stack.enter_context(PolicyClient(url, deadline=_LOAD_DEADLINE))
+                    stack.enter_context(PolicyClient(url, deadline=deadline))
                     for url in settings.policy_url.split(",")
                 ]
             ),
             prm=Fleet(
                 [
-                    stack.enter_context(PRMClient(url, deadline=_LOAD_DEADLINE))
+                    stack.enter_context(PRMClient(url, deadline=deadline))
                     for url in settings.prm_url.split(",")
                 ]
             ),

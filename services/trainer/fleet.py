@@ -26,8 +26,10 @@ class Fleet(Generic[C]):
 
     @property
     def version(self) -> str | None:
-        """What all replicas serve; None where they do not agree, or one has nothing yet."""
-        versions = {client.health().version for client in self._clients}
+        """What all replicas serve; None where they do not agree, or of one it is not known: it has
+        nothing yet, or cannot be reached, as while it restarts.
+        """
+        versions = {_version(client) for client in self._clients}
         return versions.pop() if len(versions) == 1 else None
 
     @property
@@ -50,6 +52,13 @@ class Fleet(Generic[C]):
             if isinstance(result, Loaded) and result.previous is not None:
                 _put_back(client, result.previous)
         raise error
+
+
+def _version(client: C) -> str | None:
+    try:
+        return client.health().version
+    except ServiceError:
+        return None
 
 
 def _tried(client: C, version: str) -> Loaded | ServiceError:

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from agentprm.config import accelerate_file
-from agentprm.lineage import die_with_parent
+from agentprm.lineage import bound
 from agentprm.registry import write_atomic
 from services.trainer.app import TrainerSettings
 from services.trainer.fits import FitJob
@@ -59,11 +59,10 @@ class Launcher:
         """
         write_atomic(self._job, job.model_dump_json(indent=2).encode())
         process = subprocess.Popen(
-            self.argv,
+            bound(self.argv),
             env=os.environ | self._environment,
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,  # stdout is for the table
-            preexec_fn=die_with_parent,
         )
         try:
             code = process.wait()

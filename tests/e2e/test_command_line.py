@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from agentprm.cli.processes import free_port
+from agentprm.cli.ports import free_port
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.config import load_config
 from agentprm.protocol import ActRequest, Choice, CreateSessions, ScoreRequest, Split, State

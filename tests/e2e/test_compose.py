@@ -18,7 +18,7 @@ import pytest
 from docker.errors import DockerException
 from docker.models.containers import Container
 
-from agentprm.cli.processes import free_port
+from agentprm.cli.ports import free_port
 from agentprm.client import PolicyClient, PRMClient, ServiceError
 from agentprm.config import load_config
 from agentprm.protocol import Action, ActRequest, Choice, ScoreRequest, State

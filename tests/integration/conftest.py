@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from agentprm.cli.processes import free_port
+from agentprm.cli.ports import free_port
 from agentprm.registry import Registry
 from tests.env_server import write_kitchen
 from tests.models import tiny_causal_lm

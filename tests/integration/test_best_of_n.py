@@ -24,7 +24,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from agentprm.cli.processes import Machine, free_port
+from agentprm.cli.ports import free_port
+from agentprm.cli.processes import Machine
 from agentprm.client import PolicyClient
 from agentprm.config import Scratch
 from agentprm.encoding import encode

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from agentprm.cli.processes import free_port
+from agentprm.cli.ports import free_port
 from agentprm.client import PolicyClient, ServiceError
 from agentprm.protocol import Action, ActRequest, Sampling, State, Step
 from agentprm.registry import Registry

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from agentprm.cli.processes import free_port
+from agentprm.cli.ports import free_port
 from agentprm.client import PolicyClient, PRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ActRequest, Checkpoint, Choice, ScoreRequest

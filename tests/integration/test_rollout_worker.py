@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from agentprm.cli.processes import free_port
+from agentprm.cli.ports import free_port
 from agentprm.protocol import Decoding, Episode, PreferenceJob, RolloutJob, Sampling, State
 from agentprm.queue import Queue, QueueSettings
 from agentprm.redis_server import RedisServer

@@ -45,6 +45,11 @@ class Scripted:
             assert split == "train"
             return {"games": [], "total": limit}
 
+        @app.get("/v1/model")
+        @app.get("/of-another/health")
+        def page() -> Response:
+            return Response("<html>It works!</html>", media_type="text/html")
+
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -124,6 +129,46 @@ def test_an_attempt_does_not_outlast_the_deadline(score: Score) -> None:
         with pytest.raises(ServiceError):
             score(f"http://127.0.0.1:{silent.getsockname()[1]}", 1.0)
         assert 0.9 < time.monotonic() - started < 9
+
+
+def health_at_once(url: str) -> None:
+    with PRMClient(url) as prm:
+        prm.health()
+
+
+def health_awaited(url: str) -> None:
+    async def ask() -> None:
+        async with AsyncPRMClient(url) as prm:
+            await prm.health()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("health", [health_at_once, health_awaited])
+def test_a_health_that_cannot_be_had_is_a_service_error_and_soon(
+    scripted: Scripted, health: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens; nobody answers; what answers is no service of ours."""
+    monkeypatch.setattr("agentprm.calls.HEALTH_SECONDS", 0.3)
+    with pytest.raises(ServiceError, match="no answer"):
+        health("http://127.0.0.1:9")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        with pytest.raises(ServiceError):
+            health(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - started < 9
+    with pytest.raises(ServiceError) as raised:
+        health(scripted.url)
+    assert raised.value.status == 404
+    with pytest.raises(ServiceError, match="cannot be read"):
+        health(f"{scripted.url}/of-another")
+
+
+def test_an_answer_that_cannot_be_read_is_a_service_error(scripted: Scripted) -> None:
+    with PRMClient(scripted.url, deadline=5) as prm, pytest.raises(ServiceError, match="read"):
+        prm.model()
 
 
 def test_every_call_has_an_async_twin(scripted: Scripted) -> None:

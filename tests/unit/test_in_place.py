@@ -1,8 +1,91 @@
 import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from agentprm.in_place import _Gate
+from agentprm.in_place import InPlaceServing, _Gate
+from agentprm.registry import Registry
+from agentprm.replicas import Replicas, ReplicasError
+from tests.fake_services import serving
+from tests.fake_sglang import FakeSGLang, Named
+
+VERSIONS = ("prm/0", "prm/1", "prm/2")
+
+
+@pytest.fixture
+def server() -> FakeSGLang:
+    return FakeSGLang()
+
+
+@pytest.fixture
+def url(server: FakeSGLang) -> Iterator[str]:
+    with serving(server.app()) as url:
+        yield url
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    registry = Registry(tmp_path)
+    for version in VERSIONS:
+        with registry.write(version) as draft:
+            (draft / "weights.txt").write_text(version)
+    return registry
+
+
+def test_weights_may_take_longer_to_read_than_an_answer(
+    url: str, server: FakeSGLang, tmp_path: Path
+) -> None:
+    patient = Replicas([url], timeout=0.3, load_timeout=20)
+    threading.Timer(1.0, server.read.set).start()
+    patient.put(Named(tmp_path / "policy-7"))
+    assert patient.tags() == {url: "policy-7"}
+    server.read.clear()
+    hasty = Replicas([url], timeout=20, load_timeout=0.3)
+    with pytest.raises(ReplicasError, match="ReadTimeout"):
+        hasty.put(Named(tmp_path / "policy-8"))
+    server.read.set()
+
+
+def test_servers_are_put_on_a_checkpoint_to_the_end_whoever_waits_for_it(
+    url: str, server: FakeSGLang, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load is given up while a server reads: it serves what the server has in the end, and
+    neither a load nor the mending begins beside it."""
+    monkeypatch.setattr("agentprm.in_place.MEND_SECONDS", 0.05)
+    one = InPlaceServing("prm", registry, Named, lambda *_: None, Replicas([url]))
+
+    async def main() -> None:
+        async with one.running():
+            server.read.set()
+            await one.load("prm/0")
+            server.read.clear()
+            server.asked.clear()
+            given_up = asyncio.create_task(one.load("prm/1"))
+            assert await asyncio.to_thread(server.asked.wait, 20)
+            given_up.cancel()
+            other = asyncio.create_task(one.load("prm/2"))
+            await asyncio.sleep(0.5)
+            assert not other.done()
+            assert (one.version, server.version) == ("prm/0", "0")
+            server.read.set()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            assert (one.version, registry.serving("prm")) == ("prm/1", "prm/1")
+            assert (await other).previous == "prm/1"
+
+    asyncio.run(main())
+    assert server.most == 1
+    assert server.version == "2"
+
+
+def test_the_time_for_an_answer_to_a_load_is_longer_than_its_steps_may_take(
+    registry: Registry,
+) -> None:
+    one = InPlaceServing("prm", registry, Named, lambda *_: None, Replicas([]), timeout=2000)
+    [seconds] = one.limits.slower.values()
+    assert seconds > 3 * 2000
 
 
 def test_one_alone_waits_for_those_inside_and_keeps_later_ones_out() -> None:

@@ -3,11 +3,14 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
+from agentprm.protocol import Health
 from agentprm.registry import STABLE, Registry
-from agentprm.service import ProblemError
-from agentprm.serving import MAX_LOADS, Serving
+from agentprm.service import Limits, ProblemError, create_app
+from agentprm.serving import LOAD_ROUTE, MAX_LOADS, Serving, add_checkpoint_routes
+from tests.fake_services import serving as serving_at
 
 
 def build(path: Path) -> str:
@@ -208,6 +211,47 @@ def test_a_load_that_is_late_is_given_up_and_its_weights_are_never_used(
         assert (await one.load("prm/1")).previous == "prm/0"
 
     asyncio.run(main())
+
+
+def test_a_load_whose_request_is_given_up_counts_as_late(registry: Registry) -> None:
+    """It goes on in its thread, so that another beside it would be one more in memory."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stuck(path: Path) -> str:
+        if path.name == "1":
+            begun.set()
+            assert go_on.wait(20)
+        return build(path)
+
+    one: Serving[str] = Serving("prm", registry, stuck, canary)
+    health = Health(service="prm", status="healthy", package_version="0", version=None)
+    app = create_app("prm", lambda: health, limits=Limits(slower={LOAD_ROUTE: 0.5}))
+    add_checkpoint_routes(app, one)
+    with serving_at(app) as url:
+
+        def load(version: str) -> httpx.Response:
+            return httpx.post(f"{url}{LOAD_ROUTE}", json={"version": version}, timeout=20)
+
+        assert load("prm/0").status_code == 200
+        answer = load("prm/1")
+        assert (answer.status_code, "no answer after 0.5 s" in answer.text) == (503, True)
+        assert begun.is_set()
+        answer = load("prm/0")
+        assert (answer.status_code, "still under way" in answer.text) == (503, True)
+        go_on.set()
+        deadline = time.monotonic() + 20
+        while load("prm/1").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert one.version == "prm/1"
+
+
+@pytest.mark.parametrize("timeout", [600.0, 3000.0])
+def test_the_time_for_an_answer_to_a_load_is_longer_than_its_timeout(
+    registry: Registry, timeout: float
+) -> None:
+    one = Serving("prm", registry, build, canary, timeout=timeout)
+    assert one.limits.slower[LOAD_ROUTE] == timeout + 300
 
 
 def test_too_many_loads_at_once_are_refused(registry: Registry) -> None:

@@ -65,16 +65,18 @@ def test_a_503_and_a_refused_connection_are_tried_again_and_nothing_else() -> No
                 raise httpx.ConnectError("refused", request=request)
             if asked[-1] == 0:
                 raise httpx.ReadTimeout("late", request=request)
-            return httpx.Response(asked[-1] or 200, json={"error": {"message": "why"}})
+            return httpx.Response(
+                asked[-1] or 200, json={"tokens": [], "error": {"message": "why"}}
+            )
 
         return answer
 
-    client(failing(503, None)).resume()
+    client(failing(503, None)).tokenize("")
     assert asked == [503, None, 200]
     for status in (500, 400, 0):
         asked.clear()
         with pytest.raises(SGLangError) as caught:
-            client(failing(status)).resume()
+            client(failing(status)).tokenize("")
         assert caught.value.status == (status or None)
         assert asked == [status]
         assert ("why" in str(caught.value)) == bool(status)

@@ -1,0 +1,77 @@
+"""What counts as a service that is up."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agentprm.cli.ports import answers, free_port
+from agentprm.cli.processes import Machine, ProcessFailed
+from agentprm.protocol import Health
+from agentprm.service import create_app
+from tests.fake_services import serving
+
+LISTENS = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+ENDS = "import sys, time; time.sleep(2); sys.exit('address already in use')"
+HEALTH = Health(service="prm", status="healthy", package_version="0", version="prm/7")
+
+
+def test_a_port_that_another_has_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, Machine(tmp_path) as machine:
+        port = taken.getsockname()[1]
+        with pytest.raises(ProcessFailed, match=f"prm cannot listen on 127.0.0.1:{port}.*--port"):
+            machine.start("prm", "services.prm", port=port)
+        with pytest.raises(ProcessFailed, match="sglang cannot listen"):
+            machine.start_command("sglang", ["sleep", "60"], port=port)
+        assert not (tmp_path / "processes.json").exists()
+
+
+def test_another_service_at_the_port_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """It came while ours was starting, which cannot listen any more."""
+    port = free_port()
+    with Machine(tmp_path) as machine:
+        machine.start_command("prm", [sys.executable, "-c", ENDS], port=port)
+        with serving(create_app("prm", lambda: HEALTH), port) as url:
+            assert answers(url, os.getpid())
+            with pytest.raises(ProcessFailed, match=r"(?s)prm ended.*address already in use"):
+                machine.wait_reachable(["prm"])
+
+
+@pytest.mark.parametrize(("load_timeout", "seconds"), [(None, 1700.0), ("3000", 4100.0)])
+def test_a_start_may_take_as_long_as_a_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_timeout: str | None, seconds: float
+) -> None:
+    """By a clock on which all of `seconds` pass between two looks."""
+    monkeypatch.delenv("AGENTPRM_LOAD_TIMEOUT", raising=False)
+    if load_timeout:
+        monkeypatch.setenv("AGENTPRM_LOAD_TIMEOUT", load_timeout)
+    port = free_port()
+    with Machine(tmp_path) as machine:
+        machine.start_command("prm", [sys.executable, "-c", LISTENS, str(port)], port=port)
+        clock = itertools.chain([0.0], itertools.repeat(seconds))
+        with monkeypatch.context() as patch:
+            fake = SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep)
+            patch.setattr("agentprm.cli.processes.time", fake)
+            machine.wait_reachable(["prm"])
+
+
+def test_one_that_is_not_up_in_time_is_told_with_its_log(tmp_path: Path) -> None:
+    code = "import time; print('downloading', flush=True); time.sleep(60)"
+    with Machine(tmp_path) as machine:
+        machine.start_command("sglang", [sys.executable, "-c", code], port=free_port())
+        with pytest.raises(ProcessFailed, match=r"(?s)sglang is not up after 3 s.*downloading"):
+            machine.wait_reachable(["sglang"], 3.0)
