@@ -173,8 +173,9 @@ def _as_service_errors(url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except httpx.TransportError as error:
-        why = f"no answer before the deadline: {type(error).__name__} {error}"
-        raise ServiceError(None, f"{url}: {why}") from error
+        refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        what = "cannot be reached" if refused else "no answer before the deadline"
+        raise ServiceError(None, f"{url}: {what}: {type(error).__name__} {error}") from error
     except (httpx.HTTPError, ValueError) as error:
         raise ServiceError(None, f"{url}: its answer cannot be read: {error}") from error
 

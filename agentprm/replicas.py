@@ -145,7 +145,8 @@ class Replicas:
         sake of its prefix cache, as long as the load stays even.
 
         Raises:
-            ProblemError: 422, a server refuses a prompt; 503, no replica can answer.
+            ProblemError: 422, a server refuses a prompt; 503, no replica can answer, or one has
+                not answered in time and is well.
         """
         return self._ask(prompts, tag, homes, lambda client, batch: client.generate(batch))
 
@@ -197,6 +198,9 @@ class Replicas:
         except SGLangError as error:
             if error.status == 400:
                 raise ProblemError(422, "Refused by the engine", str(error)) from error
+            if error.late and self._up(replica):  # healthy, and asked for more than it can do
+                detail = f"no answer within --engine-timeout ({self._timeout:g} s): ask for less"
+                raise ProblemError(503, "Engine too slow", detail, retry_after=10) from error
             self._set_aside(replica, str(error))
             return []
         others = {answer.version for answer in answers} - {tag}

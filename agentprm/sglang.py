@@ -31,11 +31,15 @@ MAX_BATCH = 1024
 
 
 class SGLangError(Exception):
-    """The server refused, or did not answer. `status` is None where there was no answer."""
+    """The server refused, or did not answer. `status` is None where there was no answer.
 
-    def __init__(self, status: int | None, message: str) -> None:
+    `late`: it had taken the request and its time was up.
+    """
+
+    def __init__(self, status: int | None, message: str, *, late: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.late = late
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,8 @@ class SGLangClient:
             return orjson.loads(retrying(once))
         except httpx.TransportError as error:
             message = f"{method} {self.url}{path}: {type(error).__name__} {error}"
-            raise SGLangError(None, message) from error
+            late = isinstance(error, httpx.ReadTimeout)
+            raise SGLangError(None, message, late=late) from error
 
 
 def _again(error: BaseException) -> bool:

@@ -59,6 +59,20 @@ class FakeSGLang:
                 "is_generation": True,
             }
 
+        @app.post("/generate")
+        def generate(body: dict[str, Any]) -> dict[str, Any]:
+            """A token after a prompt; of more than one token it takes until `read` is set."""
+            if len(body["input_ids"]) > 1:
+                self.read.wait(20)
+            info = {
+                "prompt_tokens": 1,
+                "cached_tokens": 0,
+                "finish_reason": {"type": "length"},
+                "output_token_logprobs": [[0.0, 1, None]],
+                "weight_version": self.version,
+            }
+            return {"output_ids": [1], "text": "", "meta_info": info}
+
         @app.post("/update_weights_from_disk")
         def update(body: dict[str, Any]) -> dict[str, Any]:
             self._inside += 1

@@ -156,7 +156,10 @@ def serve_run(
     first_port: int,
     privileged: bool,
 ) -> None:
-    """Serve the newest checkpoints of `run` on `host` until interrupted."""
+    """Serve the newest checkpoints of `run` on `host` until interrupted.
+
+    A service that dies serves again what it served last, which may be another that it was told of.
+    """
     registry = Registry(run / "checkpoints")
     policies, prms = registry.versions("policy"), registry.versions("prm")
     if not policies and not prms:
@@ -168,13 +171,13 @@ def serve_run(
             start_env(machine, first_port, games, options, capacity=64, privileged=privileged)
         if prms:
             names.append(PRM)
-            flags = ["--checkpoint", registry.newest("prm")]
-            start_model(machine, PRM, first_port + 2, run, options, flags)
+            registry.set_serving(PRM, registry.newest(PRM))
+            start_model(machine, PRM, first_port + 2, run, options, [])
         if policies:
-            policy = registry.newest("policy")
+            policy = registry.newest(POLICY)
             names.append(POLICY)
-            flags = ["--checkpoint", policy]
-            flags += ["--prm-url", machine.url_at(first_port + 2)] if prms else []
+            registry.set_serving(POLICY, policy)
+            flags = ["--prm-url", machine.url_at(first_port + 2)] if prms else []
             if options.policy_engine is PolicyEngine.SGLANG and not options.sglang_urls:
                 url = start_sglang(machine, registry.open(policy), options.sglang_command)
                 options = replace(options, sglang_urls=(url,))

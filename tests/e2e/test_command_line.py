@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from agentprm.cli.ports import free_port
-from agentprm.client import EnvClient, PolicyClient, PRMClient
+from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.config import load_config
 from agentprm.protocol import ActRequest, Choice, CreateSessions, ScoreRequest, Split, State
 from agentprm.registry import Registry
@@ -157,9 +157,26 @@ def test_up_serves_a_run(run: Path, alfworld_data: Path, tmp_path: Path) -> None
             scores = prm.score(ScoreRequest(choices=[choice])).choices[0]
         assert scores == pytest.approx(values, abs=1e-5)
         play_by_chat(f"http://127.0.0.1:{port + 1}/v1", alfworld_data, tmp_path)
+        killed_after_a_swap(run, f"http://127.0.0.1:{port + 1}", process)
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+
+
+def killed_after_a_swap(run: Path, url: str, process: subprocess.Popen[bytes]) -> None:
+    """The policy serves after a kill what it was told to serve, not the newest."""
+    with PolicyClient(url) as policy:
+        policy.load("policy/0")
+        os.kill(policy.health().pid or 0, signal.SIGKILL)
+
+        def back() -> bool:
+            try:
+                return policy.health().version == "policy/0"
+            except ServiceError:
+                return False
+
+        until(lambda: not back(), process, 60)
+        until(back, process, 120)
 
 
 def play_by_chat(url: str, data: Path, where: Path) -> None:

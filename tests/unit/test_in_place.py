@@ -8,6 +8,8 @@ import pytest
 from agentprm.in_place import InPlaceServing, _Gate
 from agentprm.registry import Registry
 from agentprm.replicas import Replicas, ReplicasError
+from agentprm.service import ProblemError
+from agentprm.sglang import Generate
 from tests.fake_services import serving
 from tests.fake_sglang import FakeSGLang, Named
 
@@ -45,6 +47,22 @@ def test_weights_may_take_longer_to_read_than_an_answer(
     hasty = Replicas([url], timeout=20, load_timeout=0.3)
     with pytest.raises(ReplicasError, match="ReadTimeout"):
         hasty.put(Named(tmp_path / "policy-8"))
+    server.read.set()
+
+
+def test_a_server_that_is_slow_and_well_is_not_set_aside(
+    url: str, server: FakeSGLang, tmp_path: Path
+) -> None:
+    """One request for too much is refused, and others are answered."""
+    replicas = Replicas([url], timeout=1.0)
+    server.read.set()
+    replicas.put(Named(tmp_path / "policy-7"))
+    server.read.clear()
+    with pytest.raises(ProblemError, match="ask for less"):
+        replicas.generate([Generate([1, 2], max_tokens=1)], "policy-7", [0])
+    assert replicas.tags() == {url: "policy-7"}
+    [short] = replicas.generate([Generate([1], max_tokens=1)], "policy-7", [0])
+    assert short.version == "policy-7"
     server.read.set()
 
 
