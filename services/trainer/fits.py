@@ -74,6 +74,7 @@ class Fits:
             config, records, prompt, self.registry, services, progress, log, self._reports
         )
         self.update = UPDATES[config.update](at)
+        self._split_seed = derive(config.seed, "split")
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
@@ -176,11 +177,13 @@ class Fits:
         self.progress.end(summary)
 
     def _prm_settings(self, job: FitJob) -> PRMSettings:
-        """The members of an ensemble differ in their seed alone."""
-        q_i = f"q_{job.iteration}"
+        """The members of an ensemble differ in their seed alone.
+
+        The split is the run's: a Q_i that begins as Q_{i-1} was never fitted on what it holds out.
+        """
         updates = {
             "seed": derive(self.config.seed, _member(job)),
-            "split_seed": derive(self.config.seed, q_i),
+            "split_seed": self._split_seed,
             "gamma": self.config.gamma,
         }
         return self.config.prm.model_copy(update=updates)
@@ -219,7 +222,11 @@ class Fits:
         """V^μ by soft BCE on the Monte-Carlo values of the reference policy's rollouts."""
         episodes = self.records.episodes(ROLLOUTS)
         self.progress.start("v_reference", f"fitting V^μ on {len(episodes)} episodes")
-        updates = {"seed": derive(self.config.seed, VALUE), "gamma": self.config.gamma}
+        updates = {
+            "seed": derive(self.config.seed, VALUE),
+            "split_seed": self._split_seed,
+            "gamma": self.config.gamma,
+        }
         summary = fit_prm(
             job.base,
             episodes,
