@@ -19,6 +19,7 @@ from agentprm.protocol import Episode
 from agentprm.registry import Registry
 from services.trainer.collect import Services
 from services.trainer.dagger import fit_dagger
+from services.trainer.fitting import release_memory
 from services.trainer.inverse import fit_inverse_prm
 from services.trainer.online import sample_turns
 from services.trainer.prm import fit_prm
@@ -88,6 +89,7 @@ class Fits:
             "policy": self._policy,
         }
         fits[job.kind](job)
+        release_memory()
 
     # --- imitation ------------------------------------------------------------------------------
 

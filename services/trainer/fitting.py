@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -142,6 +143,17 @@ def throughput(tokens: int, seconds: float) -> Metrics:
 def steps_of(batches: TokenBatches, settings: FitSettings) -> int:
     """Optimizer steps in which all processes together go through `batches` once."""
     return math.ceil(len(batches) / settings.accumulation)
+
+
+def release_memory() -> None:
+    """Give back what a fit that has ended held: weights, gradients and optimizer state.
+
+    A trainer, its callbacks and its model refer to one another, so they do not go by themselves,
+    and the policy service may compute on the same GPU.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class StepMeanTrainer(Trainer):

@@ -1,10 +1,13 @@
-"""What the fits of a run have in common: which games they hold out."""
+"""What the fits of a run have in common: memory, and which games they hold out."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from rich.console import Console
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from agentprm.config import Algorithm, load_config
 from agentprm.prompts import load_prompt
@@ -14,7 +17,7 @@ from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.targets import split_by_game
 from services.trainer.transitions import draw_transitions
-from tests.unit.trainer_episodes import episode
+from tests.unit.trainer_episodes import create_small, episode
 
 
 def fits_of(run: Path, algorithm: Algorithm = Algorithm.AGENT_PRM) -> Fits:
@@ -32,6 +35,28 @@ def record(records: Records, stage: str, games: list[str]) -> None:
         for k, game in enumerate(games)
     ]
     records.append(JobResult(job_id=f"{stage}-0000", worker="w", seconds=0, episodes=episodes))
+
+
+def held() -> int:
+    """Models and optimizers that are in memory, without a search for those that could go."""
+    return sum(issubclass(type(each), PreTrainedModel | Optimizer) for each in gc.get_objects())
+
+
+def test_a_fit_leaves_no_weights_in_memory(tmp_path: Path) -> None:
+    small, fits = create_small(tmp_path), fits_of(tmp_path)
+    record(fits.records, "demonstrations", list("abcd"))
+    record(fits.records, "pi_0-rollouts", list("abcd"))
+    gc.collect()
+    gc.disable()  # by chance it would hide what is held
+    try:
+        before = held()
+        for kind in ("sft", "prm"):
+            out = tmp_path / kind
+            fits.perform(FitJob(kind=kind, iteration=0, base=small, out=out))
+            assert held() == before
+            assert (out / "model.safetensors").is_file()
+    finally:
+        gc.enable()
 
 
 def test_what_a_prm_holds_out_no_prm_before_it_was_fitted_on(tmp_path: Path) -> None:
