@@ -15,6 +15,7 @@ from agentprm.queue import QueueError
 from agentprm.results import print_table
 from agentprm.service import configure_logging
 from services.trainer.app import TrainerSettings, connect
+from services.trainer.base_model import BaseModelError
 from services.trainer.baselines import LOOPS
 from services.trainer.demonstrations import DemonstrationsError
 from services.trainer.inbox import JobsFailed
@@ -47,7 +48,14 @@ def main() -> int:
                 settings.run, config, services, records, prompt, metrics, progress, launch
             )
             rows = loop.train()
-    except (DemonstrationsError, FitFailed, JobsFailed, QueueError, ServiceError) as error:
+    except (
+        BaseModelError,
+        DemonstrationsError,
+        FitFailed,
+        JobsFailed,
+        QueueError,
+        ServiceError,
+    ) as error:
         structlog.get_logger().error(
             "training stopped; resume it when this is mended", why=str(error)
         )
