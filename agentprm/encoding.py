@@ -38,7 +38,8 @@ class Tokenizer(Protocol):
 class Encoded:
     """A conversation as ids. `spans[k]` is the half-open token range of assistant message k,
 
-    from its first content token to its end-of-turn mark, without the header before it. The PRM
+    from its first content token to its end-of-turn mark, without the header before it and without
+    the line end that templates such as Qwen's put behind the mark: no policy samples it. The PRM
     scores an action at the last token of its span; the policy is trained on the span.
     """
 
@@ -91,23 +92,26 @@ def encode(
     spans: list[tuple[int, int]] = []
     done = ""
 
-    def extend(rendered: str) -> None:
+    def extend(rendered: str) -> str:
+        """Add the ids of what `rendered` has more than what is done; the text of it."""
         nonlocal done
         if not rendered.startswith(done):
             raise ValueError(
                 "the tokenizer's chat template rewrites earlier messages; an append-only "
                 "conversation cannot be cached or scored turn by turn with it"
             )
-        if len(rendered) > len(done):
-            ids.extend(tokenizer.encode(rendered[len(done) :], add_special_tokens=False))
+        text = rendered[len(done) :]
+        if text:
+            ids.extend(tokenizer.encode(text, add_special_tokens=False))
         done = rendered
+        return text
 
     for k, message in enumerate(messages):
         if message.role == "assistant":
             extend(render(tokenizer, raw[:k], generation_prompt=True))
             start = len(ids)
-            extend(render(tokenizer, raw[: k + 1]))
-            spans.append((start, len(ids)))
+            text = extend(render(tokenizer, raw[: k + 1]))
+            spans.append((start, _end_of_turn(tokenizer, ids, text, message.content)))
         elif k + 1 < len(messages) and messages[k + 1].role != "assistant":
             extend(render(tokenizer, raw[: k + 1]))
     # The last message and the header of the answer are one segment, as they will be once the
@@ -119,11 +123,11 @@ def encode(
 def encode_answers(
     tokenizer: Tokenizer, messages: Sequence[Message], answers: Sequence[str]
 ) -> tuple[list[int], list[list[int]]]:
-    """The ids up to where the assistant answers, and for each answer the ids that follow.
+    """The ids up to where the assistant answers, and for each answer the ids up to its end.
 
-    Together they are what `encode` makes of the conversation with that answer; the conversation is
-    rendered and tokenised once for all answers. That the template renders an answer behind this
-    conversation as it does behind another is tried on the first one.
+    Together they are what `encode` makes of the conversation with that answer, up to the end of its
+    span; the conversation is rendered and tokenised once for all answers. That the template renders
+    an answer behind this conversation as it does behind another is tried on the first one.
 
     Raises:
         ValueError: as `encode`.
@@ -144,11 +148,29 @@ def encode_answers(
     if behind(short, header, answers[0]) == first:
         raw, before = short, header
     texts = [first, *(behind(raw, before, answer) for answer in answers[1:])]
-    return prompt, [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    def whole(text: str, answer: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids[: _end_of_turn(tokenizer, ids, text, answer)]
+
+    return prompt, [whole(text, answer) for text, answer in zip(texts, answers, strict=True)]
+
+
+def _end_of_turn(tokenizer: Tokenizer, ids: list[int], text: str, answer: str) -> int:
+    """Where in `ids`, which end with those of `text`, the turn ends that `text` renders.
+
+    That is before the white space behind the end-of-turn mark. Where a template has no mark but
+    white space, or a tokenizer joins the two, it is the end.
+    """
+    space = text[len(text.rstrip()) :]
+    if not space or text.strip() == answer.strip():
+        return len(ids)
+    behind = tokenizer.encode(space, add_special_tokens=False)
+    return len(ids) - len(behind) if ids[-len(behind) :] == behind else len(ids)
 
 
 def closed(tokenizer: Tokenizer, text: str) -> str:
-    """A conversation that was rendered elsewhere, ended as the chat template ends an answer.
+    """A conversation that was rendered elsewhere, ended by the chat template's end-of-turn mark.
 
     Texts that come from a decoded sample end with an end token, with the template's own mark or,
     cut off, with nothing, and may be padded; what is scored is the end of an answer.
@@ -162,7 +184,7 @@ def closed(tokenizer: Tokenizer, text: str) -> str:
         start += len(pad)
     while mark := _last_mark(text, start, stop, marks):
         stop -= mark
-    return text[start:stop] + end if start < stop else ""
+    return text[start:stop] + (end.rstrip() or end) if start < stop else ""
 
 
 def _last_mark(text: str, start: int, stop: int, marks: Sequence[str]) -> int:

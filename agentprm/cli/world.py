@@ -17,6 +17,7 @@ from agentprm.cli.services import Options, start_world
 from agentprm.config import Config, accelerate_file
 from agentprm.ensembles import read_members
 from agentprm.registry import CheckpointError, Registry
+from agentprm.visible import visible_to_fits
 
 Run = Annotated[Path, typer.Option(help="the run whose episodes are read; not while it trains")]
 
@@ -38,7 +39,11 @@ def fit(
     with explained("the same command begins the fit anew"):
         i = _newest(run) if iteration is None else iteration
         flags = ["--run", str(run), "--iteration", str(i)]
-        with Machine(run) as machine:
+        try:
+            gpus = visible_to_fits(config.device, config.num_processes)
+        except ValueError as error:
+            raise ProcessFailed(str(error)) from error
+        with Machine(run, gpus) as machine:
             machine.start("world-fit", *_fit_module(config), *flags, in_terminal=True)
             _finish(machine, "world-fit")
 

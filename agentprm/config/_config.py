@@ -197,10 +197,10 @@ class Config(Settings):
     sglang_urls: tuple[str, ...] = ()
     """SGLang servers, started on a checkpoint of the model's configuration and tokenizer."""
     device: str = "auto"
-    """Where models run: auto, cpu, cuda, ..."""
+    """Where models run: auto, cpu, cuda, cuda:1, ... A fit in one process takes one GPU."""
     num_processes: int = Field(default=1, ge=1)
-    """Processes that share a fit, each on a GPU of its own or on the CPU. They change its time, not
-    its result: batches are of all processes together."""
+    """Processes that share a fit, each on a GPU of its own, or on the CPU (`device`). They change
+    its time, not its result: batches are of all processes together."""
     accelerate: str = "ddp"
     """How they share it: `ddp`, `fsdp`, or the path of a file of `accelerate config`."""
     workers: int = Field(default=2, ge=1)

@@ -67,9 +67,9 @@ class PRMSettings(FitSettings):
     gamma: float = Field(default=0.95, gt=0, le=1)
     """The discount that the targets were made with; recorded beside the weights."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Part of the games that is held out to measure the fit."""
+    """Part of the games that is held out to measure the fit, about; a hash of a game decides."""
     split_seed: int = Field(default=0, ge=0)
-    """Which games these are. The members of an ensemble hold out the same."""
+    """Which games these are. In a run all PRMs hold out the same, whatever is given here."""
     members: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     """PRMs fitted alike but for their seeds, `prm/<i>.1` and so on; more than one serve together
     as `prm/<i>`, by their mean."""

@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import structlog
-import torch
-import transformers
 
-from agentprm.client import ServiceError
 from agentprm.config import read_config
-from agentprm.prompts import load_prompt
-from agentprm.queue import QueueError
-from agentprm.results import print_table
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, open_run
-from services.trainer.baselines import LOOPS
-from services.trainer.demonstrations import DemonstrationsError
-from services.trainer.exclusive import RunTaken
-from services.trainer.inbox import JobsFailed
-from services.trainer.launch import FitFailed, Launcher
-from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
-from services.trainer.progress import Progress
+from agentprm.visible import visible_to_fits
+from services.trainer.app import TrainerSettings
 
 
 def main() -> int:
     """Train to the end. The exit code is 0 when the table is there."""
     settings = TrainerSettings.from_command_line()
     configure_logging("trainer")
-    transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(settings.threads)
     config = read_config(settings.run)
-    num_processes = settings.num_processes or config.num_processes
-    launch = None
-    prompt = load_prompt(config.prompt)
     try:
-        if num_processes > 1:
-            accelerate = settings.accelerate or config.accelerate
-            launch = Launcher(settings, num_processes, accelerate).perform
-        with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
-            progress = Progress(log=metrics.log)
-            loop = LOOPS.get(config.algorithm, Loop)(
-                settings.run, config, services, records, prompt, metrics, progress, launch
-            )
-            rows = loop.train()
-    except (
-        DemonstrationsError,
-        FitFailed,
-        JobsFailed,
-        QueueError,
-        RunTaken,
-        ServiceError,
-    ) as error:
-        structlog.get_logger().error(
-            "training stopped; resume it when this is mended", why=str(error)
-        )
+        gpus = visible_to_fits(config.device, settings.num_processes or config.num_processes)
+    except ValueError as error:
+        structlog.get_logger().error("training cannot begin", why=str(error))
         return 1
-    print_table(rows)
-    return 0
+    os.environ.update(gpus)
+    from services.trainer.train import train  # torch and CUDA, which look at what is visible
+
+    return train(settings, config)
 
 
 if __name__ == "__main__":

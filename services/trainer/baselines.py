@@ -18,6 +18,7 @@ class Baseline(Loop, ABC):
 
     def train(self) -> list[Row]:
         """Everything from demonstrations to the table, going on where an earlier run stopped."""
+        self.try_model()
         self.demonstrate()
         self.imitate()
         rows = [self._evaluate(0, None)]

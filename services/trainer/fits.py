@@ -19,6 +19,7 @@ from agentprm.protocol import Episode
 from agentprm.registry import Registry
 from services.trainer.collect import Services
 from services.trainer.dagger import fit_dagger
+from services.trainer.fitting import release_memory
 from services.trainer.inverse import fit_inverse_prm
 from services.trainer.online import sample_turns
 from services.trainer.prm import fit_prm
@@ -74,6 +75,7 @@ class Fits:
             config, records, prompt, self.registry, services, progress, log, self._reports
         )
         self.update = UPDATES[config.update](at)
+        self._split_seed = derive(config.seed, "split")
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
@@ -87,6 +89,7 @@ class Fits:
             "policy": self._policy,
         }
         fits[job.kind](job)
+        release_memory()
 
     # --- imitation ------------------------------------------------------------------------------
 
@@ -176,11 +179,13 @@ class Fits:
         self.progress.end(summary)
 
     def _prm_settings(self, job: FitJob) -> PRMSettings:
-        """The members of an ensemble differ in their seed alone."""
-        q_i = f"q_{job.iteration}"
+        """The members of an ensemble differ in their seed alone.
+
+        The split is the run's: a Q_i that begins as Q_{i-1} was never fitted on what it holds out.
+        """
         updates = {
             "seed": derive(self.config.seed, _member(job)),
-            "split_seed": derive(self.config.seed, q_i),
+            "split_seed": self._split_seed,
             "gamma": self.config.gamma,
         }
         return self.config.prm.model_copy(update=updates)
@@ -219,7 +224,11 @@ class Fits:
         """V^μ by soft BCE on the Monte-Carlo values of the reference policy's rollouts."""
         episodes = self.records.episodes(ROLLOUTS)
         self.progress.start("v_reference", f"fitting V^μ on {len(episodes)} episodes")
-        updates = {"seed": derive(self.config.seed, VALUE), "gamma": self.config.gamma}
+        updates = {
+            "seed": derive(self.config.seed, VALUE),
+            "split_seed": self._split_seed,
+            "gamma": self.config.gamma,
+        }
         summary = fit_prm(
             job.base,
             episodes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from agentprm.vocabulary import within
 from services.trainer.attention import attend_on_cpu
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import MakeCanary
+from services.trainer.padding import padding_token
 
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]
@@ -49,8 +51,6 @@ Save = Callable[[Path], None]
 
 _PATIENCE = datetime.timedelta(hours=1)
 """How long a process waits for another one, which may be waiting for preferences to come."""
-
-_LLAMA_PADDING = "<|finetune_right_pad_id|>"
 
 
 def ignore(*_: object) -> None:
@@ -100,16 +100,15 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint; where it names no token for padding it gets one.
 
-    Llama 3 reserves one. Its end token would not do for a PRM: transformers reads Q at the last
-    token that is no padding, which then would not be the end of the answer.
+    Raises:
+        CheckpointError: it knows more tokens than the model, or has none that could be padding.
     """
     text = AutoConfig.from_pretrained(directory).get_text_config()
     tokenizer: PreTrainedTokenizerBase = within(
         directory, AutoTokenizer.from_pretrained(directory), text.vocab_size
     )
-    if tokenizer.pad_token_id is None:
-        reserved = _LLAMA_PADDING in tokenizer.get_vocab()
-        tokenizer.pad_token = _LLAMA_PADDING if reserved else tokenizer.eos_token
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.pad_token = padding_token(directory, tokenizer)
     return tokenizer
 
 
@@ -142,6 +141,17 @@ def throughput(tokens: int, seconds: float) -> Metrics:
 def steps_of(batches: TokenBatches, settings: FitSettings) -> int:
     """Optimizer steps in which all processes together go through `batches` once."""
     return math.ceil(len(batches) / settings.accumulation)
+
+
+def release_memory() -> None:
+    """Give back what a fit that has ended held: weights, gradients and optimizer state.
+
+    A trainer, its callbacks and its model refer to one another, so they do not go by themselves,
+    and the policy service may compute on the same GPU.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class StepMeanTrainer(Trainer):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import PretrainedConfig, TrainingArguments
 
 from agentprm.config import Algorithm, PRMSettings
 from agentprm.prompts import Prompt
@@ -109,7 +109,7 @@ def fit_inverse_prm(
     training = _evened_out([*positive, *negative], batches)
     in_pairs = settings.model_copy(update={"accumulation": 2 * settings.accumulation})
     model = load_prm(base, tokenizer.pad_token_id, settings.seed)
-    _require_full_attention(model.config)
+    require_full_attention(model.config)
     horizon = effective_horizon(settings.gamma, max_steps)
     with common_arguments(in_pairs, steps_of(batches, in_pairs)) as arguments:
         trainer = InversePRMTrainer(
@@ -277,8 +277,17 @@ def _evened_out(samples: Sequence[Sample], batches: AlternatingBatches) -> list[
     ]
 
 
-def _require_full_attention(config: Any) -> None:
-    """The mask of a row that forks is all there is: a window would not be kept to."""
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+def require_full_attention(config: PretrainedConfig) -> None:
+    """The mask of a row that forks is all there is: a window would not be kept to.
+
+    A model says which of its layers have a window, or has one `sliding_window` for all of them.
+
+    Raises:
+        ValueError: a layer of such a model does not attend to all that comes before.
+    """
+    layers = getattr(config, "layer_types", None)
+    slides = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    kinds = set(layers or (["sliding_attention"] if slides else [])) - {"full_attention"}
     if kinds:
-        raise ValueError(f"inverse-prm needs full attention; this model has {', '.join(kinds)}")
+        found = ", ".join(sorted(kinds))
+        raise ValueError(f"inverse-prm needs full attention; this model has {found}")

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import snapshot_download
-
 from agentprm.config import Algorithm, Config
 from agentprm.ensembles import write_ensemble
 from agentprm.prompts import Prompt
@@ -19,6 +17,7 @@ from agentprm.protocol import Split
 from agentprm.registry import Registry
 from agentprm.results import Row, write_results
 from agentprm.runs import evaluation_stage
+from services.trainer.base_model import base_model, require_trainable
 from services.trainer.collect import Collector, Services
 from services.trainer.demonstrations import demonstrate
 from services.trainer.evaluation import evaluate
@@ -29,7 +28,6 @@ from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.reference import ROLLOUTS, VALUE, reference_jobs
 from services.trainer.seeds import derive
-from services.trainer.tiny import create_tiny
 from services.trainer.transitions import draw_transitions, sample_next_actions
 from services.trainer.vine import sample_places, vine_jobs
 
@@ -56,6 +54,7 @@ class Loop:
         self.progress = progress
         self.registry = Registry(run / "checkpoints")
         self.records = records
+        self._prompt = prompt
         fits = Fits(run, config, records, prompt, metrics.log, progress, services)
         self._fit = launch or fits.perform
         self._update = fits.update
@@ -70,6 +69,7 @@ class Loop:
 
     def train(self) -> list[Row]:
         """Everything from demonstrations to the table, going on where an earlier run stopped."""
+        self.try_model()
         self.demonstrate()
         self.imitate()
         self.explain()
@@ -90,6 +90,15 @@ class Loop:
         return rows
 
     # --- stage 0: demonstrations and π_0 --------------------------------------------------------
+
+    def try_model(self) -> None:
+        """Before anything is played: whether the fits will be able to read what was.
+
+        Raises:
+            BaseModelError: they will not.
+        """
+        if not self.registry.exists("policy/0"):
+            require_trainable(self._base_model(), self._prompt, self.config.algorithm)
 
     def demonstrate(self) -> None:
         """The expert plays train games, or has played them."""
@@ -231,14 +240,7 @@ class Loop:
         return row
 
     def _base_model(self) -> Path:
-        """The directory of the model that is trained: made from scratch, or fetched by its name."""
-        if self.config.model == "tiny":
-            directory = self.run / "base"
-            if not (directory / "config.json").exists():
-                create_tiny(directory, derive(self.config.seed, "model"), self.config.scratch)
-            return directory
-        local = Path(self.config.model)
-        return local if local.is_dir() else Path(snapshot_download(self.config.model))
+        return base_model(self.run, self.config)
 
     def _skip(self, version: str, stage: str) -> bool:
         if not self.registry.exists(version):

@@ -9,9 +9,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+MAX_SEED = 2**31
+"""Seeds are below it."""
+
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A seed in [0, 2^31) for one purpose, independent of those for others."""
+    """A seed in [0, `MAX_SEED`) for one purpose, independent of those for others."""
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 

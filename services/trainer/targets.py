@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from agentprm.protocol import Episode
+from services.trainer.seeds import MAX_SEED, derive
 
 By = Literal["action", "state"]
 """What is visited: an action in a state, or a state."""
@@ -87,11 +87,14 @@ def split_by_game(
 ) -> tuple[list[int], list[int]]:
     """Indices of the training and of the validation episodes. No game is on both sides.
 
-    At least one game trains; with a fraction above 0 and two games or more, one validates.
+    A game's side follows from `seed` and its id alone: whatever else is among the episodes, it is
+    the same. So about `validation_fraction` of the games validate, not exactly.
+
+    At least one game trains; with a fraction above 0 and two games or more, one validates. Only
+    where chance would leave a side empty does a game change it, the one that is nearest to it.
     """
-    games = sorted({episode.game.id for episode in episodes})
-    random.Random(seed).shuffle(games)
-    wanted = round(validation_fraction * len(games))
+    games = sorted({episode.game.id for episode in episodes}, key=lambda game: derive(seed, game))
+    wanted = sum(derive(seed, game) < validation_fraction * MAX_SEED for game in games)
     count = min(max(wanted, int(validation_fraction > 0)), max(len(games) - 1, 0))
     held_out = set(games[:count])
     sides: tuple[list[int], list[int]] = ([], [])

@@ -98,15 +98,17 @@ def test_a_rendered_text_scores_as_its_conversation(path: Path, scorer: Scorer) 
     assert caught.value.problem.status == 422
 
 
-def test_a_text_ends_as_the_template_ends_an_answer(path: Path) -> None:
+def test_a_text_ends_with_the_template_s_mark(path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.eos_token = "</s>"
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>\n{% endfor %}"
     )
     for given in ("a b", "a b</s>", "a b<|end|>", "a b<|end|>\n", "a b<|end|>\n</s><|pad|>"):
-        assert closed(tokenizer, given) == "a b<|end|>\n"
-    assert closed(tokenizer, "a \n") == "a \n<|end|>\n"
+        assert closed(tokenizer, given) == "a b<|end|>"
+    assert closed(tokenizer, "a \n") == "a \n<|end|>"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert closed(tokenizer, "user: a\nassistant: b") == "user: a\nassistant: b\n"
 
 
 LONG_PARTS = [{"type": "text", "text": "x" * 150_000}] * 2

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
 import services.trainer.inverse as inverse
 from agentprm.config import Algorithm, PRMSettings, changed, load_config
@@ -21,7 +29,11 @@ from agentprm.protocol import Action, Episode, JobResult
 from services.trainer.batches import AlternatingBatches
 from services.trainer.fitting import load_tokenizer
 from services.trainer.forks import episode_forks
-from services.trainer.inverse import effective_horizon, fit_inverse_prm
+from services.trainer.inverse import (
+    effective_horizon,
+    fit_inverse_prm,
+    require_full_attention,
+)
 from services.trainer.prm import load_prm
 from services.trainer.records import Records
 from services.trainer.rows import action_row
@@ -336,3 +348,30 @@ def test_the_algorithm_of_a_preset_and_another_one() -> None:
     for name, value in estimates.items():
         with pytest.raises(ValueError, match="which inverse-prm does not read"):
             changed(config, {name: value})
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(),
+        Phi3Config(sliding_window=2047),
+        Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=0),
+        Gemma2Config(),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_windows_are_refused(config: PreTrainedConfig) -> None:
+    with pytest.raises(ValueError, match="needs full attention; this model has"):
+        require_full_attention(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LlamaConfig(), MistralConfig(sliding_window=None), Qwen2Config(), Phi3Config()],
+    ids=lambda config: config.model_type,
+)
+def test_full_attention_is_taken(config: PreTrainedConfig) -> None:
+    require_full_attention(config)

@@ -76,3 +76,17 @@ def test_no_game_is_on_both_sides_of_the_split(
     assert not {games[i] for i in training} & {games[i] for i in validation}
     assert training
     assert bool(validation) == (fraction > 0 and len(set(games)) > 1)
+
+
+def test_a_game_is_on_one_side_whatever_else_there_is() -> None:
+    """Iterations take other games, some of them again: what validates once never trains."""
+    trained: set[str] = set()
+    validated: set[str] = set()
+    for first in range(0, 1000, 100):
+        games = [f"{k % 700:03d}" for k in range(first, first + 250)]
+        training, validation = split_by_game([episode(["look"], [0], g) for g in games], 0.2, 3)
+        trained |= {games[i] for i in training}
+        validated |= {games[i] for i in validation}
+    assert not trained & validated
+    assert len(trained | validated) == 700
+    assert len(validated) == pytest.approx(0.2 * 700, abs=3 * (700 * 0.2 * 0.8) ** 0.5)

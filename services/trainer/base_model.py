@@ -1,0 +1,71 @@
+"""The model that a run trains: made or fetched, and tried before anything is played."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from jinja2 import TemplateError
+from transformers import AutoConfig
+
+from agentprm.config import Algorithm, Config
+from agentprm.prompts import Prompt
+from agentprm.protocol import Action, State, Step
+from agentprm.registry import CheckpointError
+from services.trainer.fitting import load_tokenizer
+from services.trainer.inverse import require_full_attention
+from services.trainer.rows import action_row
+from services.trainer.seeds import derive
+from services.trainer.tiny import create_tiny
+
+
+class BaseModelError(Exception):
+    """The model cannot be trained as the run asks. Says what is wrong, and what to do."""
+
+
+def base_model(run: Path, config: Config) -> Path:
+    """The directory of the model.
+
+    One from scratch is written under another name first: where the directory is, it is complete.
+    """
+    if config.model != "tiny":
+        local = Path(config.model)
+        return local if local.is_dir() else Path(snapshot_download(config.model))
+    directory, draft = run / "base", run / ".base-draft"
+    if not directory.exists():
+        shutil.rmtree(draft, ignore_errors=True)  # of a trainer that was killed
+        create_tiny(draft, derive(config.seed, "model"), config.scratch)
+        draft.rename(directory)
+    return directory
+
+
+def require_trainable(base: Path, prompt: Prompt, algorithm: Algorithm) -> None:
+    """Try on two turns what every fit does with a thousand.
+
+    Raises:
+        BaseModelError: there is no tokenizer with padding, or its chat template rewrites what it
+            rendered before or refuses the prompt, or the algorithm has no use for such a model.
+    """
+    try:
+        tokenizer = load_tokenizer(base)
+        if algorithm is Algorithm.INVERSE_PRM:
+            require_full_attention(AutoConfig.from_pretrained(base).get_text_config())
+    except (CheckpointError, OSError, ValueError) as error:
+        raise BaseModelError(f"{base} cannot be trained: {error}") from error
+    action = Action(reason="look around", command="look")
+    step = Step(observation="You are in a room.", action=action)
+    state = State(
+        task="look around",
+        history=(step,),
+        observation="Nothing happens.",
+        admissible=("look", "inventory"),
+    )
+    try:
+        action_row(tokenizer, prompt, state, action)
+    except (TemplateError, ValueError) as error:
+        raise BaseModelError(
+            f"the chat template of {base} cannot be trained with: {error}. Give `model` a copy of "
+            "the directory with another chat_template.jinja: one that only adds to what it "
+            "rendered before, and takes the prompt's messages one by one from the first"
+        ) from error

@@ -1,0 +1,58 @@
+"""The run of a trainer process: its services, its loop, and what stops it."""
+
+from __future__ import annotations
+
+import structlog
+import torch
+import transformers
+
+from agentprm.client import ServiceError
+from agentprm.config import Config
+from agentprm.prompts import load_prompt
+from agentprm.queue import QueueError
+from agentprm.results import print_table
+from services.trainer.app import TrainerSettings, open_run
+from services.trainer.base_model import BaseModelError
+from services.trainer.baselines import LOOPS
+from services.trainer.demonstrations import DemonstrationsError
+from services.trainer.exclusive import RunTaken
+from services.trainer.inbox import JobsFailed
+from services.trainer.launch import FitFailed, Launcher
+from services.trainer.loop import Loop
+from services.trainer.metrics import Metrics
+from services.trainer.progress import Progress
+
+
+def train(settings: TrainerSettings, config: Config) -> int:
+    """Train to the end, and print the table. The exit code is 0 when it is there."""
+    transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(settings.threads)
+    num_processes = settings.num_processes or config.num_processes
+    launch = None
+    prompt = load_prompt(config.prompt)
+    try:
+        if num_processes > 1:
+            accelerate = settings.accelerate or config.accelerate
+            launch = Launcher(settings, num_processes, accelerate).perform
+        with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
+            progress = Progress(log=metrics.log)
+            loop = LOOPS.get(config.algorithm, Loop)(
+                settings.run, config, services, records, prompt, metrics, progress, launch
+            )
+            rows = loop.train()
+    except (
+        BaseModelError,
+        DemonstrationsError,
+        FitFailed,
+        JobsFailed,
+        QueueError,
+        RunTaken,
+        ServiceError,
+    ) as error:
+        structlog.get_logger().error(
+            "training stopped; resume it when this is mended", why=str(error)
+        )
+        return 1
+    print_table(rows)
+    return 0

@@ -1,0 +1,65 @@
+"""Where an action begins and ends among the tokens of a conversation.
+
+The chat templates are those of published models, as TRL ships them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trl
+
+from agentprm.encoding import encode, encode_answers
+from agentprm.protocol import Message
+from tests.llama import llama_tokenizer
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+MESSAGES = [
+    Message(role="system", content="You play."),
+    Message(role="user", content="Find a mug."),
+    Message(role="assistant", content="REASON: look\nACTION: go to cabinet 1"),
+    Message(role="user", content="Nothing happens."),
+    Message(role="assistant", content="go to shelf 1 \n"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("qwen2_5", "<|im_end|>"),
+        ("qwen3_instruct_2507", "<|im_end|>"),
+        ("lfm2", "<|im_end|>"),
+        ("gemma3", "<end_of_turn>"),
+        ("llama3_2", "<|eot_id|>"),
+    ],
+)
+def test_a_span_ends_with_the_mark_that_the_policy_gives(name: str, mark: str) -> None:
+    """The line end behind it is of the conversation, and of no action."""
+    tokenizer = llama_tokenizer()
+    marks = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    encoded = encode(tokenizer, MESSAGES)
+    raw = [message.model_dump() for message in MESSAGES]
+    whole = tokenizer.apply_chat_template(raw, tokenize=False, date_string="26 Jul 2024")
+    assert tokenizer.decode(encoded.ids) == whole
+    answers = [tokenizer.decode(encoded.ids[start:end]) for start, end in encoded.spans]
+    assert [answer.rstrip() for answer in answers] == answers
+    assert answers[0] == f"{MESSAGES[2].content}{mark}"
+    assert answers[1].startswith("go to shelf 1")
+    assert answers[1].endswith(mark)
+    prompt, (found,) = encode_answers(tokenizer, MESSAGES[:-1], [MESSAGES[-1].content])
+    assert prompt + found == encoded.ids[: encoded.spans[-1][1]]
+    assert encoded.spans[-1][0] == len(prompt)
+
+
+def test_without_a_mark_the_line_end_ends_the_turn() -> None:
+    tokenizer = llama_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    encoded = encode(tokenizer, MESSAGES)
+    texts = [tokenizer.decode(encoded.ids[start:end]) for start, end in encoded.spans]
+    assert texts == [f"{MESSAGES[2].content}\n", "go to shelf 1\n"]

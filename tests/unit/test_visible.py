@@ -1,0 +1,94 @@
+"""What the trainer's process sees of a machine's GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentprm.config import load_config
+from agentprm.visible import VARIABLE, visible_to_fits
+
+MAIN = """
+import os, sys, types
+import services.trainer.__main__ as trainer
+stub = types.ModuleType("services.trainer.train")
+def train(settings, config):
+    print("torch" in sys.modules, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    import torch
+    print(torch.cuda._parse_visible_devices()[:9])
+    return 0
+stub.train = train
+sys.modules["services.trainer.train"] = stub
+sys.exit(trainer.main())
+"""
+"""The trainer, with what torch reads from its environment in place of a run."""
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "visible", "expected"),
+    [
+        ("auto", 1, None, "0"),
+        ("cuda", 1, None, "0"),
+        ("cuda:2", 1, None, "2"),
+        ("auto", 1, "4,5,6", "4"),
+        ("cuda:2", 1, "4, 5, 6", "6"),
+        ("cuda:1", 1, "GPU-a1,GPU-b2", "GPU-b2"),
+        ("auto", 1, "", ""),
+        ("cpu", 1, "4,5", ""),
+        ("cpu", 4, None, ""),
+        ("auto", 4, "4,5,6,7", None),
+        ("cuda:1", 4, None, None),
+        ("mps", 1, None, None),
+    ],
+)
+def test_one_process_sees_one_device(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    processes: int,
+    visible: str | None,
+    expected: str | None,
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(VARIABLE, visible)
+    assert visible_to_fits(device, processes).get(VARIABLE) == expected
+
+
+def test_a_gpu_that_is_not_visible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "4,5")
+    with pytest.raises(ValueError, match=r"device = 'cuda:2'.*'4,5' shows fewer GPUs"):
+        visible_to_fits("cuda:2", 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "expected"),
+    [
+        ("auto", "1", ["False 0", "[0]"]),
+        ("cuda:1", "1", ["False 1", "[1]"]),
+        ("cpu", "2", ["False ", "[]"]),
+        ("auto", "2", ["False None", str(list(range(9)))]),
+    ],
+)
+def test_the_trainer_s_torch_sees_the_devices_of_the_run(
+    tmp_path: Path, device: str, processes: str, expected: list[str]
+) -> None:
+    config = load_config("smoke", overrides={"device": device})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    flags = ["--run", str(tmp_path), "--redis-url", "redis://127.0.0.1:1/0"]
+    flags += ["--num-processes", processes]
+    for name in ("env", "policy", "prm"):
+        flags += [f"--{name}-url", "http://127.0.0.1:1"]
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected
