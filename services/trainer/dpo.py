@@ -31,7 +31,7 @@ from services.trainer.fitting import (
     save_fit,
 )
 from services.trainer.losses import weighted_nll
-from services.trainer.rows import action_row
+from services.trainer.rows import answer_rows
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 _Row = dict[str, list[int]]
@@ -145,18 +145,11 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 def _row(
     tokenizer: Tokenizer, prompt: Prompt, preference: Preference, max_tokens: int
 ) -> _Row | None:
-    chosen, rejected = (
-        action_row(tokenizer, prompt, preference.state, action)
-        for action in (preference.chosen, preference.rejected)
-    )
-    if max(len(chosen[0]), len(rejected[0])) > max_tokens:
+    actions = (preference.chosen, preference.rejected)
+    ids, (chosen, rejected) = answer_rows(tokenizer, prompt, preference.state, actions)
+    if len(ids) + max(len(chosen), len(rejected)) > max_tokens:
         return None
-    start = chosen[1][0]
-    return {
-        "prompt_ids": chosen[0][:start],
-        "chosen_ids": chosen[0][start:],
-        "rejected_ids": rejected[0][start:],
-    }
+    return {"prompt_ids": ids, "chosen_ids": chosen, "rejected_ids": rejected}
 
 
 def _chosen(completion_mask: Tensor) -> Tensor:

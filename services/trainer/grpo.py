@@ -39,7 +39,7 @@ from services.trainer.fitting import (
 )
 from services.trainer.log_probs import token_log_probs
 from services.trainer.losses import clipped_policy_loss, squared_log_ratio
-from services.trainer.rows import action_row
+from services.trainer.rows import answer_rows
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 
@@ -226,12 +226,13 @@ class _Collator:
 
 
 def _row(tokenizer: Tokenizer, prompt: Prompt, group: Group, max_tokens: int) -> _Row | None:
-    rows = [action_row(tokenizer, prompt, group.state, c.action) for c in group.candidates]
-    if max(len(ids) for ids, _ in rows) > max_tokens:
+    actions = [candidate.action for candidate in group.candidates]
+    ids, answers = answer_rows(tokenizer, prompt, group.state, actions)
+    if len(ids) + max(map(len, answers)) > max_tokens:
         return None
     return _Row(
-        ids=[ids for ids, _ in rows],
-        start=rows[0][1][0],
+        ids=[ids + answer for answer in answers],
+        start=len(ids),
         advantages=group.advantages,
         counts=[candidate.count for candidate in group.candidates],
         q=group.q,
