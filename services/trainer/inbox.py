@@ -14,7 +14,7 @@ _TAKE = 16
 _WAIT = 2.0
 """Seconds of one wait; between two, dead letters are looked for."""
 _STALLED = 1800.0
-"""Seconds without any result after which a run is given up."""
+"""Seconds of waiting without any result after which a run is given up."""
 
 
 class JobsFailed(Exception):
@@ -33,7 +33,8 @@ class Inbox:
         """Results that were not recorded before; waits a moment for the first.
 
         Raises:
-            JobsFailed: one of the jobs `waiting` failed for good, or nothing came for half an hour.
+            JobsFailed: one of the jobs `waiting` failed for good, or nothing came in half an hour
+                of waiting.
         """
         entries = self._queue.results(stream, count=_TAKE, timeout=_WAIT)
         new = [entry.record for entry in entries if self._records.append(entry.record)]
@@ -54,4 +55,8 @@ class Inbox:
     def expect(self) -> None:
         """A stage begins: forget its earlier failures, and start the clock."""
         self._queue.clear_dead()
+        self.listen()
+
+    def listen(self) -> None:
+        """Start the clock: what was done with the results until now was no waiting."""
         self._heard = time.monotonic()

@@ -152,20 +152,26 @@ class OnlineSource(ABC, Generic[S]):
         self._queue.purge_preferences(keep_attempt=self._attempt)
         self._inbox.expect()
         while not self._stopped and (self._waiting or self._out):
-            while self._waiting and len(self._out) < self._plan.ahead:
-                job = self._waiting.pop()
-                self._queue.publish(job)
-                self._out.add(job.id)
+            self._refill()
             started = time.monotonic()
             results = self._inbox.receive("preferences", self._out)
             self.wait_seconds += time.monotonic() - started
             for result in results:
                 yield from self._fresh(result)
+            if results:
+                self._inbox.listen()  # the samples may have been trained on for long
+
+    def _refill(self) -> None:
+        while self._waiting and len(self._out) < self._plan.ahead and not self._stopped:
+            job = self._waiting.pop()
+            self._queue.publish(job)
+            self._out.add(job.id)
 
     def _fresh(self, result: JobResult) -> Iterator[S]:
         if result.job_id not in self._out:
             return
         self._out.discard(result.job_id)
+        self._refill()  # before the samples: the workers play while they are trained on
         self.indifferent += result.dropped
         for sample in self.samples(result):
             if self._stopped:
