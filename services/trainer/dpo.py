@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from agentprm.config import DPOSettings
@@ -32,6 +32,7 @@ from services.trainer.fitting import (
 )
 from services.trainer.losses import weighted_nll
 from services.trainer.rows import answer_rows
+from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 _Row = dict[str, list[int]]
@@ -106,6 +107,15 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 
     stream: Stream[Preference, _Row]
     chosen_weight: float
+
+    def __init__(self, *, ref_model: PreTrainedModel, **arguments: Any) -> None:
+        self._reference = ref_model
+        super().__init__(ref_model=ref_model, **arguments)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shards the reference, once the accelerator is there and before TRL does."""
+        super().create_accelerator_and_postprocess()
+        shard_reference(self._reference, self.accelerator)
 
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         """The number of tokens of the chosen actions."""

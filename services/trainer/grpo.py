@@ -40,6 +40,7 @@ from services.trainer.fitting import (
 from services.trainer.log_probs import token_log_probs
 from services.trainer.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.rows import answer_rows
+from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 
@@ -128,6 +129,7 @@ class _GRPO(StepMeanTrainer):
     def take_reference(self, model: PreTrainedModel) -> None:
         """Hold `model`, as it is, as π_{i-1}."""
         model.requires_grad_(False)
+        shard_reference(model, self.accelerator)
         if self.is_fsdp_enabled:
             self.reference = prepare_fsdp(model, self.accelerator)
         else:
