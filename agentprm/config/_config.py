@@ -105,7 +105,8 @@ class Preferences(Settings):
     states_per_job: int = Field(default=16, ge=1)
     """States of one job."""
     ahead: int = Field(default=4, ge=1)
-    """Jobs that may be under way at once: how far the sampling may run ahead of the fit."""
+    """Jobs that may be under way at once, beside the one that is trained on: how far the sampling
+    may run ahead of the fit."""
     max_age: int = Field(default=2, ge=0)
     """Preferences sampled more than this many weight updates ago are dropped and counted."""
     sampling: Sampling = Sampling(temperature=1.0)

@@ -22,9 +22,10 @@ class FitSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     warmup_fraction: float = Field(default=0.03, ge=0, le=0.5)
-    """Part of the steps in which the learning rate rises from 0."""
+    """Part of the steps in which the learning rate rises. The first has a part of it, not 0."""
     decay_fraction: float = Field(default=0.4, ge=0, le=0.5)
-    """Part of the steps, at the end, in which the learning rate falls to 0."""
+    """Part of the steps, at the end, in which the learning rate falls towards 0. Of an online fit
+    these are the last of `max_steps`: one whose preferences end before ends at the rate of then."""
     accumulation: int = Field(default=1, ge=1)
     """Batches of one optimizer step. All processes share them: with four processes each computes a
     quarter of them, and where there are fewer batches than processes, a part of one."""
@@ -86,7 +87,9 @@ class DPOSettings(FitSettings):
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     max_steps: int = Field(default=200, ge=1)
-    """Optimizer steps, if the preferences last as long."""
+    """Optimizer steps, if the preferences last as long. Warm-up and decay are laid over all of
+    them: where the preferences end before, the fit ends at the rate that it then has, the peak if
+    no decay has begun. If a decay is wanted, set this near what the states give."""
     batch_pairs: int = Field(default=16, ge=1)
     """Preferences, anchors among them, in an optimizer step, over all processes; `accumulation`
     cuts them in parts."""

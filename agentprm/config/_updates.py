@@ -28,7 +28,8 @@ class GRPOSettings(FitSettings):
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     max_steps: int = Field(default=200, ge=1)
-    """Optimizer steps, if the states last as long."""
+    """Optimizer steps, if the states last as long. The learning rate is laid over all of them, and
+    where it is at the end of a shorter fit it stays: see `DPOSettings.max_steps`."""
     batch_groups: int = Field(default=16, ge=1)
     """States in an optimizer step, over all processes; `accumulation` cuts them in parts."""
     reuse: int = Field(default=2, ge=1)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from agentprm.config import DPOSettings
@@ -31,7 +31,8 @@ from services.trainer.fitting import (
     save_fit,
 )
 from services.trainer.losses import weighted_nll
-from services.trainer.rows import action_row
+from services.trainer.rows import answer_rows
+from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 _Row = dict[str, list[int]]
@@ -107,6 +108,15 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
     stream: Stream[Preference, _Row]
     chosen_weight: float
 
+    def __init__(self, *, ref_model: PreTrainedModel, **arguments: Any) -> None:
+        self._reference = ref_model
+        super().__init__(ref_model=ref_model, **arguments)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shards the reference, once the accelerator is there and before TRL does."""
+        super().create_accelerator_and_postprocess()
+        shard_reference(self._reference, self.accelerator)
+
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         """The number of tokens of the chosen actions."""
         return _chosen(batch["completion_mask"]).sum()
@@ -145,18 +155,11 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 def _row(
     tokenizer: Tokenizer, prompt: Prompt, preference: Preference, max_tokens: int
 ) -> _Row | None:
-    chosen, rejected = (
-        action_row(tokenizer, prompt, preference.state, action)
-        for action in (preference.chosen, preference.rejected)
-    )
-    if max(len(chosen[0]), len(rejected[0])) > max_tokens:
+    actions = (preference.chosen, preference.rejected)
+    ids, (chosen, rejected) = answer_rows(tokenizer, prompt, preference.state, actions)
+    if len(ids) + max(len(chosen), len(rejected)) > max_tokens:
         return None
-    start = chosen[1][0]
-    return {
-        "prompt_ids": chosen[0][:start],
-        "chosen_ids": chosen[0][start:],
-        "rejected_ids": rejected[0][start:],
-    }
+    return {"prompt_ids": ids, "chosen_ids": chosen, "rejected_ids": rejected}
 
 
 def _chosen(completion_mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,8 @@ import transformers
 from accelerate import PartialState
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -40,6 +43,7 @@ from services.trainer.attention import attend_on_cpu
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import MakeCanary
 from services.trainer.padding import padding_token
+from services.trainer.schedule import rate
 
 Metrics = dict[str, float]
 Log = Callable[[Metrics], None]
@@ -78,11 +82,9 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
             "learning_rate": settings.learning_rate,
             "weight_decay": settings.weight_decay,
             "max_grad_norm": settings.max_grad_norm,
-            "lr_scheduler_type": "warmup_stable_decay",
-            "warmup_steps": math.ceil(settings.warmup_fraction * steps),
             "lr_scheduler_kwargs": {
-                "num_decay_steps": round(settings.decay_fraction * steps),
-                "decay_type": "linear",
+                "warmup": math.ceil(settings.warmup_fraction * steps),
+                "decay": round(settings.decay_fraction * steps),
             },
             "gradient_accumulation_steps": passes(settings),
             "activation_checkpointing": settings.checkpointing,
@@ -187,6 +189,14 @@ class StepMeanTrainer(Trainer):
         own = sum((self.weight(batch).float() for batch in batches), torch.tensor(0.0))
         weight: Tensor = self.accelerator.reduce(own.to(device), "sum")
         return batches, weight.clamp(min=torch.finfo().tiny)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler:
+        """The rate of each step, by `rate`."""
+        factor = partial(rate, steps=num_training_steps, **self.args.lr_scheduler_kwargs)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does. Under FSDP bf16 is for the matrices, not for sums and results."""

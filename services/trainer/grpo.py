@@ -39,7 +39,8 @@ from services.trainer.fitting import (
 )
 from services.trainer.log_probs import token_log_probs
 from services.trainer.losses import clipped_policy_loss, squared_log_ratio
-from services.trainer.rows import action_row
+from services.trainer.rows import answer_rows
+from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
 
 
@@ -128,6 +129,7 @@ class _GRPO(StepMeanTrainer):
     def take_reference(self, model: PreTrainedModel) -> None:
         """Hold `model`, as it is, as π_{i-1}."""
         model.requires_grad_(False)
+        shard_reference(model, self.accelerator)
         if self.is_fsdp_enabled:
             self.reference = prepare_fsdp(model, self.accelerator)
         else:
@@ -226,12 +228,13 @@ class _Collator:
 
 
 def _row(tokenizer: Tokenizer, prompt: Prompt, group: Group, max_tokens: int) -> _Row | None:
-    rows = [action_row(tokenizer, prompt, group.state, c.action) for c in group.candidates]
-    if max(len(ids) for ids, _ in rows) > max_tokens:
+    actions = [candidate.action for candidate in group.candidates]
+    ids, answers = answer_rows(tokenizer, prompt, group.state, actions)
+    if len(ids) + max(map(len, answers)) > max_tokens:
         return None
     return _Row(
-        ids=[ids for ids, _ in rows],
-        start=rows[0][1][0],
+        ids=[ids + answer for answer in answers],
+        start=len(ids),
         advantages=group.advantages,
         counts=[candidate.count for candidate in group.candidates],
         q=group.q,

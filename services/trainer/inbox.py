@@ -18,7 +18,7 @@ _WAIT = 2.0
 _QUIET = 10.0
 """Seconds without any result after which jobs are looked for that nobody has any more."""
 _STALLED = 1800.0
-"""Seconds without any result after which a run is given up."""
+"""Seconds of waiting without any result after which a run is given up."""
 
 log = structlog.get_logger()
 
@@ -39,7 +39,8 @@ class Inbox:
         """Results that were not recorded before; waits a moment for the first.
 
         Raises:
-            JobsFailed: one of the jobs `waiting` failed for good, or nothing came for half an hour.
+            JobsFailed: one of the jobs `waiting` failed for good, or nothing came in half an hour
+                of waiting.
         """
         entries = self._queue.results(stream, count=_TAKE, timeout=_WAIT)
         new = [entry.record for entry in entries if self._records.append(entry.record)]
@@ -76,4 +77,8 @@ class Inbox:
     def expect(self) -> None:
         """A stage begins: forget its earlier failures, and start the clock."""
         self._queue.clear_dead()
+        self.listen()
+
+    def listen(self) -> None:
+        """Start the clock: what was done with the results until now was no waiting."""
         self._heard = time.monotonic()

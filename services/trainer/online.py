@@ -152,21 +152,27 @@ class OnlineSource(ABC, Generic[S]):
         self._queue.purge_preferences(keep_attempt=self._attempt)
         self._inbox.expect()
         while not self._stopped and (self._waiting or self._out):
-            while self._waiting and len(self._out) < self._plan.ahead:
-                job = self._waiting.pop()
-                self._queue.publish(job)
-                self._out[job.id] = job
+            self._refill()
             started = time.monotonic()
             results = self._inbox.receive("preferences", self._out)
             self.wait_seconds += time.monotonic() - started
             for result in results:
                 yield from self._fresh(result)
+            if results:
+                self._inbox.listen()  # the samples may have been trained on for long
             lost = self._inbox.lost("preferences", self._out)
             self._waiting += [self._out.pop(job_id) for job_id in lost]
+
+    def _refill(self) -> None:
+        while self._waiting and len(self._out) < self._plan.ahead and not self._stopped:
+            job = self._waiting.pop()
+            self._queue.publish(job)
+            self._out[job.id] = job
 
     def _fresh(self, result: JobResult) -> Iterator[S]:
         if self._out.pop(result.job_id, None) is None:
             return
+        self._refill()  # before the samples: the workers play while they are trained on
         self.indifferent += result.dropped
         for sample in self.samples(result):
             if self._stopped:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentprm.encoding import Tokenizer, encode
+from agentprm.encoding import Tokenizer, encode, encode_answers
 from agentprm.prompts import Prompt
 from agentprm.protocol import Action, Episode, Message, State
 
@@ -54,6 +54,18 @@ def action_row(
     encoded = encode(tokenizer, [*prompt.messages(state, hint), answer])
     start, end = encoded.spans[-1]
     return encoded.ids[:end], (start, end)
+
+
+def answer_rows(
+    tokenizer: Tokenizer, prompt: Prompt, state: State, actions: Sequence[Action]
+) -> tuple[list[int], list[list[int]]]:
+    """The ids of `state`, and of each of `actions` those that follow: together `action_row`'s.
+
+    The conversation is tokenised once for all of them: where they come as the policy is fitted,
+    its processes wait for that.
+    """
+    answers = [prompt.action_text(action) for action in actions]
+    return encode_answers(tokenizer, prompt.messages(state), answers)
 
 
 def all_rows(

@@ -149,6 +149,51 @@ def test_preferences_too_old_are_dropped_and_counted(redis_url: str, tmp_path: P
     assert (preferences.used, preferences.stale) == (4, 4)
 
 
+def test_workers_play_while_the_trainer_trains(redis_url: str, tmp_path: Path) -> None:
+    """Beside the job whose preferences are used, as many are under way as may be."""
+    asked: list[str] = []
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        asked.append(job.id)
+        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        preferences = source(queue, Records(tmp_path / "records"), "a", max_age=9)
+        for k, _ in enumerate(preferences):
+            begun, patience = k // 2 + 1, time.monotonic() + 20
+            while len(asked) < min(begun + 1, 4) and time.monotonic() < patience:
+                time.sleep(0.02)
+            assert len(asked) == min(begun + 1, 4)
+
+
+def test_the_time_of_training_is_no_silence_of_the_workers(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes longer than may be waited, and the next result is not there yet after it."""
+    monkeypatch.setattr("services.trainer.inbox._STALLED", 2.0)
+    monkeypatch.setattr("services.trainer.inbox._WAIT", 0.1)
+    trained = threading.Event()
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        if not job.id.endswith("0000"):
+            trained.wait(20)
+            time.sleep(0.3)
+        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        records = Records(tmp_path / "records")
+        preferences = iter(source(queue, records, "a", max_age=9, states_per_job=4))
+        seen = [next(preferences) for _ in range(4)]
+        time.sleep(2.1)
+        trained.set()
+        seen += preferences
+    assert len(seen) == 8
+
+
 def test_differences_below_the_margin_are_dropped_and_counted(
     redis_url: str, tmp_path: Path
 ) -> None:

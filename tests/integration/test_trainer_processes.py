@@ -267,7 +267,10 @@ def test_two_processes_follow_the_gradient_as_one_does(run: Run) -> None:
         run.fit_here(one, config)
         curve = run.curves()
         Launcher(run.settings, 2, "ddp").perform(two)
-    require_same(run, one.out, two.out, curve)
+        require_same(run, one.out, two.out, curve)
+        again = run.job("policy", "again")
+        run.fit_sharded(again)
+        require_same(run, one.out, again.out, curve)
 
 
 def test_without_preferences_the_policy_stays_as_it_is(run: Run) -> None:

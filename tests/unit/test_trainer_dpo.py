@@ -5,14 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, Preference
+from agentprm.protocol import Action, Preference, State
 from services.trainer.dpo import fit_dpo
-from services.trainer.fitting import Metrics, Save
+from services.trainer.fitting import Metrics, Save, load_tokenizer
+from services.trainer.rows import action_row
 from services.trainer.streaming import NoSamplesError
-from tests.unit.trainer_episodes import create_small, episode, log_prob
+from tests.unit.trainer_episodes import create_small, episode, log_prob, preference
 
 PROMPT = load_prompt("chat")
 STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in range(6)]
@@ -30,25 +35,83 @@ class Source:
     def __iter__(self) -> Iterator[Preference]:
         while self.taken != self.last:
             self.taken += 1
-            yield Preference(
-                id=str(self.taken),
-                job_id="job",
-                attempt="0",
-                state=STATES[self.taken % len(STATES)],
-                chosen=GOOD,
-                rejected=BAD,
-                chosen_q=0.9,
-                rejected_q=0.1,
-                policy_version="policy/0",
-                prm_version="prm/0",
-                template_hash=PROMPT.hash,
-            )
+            state = STATES[self.taken % len(STATES)]
+            yield preference(state, GOOD, BAD, str(self.taken))
 
 
 def margin(directory: Path) -> float:
     """log π(good) − log π(bad) in the third state."""
     good, bad = (log_prob(directory, PROMPT, STATES[2], action) for action in (GOOD, BAD))
     return good - bad
+
+
+def altered(directory: Path, out: Path) -> Path:
+    """Another policy: the weights of one, and noise, in `out`."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_loss_and_its_gradient_are_those_made_by_hand(
+    tmp_path: Path, accumulation: int
+) -> None:
+    """−log σ(β Δ) of each pair, an anchor's among them, and the likelihood of what was chosen.
+
+    The reference is another policy than the one that is fitted.
+    """
+    small = create_small(tmp_path)
+    other = altered(small, tmp_path / "other")
+    given = [
+        preference(STATES[0], GOOD, BAD),
+        preference(STATES[5], Action(reason="find a mug first", command="look"), GOOD),
+        preference(STATES[3], BAD, BAD),
+        preference(STATES[2], BAD, Action(command="look")),
+    ]
+    settings = DPOSettings(
+        max_steps=1,
+        batch_pairs=4,
+        accumulation=accumulation,
+        beta=0.3,
+        chosen_weight=0.7,
+        precision="fp32",
+        log_every=1,
+    )
+    lines: list[Metrics] = []
+    fit_dpo(small, other, given, tmp_path / "out", settings, PROMPT, log=lines.append)
+
+    tokenizer = load_tokenizer(small)
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        for directory in (small, other)
+    )
+
+    def log_prob_of(model: torch.nn.Module, state: State, action: Action) -> tuple[Tensor, int]:
+        ids, (start, end) = action_row(tokenizer, PROMPT, state, action)
+        said = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return said[range(start - 1, end - 1), ids[start:end]].sum(), end - start
+
+    losses, likelihood, tokens = list[Tensor](), torch.tensor(0.0), 0
+    for pair in given:
+        chosen, length = log_prob_of(policy, pair.state, pair.chosen)
+        rejected, _ = log_prob_of(policy, pair.state, pair.rejected)
+        with torch.no_grad():
+            before, _ = log_prob_of(reference, pair.state, pair.chosen)
+            instead, _ = log_prob_of(reference, pair.state, pair.rejected)
+        delta = (chosen - before) - (rejected - instead)
+        losses.append(-F.logsigmoid(0.3 * delta))
+        likelihood, tokens = likelihood + chosen, tokens + length
+    assert losses[2].item() == pytest.approx(math.log(2))
+    assert min(abs(loss.item() - math.log(2)) for loss in losses[:2]) > 0.05
+    loss = torch.stack(losses).mean() - 0.7 * likelihood / tokens
+    torch.autograd.backward(loss)
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in policy.parameters()))
+    assert lines[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert lines[0]["grad_norm"] == pytest.approx(norm, rel=1e-3)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -16,6 +16,7 @@ from agentprm.protocol import (
     Episode,
     Game,
     Group,
+    Preference,
     Provenance,
     Split,
     State,
@@ -84,6 +85,23 @@ def group(state: State, scored: Sequence[tuple[Action, float, int]], name: str =
             for action, value, count in scored
         ),
         chosen=q.index(max(q)),
+        policy_version="policy/0",
+        prm_version="prm/0",
+        template_hash="0",
+    )
+
+
+def preference(state: State, chosen: Action, rejected: Action, name: str = "0") -> Preference:
+    """One action of a state against another."""
+    return Preference(
+        id=f"job/{name}",
+        job_id="job",
+        attempt="0",
+        state=state,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_q=0.9,
+        rejected_q=0.1,
         policy_version="policy/0",
         prm_version="prm/0",
         template_hash="0",

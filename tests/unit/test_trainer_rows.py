@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentprm.prompts import load_prompt
+from agentprm.protocol import Action
+from services.trainer.fitting import load_tokenizer
+from services.trainer.rows import action_row, answer_rows
+from tests.unit.trainer_episodes import create_small, episode
+
+STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in (0, 2, 5)]
+ACTIONS = [
+    Action(reason="find mug", command="go to cabinet 1"),
+    Action(reason="", command="look"),
+    Action(reason="find mug", command="take mug 1 from fridge 1"),
+]
+
+
+@pytest.mark.parametrize("name", ["chat", "state"])
+def test_answers_to_one_state_are_tokenised_as_each_alone_and_the_state_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    tokenizer, prompt = load_tokenizer(create_small(tmp_path)), load_prompt(name)
+    texts: list[str] = []
+    encode = tokenizer.encode
+
+    def counted(text: str, **options: Any) -> Any:
+        texts.append(text)
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    for state in STATES:
+        alone = [action_row(tokenizer, prompt, state, action) for action in ACTIONS]
+        texts.clear()
+        ids, answers = answer_rows(tokenizer, prompt, state, ACTIONS)
+        read = sum(map(len, texts))
+        assert [(ids + answer, (len(ids), len(ids + answer))) for answer in answers] == alone
+        texts.clear()
+        action_row(tokenizer, prompt, state, ACTIONS[0])
+        assert read < sum(map(len, texts)) + 100  # for the two other answers
