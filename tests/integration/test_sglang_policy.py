@@ -201,7 +201,7 @@ def test_commands_score_as_by_the_embedded_engine(
     version, _ = versions(kind)
     engine = put(registry, version, replicas)
     embedded = EmbeddedEngine.load(
-        registry.path(version), device="cpu", dtype="float32", cache_tokens=0
+        registry.path(version), device="cpu", dtype="float32", cache_bytes=0
     )
     openings = ("REASON: find mug\nACTION: ", "REASON: look\nACTION: ", "")
     answers = tuple((opening, command) for opening in openings for command in COMMANDS)
