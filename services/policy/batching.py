@@ -136,7 +136,8 @@ class Batcher(Generic[W]):
         except Exception as error:
             if len(batch) > 1:  # one request's fault must not be the others'
                 for job in batch:
-                    await self._compute([job])
+                    if not job.answer.done():  # given up meanwhile
+                        await self._compute([job])
             elif not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
             return

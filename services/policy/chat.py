@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentprm.client import AsyncPRMClient
 from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, ScoreRequest
-from agentprm.service import ProblemError, request_body, shape_problems
+from agentprm.service import ProblemError, request_body, shape_problems, unless_left
 from agentprm.serving import Serving
 from services.policy.batching import Batcher
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
@@ -115,7 +115,7 @@ def add_routes(
         if wrong is not None:
             return _error(400, wrong[1], param=wrong[0])
         try:
-            return _json(await _answer(request))
+            return _json(await unless_left(http, _answer(request)))
         except ProblemError as error:
             return _problem(error)
 
