@@ -76,8 +76,9 @@ class EmbeddedEngine(Engine):
             ),
         )
         self._kept = Kept(cache_bytes // bytes_per_token(model))
-        self.codec = Codec(tokenizer, eos_tokens(model.generation_config, tokenizer))
         self.max_length = max_length(text_config)
+        eos = eos_tokens(model.generation_config, tokenizer)
+        self.codec = Codec(tokenizer, eos, self.max_length)
 
     @classmethod
     def load(cls, path: Path, *, device: str, dtype: str, cache_bytes: int) -> EmbeddedEngine:

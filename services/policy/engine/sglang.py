@@ -56,7 +56,7 @@ class SGLangEngine(Engine):
         self.path = path
         self.tag = tag_of(path)
         self.codec = codec
-        self.max_length = max_length(config) - RESERVED
+        self.max_length = _room(config)
         self._config = config.to_dict()
         self._probe = probe
         self._replicas = replicas
@@ -78,7 +78,7 @@ class SGLangEngine(Engine):
             generation = GenerationConfig.from_pretrained(path, local_files_only=True)
         else:
             generation = GenerationConfig.from_model_config(config)
-        codec = Codec(tokenizer, eos_tokens(generation, tokenizer))
+        codec = Codec(tokenizer, eos_tokens(generation, tokenizer), _room(config))
         probe = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         return cls(path, config, codec, probe, replicas)
 
@@ -236,6 +236,10 @@ class _Answer:
     ids: tuple[int, ...]
     start: int
     opening: tuple[int, tuple[int, ...]]
+
+
+def _room(config: Any) -> int:
+    return max_length(config) - RESERVED
 
 
 def _home(messages: Sequence[Message]) -> int:
