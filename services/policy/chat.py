@@ -28,6 +28,9 @@ from services.policy.engine import Draw, Engine, Prompt, Sample
 
 ALIAS = "policy"
 """A model name that stands for whatever version serves."""
+LONG = 50_000
+"""Characters of a conversation whose encoding takes longer than a thread more: a tenth of a second
+or so, in which nobody else should wait for the model."""
 LISTED = (1, 2, 4, 8, 16, 32, 64)
 """N of the models `best-of-N` that are listed; every N up to the last is served."""
 
@@ -148,6 +151,8 @@ def add_routes(
                 for samples in engine.generate(items, draw)
             ]
 
+        if sum(len(message.content) for message in prompt.messages) > LONG:
+            await batcher.ahead(lambda engine: engine.encode(prompt.messages))
         version, found = await batcher.submit(("chat", draw, logprobs), work, [prompt], draw.n)
         return version, found[0]
 

@@ -127,3 +127,36 @@ def test_what_a_client_that_left_asked_for_is_not_computed(
     assert [text for text in asked if "the one that left" in text] == []
     assert len(asked) == 2
     assert f'route="{route}",service="policy",status="499"' in metrics
+
+
+def test_a_long_conversation_is_encoded_while_the_model_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.adopt(tiny_causal_lm(tmp_path / "model", 0), "policy/0")
+    begun, go_on = threading.Event(), threading.Event()
+    generate = EmbeddedEngine.generate
+
+    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        begun.set()
+        go_on.wait(30)
+        return generate(self, prompts, draw)
+
+    def post(text: str) -> httpx.Response:
+        messages = [{"role": "user", "content": text}]
+        body = {"model": "policy", "messages": messages, "max_tokens": 4}
+        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+
+    app = build_app(PolicySettings(registry=registry.root, checkpoint="policy/0", device="cpu"))
+    with serving_at(app) as url, ThreadPoolExecutor() as clients:
+        while httpx.get(f"{url}/health").json()["status"] != "healthy":
+            time.sleep(0.05)
+        monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+        first = clients.submit(post, "look")
+        assert begun.wait(30)
+        refused = post("go to cabinet 1, " * 4000)
+        assert not first.done()
+        go_on.set()
+        assert first.result().status_code == 200
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"

@@ -36,7 +36,8 @@ class Codec:
     """The ids of conversations and answers, and the text of sampled ids, for one tokenizer.
 
     `ends` are the tokens that end a turn: the checkpoint's end-of-sequence tokens and the mark
-    that the chat template puts behind an answer. The model takes `max_length` tokens.
+    that the chat template puts behind an answer. The model takes `max_length` tokens. Several
+    threads may use it.
 
     Raises:
         ValueError: the tokenizer has no chat template, or it does not render answers verbatim.

@@ -186,6 +186,10 @@ class EmbeddedEngine(Engine):
                 self._kept.keep(planted.row, len(planted.row.ids), planted.tail())
         return [[found[answer] for answer in range(len(found))] for found in scores]
 
+    def encode(self, messages: tuple[Message, ...]) -> None:
+        """Encode a conversation before its turn."""
+        self.codec.prompt(messages)
+
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, special ones included."""
         return self.codec.tokens(ids)

@@ -142,6 +142,11 @@ class SGLangEngine(Engine):
         )
         return [[next(scores) for _ in question.answers] for question in questions]
 
+    def encode(self, messages: tuple[Message, ...]) -> None:
+        """Encode a conversation before its turn."""
+        with self._tokenizing:
+            self.codec.prompt(messages)
+
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, special ones included."""
         with self._tokenizing:
