@@ -50,7 +50,7 @@ class PrefixCache(Generic[E]):
         return 0 if entry is None else common_length(ids, entry.ids)
 
     def add(self, entry: E, *, behind: int = 0, replaces: E | None = None) -> None:
-        """Keep `entry`, with `behind` more tokens that are stored behind its conversation.
+        """Keep `entry`; its storage has room for `behind` more tokens than its conversation.
 
         `replaces` is one whose whole conversation `entry` begins with.
         """

@@ -63,6 +63,14 @@ class Store:
         return keys[:, :end], values[:, :end]
 
 
+def bytes_per_token(model: Any) -> int:
+    """What a column of a `Store` takes in all layers: the keys and values of one token."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
 @dataclass(eq=False)
 class Segment(ABC):
     """New tokens of a sequence, to be computed behind the first `start` columns of `store`."""

@@ -71,8 +71,10 @@ def main(
             Path(directory) / "model", 0, size=128, layers=4, max_position_embeddings=2048
         )
 
-        def load(cache_tokens: int = 262_144) -> EmbeddedEngine:
-            return EmbeddedEngine.load(model, device=device, dtype=dtype, cache_tokens=cache_tokens)
+        def load(cache_gib: float = 1.5) -> EmbeddedEngine:
+            return EmbeddedEngine.load(
+                model, device=device, dtype=dtype, cache_bytes=int(cache_gib * 2**30)
+            )
 
         sampling = Sampling(max_tokens=reason_tokens)
         if engine_url:
@@ -222,7 +224,7 @@ def swap(model: Path, root: Path, device: str, dtype: str) -> dict[str, float]:
     registry.adopt(model, "policy/0")
 
     def build(path: Path) -> Engine:
-        return EmbeddedEngine.load(path, device=device, dtype=dtype, cache_tokens=0)
+        return EmbeddedEngine.load(path, device=device, dtype=dtype, cache_bytes=0)
 
     serving = Serving("policy", registry, build, lambda engine, _: engine.check())
     loaded = [asyncio.run(serving.load("policy/0")) for _ in range(3)][-1]

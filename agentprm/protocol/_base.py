@@ -22,6 +22,8 @@ MAX_CANDIDATES = 64
 """Largest N of Best-of-N."""
 MAX_ACTION_TOKENS = 2**21
 """Most tokens that one request may have sampled."""
+MAX_SCORED_COMMANDS = 2**20
+"""Most commands that one request may have scored, those behind each of its reasons."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Id = Annotated[str, Field(max_length=500)]

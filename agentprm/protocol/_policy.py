@@ -10,6 +10,7 @@ from agentprm.protocol._base import (
     MAX_ACTION_TOKENS,
     MAX_BATCH,
     MAX_CANDIDATES,
+    MAX_SCORED_COMMANDS,
     Record,
     Request,
     Seed,
@@ -100,6 +101,13 @@ class ActRequest(Request):
                 f"`states` x `n` x `sampling.max_tokens` is {tokens} tokens, "
                 f"at most {MAX_ACTION_TOKENS}"
             )
+        if self.sampling.decoding is Decoding.ADMISSIBLE:  # each behind up to `n` reasons
+            commands = self.n * sum(len(state.admissible) for state in self.states)
+            if commands > MAX_SCORED_COMMANDS:
+                raise ValueError(
+                    f"`n` x the admissible commands of all `states` is {commands} to score, "
+                    f"at most {MAX_SCORED_COMMANDS}"
+                )
         if self.hints is not None and len(self.hints) != len(self.states):
             raise ValueError("give one hint for each of `states`")
         if not self.prm and (self.q_temperature > 0 or self.beta > 0 or self.allow_degraded):

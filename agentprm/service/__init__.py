@@ -5,6 +5,7 @@ A service is `create_app(name, health)` plus its own routes, and `serve(app, hos
 
 from agentprm.service._app import create_app
 from agentprm.service._auth import ADMIN, require_admin
+from agentprm.service._left import unless_left
 from agentprm.service._limits import Limits
 from agentprm.service._logs import configure_logging
 from agentprm.service._openapi import problems, request_body
@@ -23,4 +24,5 @@ __all__ = [
     "require_admin",
     "serve",
     "shape_problems",
+    "unless_left",
 ]

@@ -6,14 +6,14 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from prometheus_client import Counter
 
 from agentprm import __version__
 from agentprm.client import AsyncPRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ActRequest, ActResponse, ActResult, Health
-from agentprm.service import create_app, json_response, problems
+from agentprm.service import create_app, json_response, problems, unless_left
 from agentprm.serving import add_checkpoint_routes
 from services.policy import chat
 from services.policy.batching import Batcher, running
@@ -70,7 +70,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
     chat.add_routes(app, batcher, serving, prm)
 
     @app.post("/v1/act", response_model=ActResponse, responses=problems(429))
-    async def _act(request: ActRequest) -> Response:
+    async def _act(request: ActRequest, http: Request) -> Response:
         seed = secrets.randbits(31) if request.seed is None else request.seed
         hints = request.hints or [""] * len(request.states)
         queries = [
@@ -82,7 +82,8 @@ def build_app(settings: PolicySettings) -> FastAPI:
             return decoder.act(engine, items, request.n, request.sampling)
 
         kind = ("act", request.n, request.sampling)
-        version, found = await batcher.submit(kind, work, queries, request.n * len(queries))
+        sampling = batcher.submit(kind, work, queries, request.n * len(queries))
+        version, found = await unless_left(http, sampling)
         results = list(found)
         ACTION_TOKENS.inc(sum(c.tokens * c.count for r in results for c in r.candidates))
         prm_version, degraded = None, False

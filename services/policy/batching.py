@@ -63,6 +63,7 @@ class Batcher(Generic[W]):
         self.waiting = 0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(concurrency, "model")
+        self._beside = ThreadPoolExecutor(1, "beside")
 
     async def submit(
         self, kind: Hashable, work: Work[W], items: Sequence[Any], cost: int
@@ -86,6 +87,15 @@ class Batcher(Generic[W]):
         self._arrived.set()
         return await answer
 
+    async def ahead(self, work: Callable[[W], None]) -> None:
+        """Run `work(weights)` now, in a thread beside the model's, on the weights that serve now.
+
+        Raises:
+            ProblemError: 503, nothing is loaded; or what `work` raises.
+        """
+        weights = self._serving.current().weights
+        await asyncio.get_running_loop().run_in_executor(self._beside, work, weights)
+
     async def run(self) -> None:
         """Compute until cancelled."""
         try:
@@ -98,6 +108,7 @@ class Batcher(Generic[W]):
             for job in self._jobs:
                 job.answer.cancel()
             self._thread.shutdown(wait=False, cancel_futures=True)
+            self._beside.shutdown(wait=False, cancel_futures=True)
 
     def _take(self) -> list[_Job[W]]:
         """The job that waited longest and those of its kind. Requests given up are passed over."""
@@ -136,7 +147,8 @@ class Batcher(Generic[W]):
         except Exception as error:
             if len(batch) > 1:  # one request's fault must not be the others'
                 for job in batch:
-                    await self._compute([job])
+                    if not job.answer.done():  # given up meanwhile
+                        await self._compute([job])
             elif not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
             return

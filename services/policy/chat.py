@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentprm.client import AsyncPRMClient
 from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, ScoreRequest
-from agentprm.service import ProblemError, request_body, shape_problems
+from agentprm.service import ProblemError, request_body, shape_problems, unless_left
 from agentprm.serving import Serving
 from services.policy.batching import Batcher
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
@@ -28,6 +28,9 @@ from services.policy.engine import Draw, Engine, Prompt, Sample
 
 ALIAS = "policy"
 """A model name that stands for whatever version serves."""
+LONG = 50_000
+"""Characters of a conversation whose encoding takes longer than a thread more: a tenth of a second
+or so, in which nobody else should wait for the model."""
 LISTED = (1, 2, 4, 8, 16, 32, 64)
 """N of the models `best-of-N` that are listed; every N up to the last is served."""
 
@@ -115,7 +118,7 @@ def add_routes(
         if wrong is not None:
             return _error(400, wrong[1], param=wrong[0])
         try:
-            return _json(await _answer(request))
+            return _json(await unless_left(http, _answer(request)))
         except ProblemError as error:
             return _problem(error)
 
@@ -148,6 +151,8 @@ def add_routes(
                 for samples in engine.generate(items, draw)
             ]
 
+        if sum(len(message.content) for message in prompt.messages) > LONG:
+            await batcher.ahead(lambda engine: engine.encode(prompt.messages))
         version, found = await batcher.submit(("chat", draw, logprobs), work, [prompt], draw.n)
         return version, found[0]
 

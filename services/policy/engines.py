@@ -29,7 +29,7 @@ def _embedded(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
             path,
             device=settings.device,
             dtype=settings.dtype,
-            cache_tokens=settings.cache_tokens,
+            cache_bytes=int(settings.cache_gib * 2**30),
         )
 
     serving = Serving(

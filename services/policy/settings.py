@@ -18,7 +18,9 @@ class PolicySettings(EngineSettings):
     prm_unreachable: float = Field(
         default=2.0, gt=0, description="the same for a PRM that takes no connection"
     )
-    cache_tokens: int = Field(
-        default=262_144, ge=0, description="tokens whose keys and values are kept between turns"
+    cache_gib: float = Field(
+        default=1.5,
+        ge=0,
+        description="memory for keys and values kept between turns, in GiB (embedded engine)",
     )
     queue: int = Field(default=16_384, ge=1, description="most samples that wait; then 429")

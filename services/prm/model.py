@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from agentprm.devices import pick_device, pick_dtype
 from agentprm.prefix_cache import PrefixCache
 from agentprm.registry import CheckpointError
-from agentprm.segments import NAME, takes_segments
+from agentprm.segments import NAME, bytes_per_token, takes_segments
 from agentprm.weights import copy_from_file, require_all
 from services.prm.attention import Segment, Store
 from services.prm.packing import Row
@@ -90,7 +90,7 @@ class Classifier:
         self._attention: str = model.config._attn_implementation
         if self.packs:
             model.set_attn_implementation(NAME)
-        self._cache: PrefixCache[Entry] = PrefixCache(cache_bytes // _bytes_per_token(model, text))
+        self._cache: PrefixCache[Entry] = PrefixCache(cache_bytes // bytes_per_token(model))
 
     def cost(self, row: Row) -> int:
         """Tokens of `row` that are to be computed, at most. Any thread may ask."""
@@ -185,10 +185,3 @@ class Classifier:
         hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state[0, row.ends]
         logits: list[float] = self.head(hidden).float().flatten().tolist()
         return logits
-
-
-def _bytes_per_token(model: Any, config: Any) -> int:
-    """Of keys and values."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from agentprm.client import PolicyClient, ServiceError
 from agentprm.config import Scratch
+from agentprm.encoding import encode
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActRequest, Message, Sampling, State, Step
 from agentprm.registry import Registry
@@ -201,7 +202,7 @@ def test_commands_score_as_by_the_embedded_engine(
     version, _ = versions(kind)
     engine = put(registry, version, replicas)
     embedded = EmbeddedEngine.load(
-        registry.path(version), device="cpu", dtype="float32", cache_tokens=0
+        registry.path(version), device="cpu", dtype="float32", cache_bytes=0
     )
     openings = ("REASON: find mug\nACTION: ", "REASON: look\nACTION: ", "")
     answers = tuple((opening, command) for opening in openings for command in COMMANDS)
@@ -237,15 +238,16 @@ def test_answers_end_at_stop_texts_and_at_the_models_length(
 
     assert [sample.finished for sample in samples] == [stopped(sample) for sample in samples]
 
+    def prompt_ids(messages: tuple[Message, ...]) -> list[int]:
+        return encode(engine.codec._tokenizer, messages, generation_prompt=True).ids
+
     def fitting(tokens: int) -> tuple[Message, ...]:
         text = "a cabinet 1, " * 10_000
         low, high = 1, len(text)
         while low < high:
             middle = (low + high + 1) // 2
             long = (Message(role="user", content=text[:middle]),)
-            low, high = (
-                (middle, high) if len(engine.codec.prompt(long)) <= tokens else (low, middle - 1)
-            )
+            low, high = (middle, high) if len(prompt_ids(long)) <= tokens else (low, middle - 1)
         return (Message(role="user", content=text[:low]),)
 
     nearly = fitting(engine.max_length - 2)

@@ -40,7 +40,7 @@ Try = Callable[..., None]
 
 
 def try_policy(path: Path, prompt: str = "chat", dtype: str = "float32") -> None:
-    engine = EmbeddedEngine.load(path, device="cpu", dtype=dtype, cache_tokens=4096)
+    engine = EmbeddedEngine.load(path, device="cpu", dtype=dtype, cache_bytes=2**22)
     check_policy(engine, path, load_prompt(prompt))
 
 
@@ -307,7 +307,7 @@ def test_a_draw_between_two_greedy_tokens_may_fall_either_way(
 def test_weights_that_serve_do_not_hang_on_their_file(copy: Callable[[str], Path]) -> None:
     """Loaded as safetensors does it, they would change with it, or the process would be killed."""
     path = copy("policy")
-    engine = EmbeddedEngine.load(path, device="cpu", dtype="float32", cache_tokens=0)
+    engine = EmbeddedEngine.load(path, device="cpu", dtype="float32", cache_bytes=0)
     scorer = Scorer(copy("prm"), load_prompt("chat"), device="cpu")
     for folder in (path, path.with_name("prm")):
         with (folder / "model.safetensors").open("r+b") as file:

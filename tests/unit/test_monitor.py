@@ -77,7 +77,7 @@ def test_the_reference_gives_what_the_policy_service_gives(
     tmp_path: Path, prompt: str, phrases: bool
 ) -> None:
     path = tiny_causal_lm(tmp_path, 1, initializer_range=0.1, phrases=phrases)
-    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_tokens=0)
+    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_bytes=0)
     template = load_prompt(prompt)
     sampling = Sampling(max_tokens=6)
     (result,) = Decoder(template).act(engine, [Query(STATE, (3, 0))], 8, sampling)

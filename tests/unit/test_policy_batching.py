@@ -1,14 +1,25 @@
 import asyncio
+import contextlib
 import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from agentprm.protocol import ActRequest, State
 from agentprm.registry import Registry
 from agentprm.serving import Serving
+from services.policy.app import build_app
 from services.policy.batching import Batcher, running
+from services.policy.engine import Draw, Prompt, Sample
+from services.policy.engine.embedded import EmbeddedEngine
+from services.policy.settings import PolicySettings
+from tests.models import tiny_causal_lm
+from tests.unit.test_service import running as serving_at
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
@@ -41,3 +52,111 @@ def test_as_many_batches_are_computed_side_by_side_as_told(
 
     assert asyncio.run(main()) == [("policy/0", [2 * k]) for k in range(4)]
     assert most == concurrency
+
+
+def test_what_was_given_up_is_not_computed_alone_after_a_fault(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    with registry.write("policy/0") as draft:
+        (draft / "weights.txt").write_text("x")
+    computed: list[list[str]] = []
+
+    async def main() -> tuple[str, Sequence[Any]]:
+        loop = asyncio.get_running_loop()
+
+        def work(_: Any, items: Sequence[str]) -> Sequence[str]:
+            computed.append(list(items))
+            if len(items) > 1:
+                loop.call_soon_threadsafe(left.cancel)
+                raise RuntimeError("of one of them")
+            return items
+
+        serving = Serving("policy", registry, lambda path: path, lambda *_: None)
+        await serving.load("policy/0")
+        batcher = Batcher(serving, max_waiting=100)
+        left = asyncio.create_task(batcher.submit("kind", work, ["left"], 1))
+        stays = asyncio.create_task(batcher.submit("kind", work, ["stays"], 1))
+        await asyncio.sleep(0)  # both wait before the first is taken
+        async with running(batcher):
+            return await stays
+
+    assert asyncio.run(main()) == ("policy/0", ["stays"])
+    assert computed == [["left", "stays"], ["stays"]]
+
+
+@pytest.mark.parametrize("route", ["/v1/act", "/v1/chat/completions"])
+def test_what_a_client_that_left_asked_for_is_not_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.adopt(tiny_causal_lm(tmp_path / "model", 0), "policy/0")
+    begun, go_on = threading.Event(), threading.Event()
+    asked: list[str] = []
+    generate = EmbeddedEngine.generate
+
+    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        asked.extend(prompt.messages[-1].content for prompt in prompts)
+        begun.set()
+        go_on.wait(30)
+        return generate(self, prompts, draw)
+
+    def body(seen: str) -> dict[str, Any]:
+        if route == "/v1/act":
+            state = State(task="put mug in cabinet", observation=seen, admissible=("look",))
+            return ActRequest(states=[state]).model_dump(mode="json")
+        messages = [{"role": "user", "content": seen}]
+        return {"model": "policy", "messages": messages, "max_tokens": 4}
+
+    def post(seen: str, timeout: float) -> httpx.Response:
+        return httpx.post(f"{url}{route}", json=body(seen), timeout=timeout)
+
+    app = build_app(PolicySettings(registry=registry.root, checkpoint="policy/0", device="cpu"))
+    with serving_at(app) as url, ThreadPoolExecutor() as clients:
+        while httpx.get(f"{url}/health").json()["status"] != "healthy":
+            time.sleep(0.05)
+        monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+        first = clients.submit(post, "the first", 60)
+        assert begun.wait(30)
+        with contextlib.suppress(httpx.TimeoutException):
+            post("the one that left", 0.5)
+        last = clients.submit(post, "the last", 60)
+        while httpx.get(f"{url}/health").json()["details"]["waiting_samples"] < 2:
+            time.sleep(0.05)
+        go_on.set()
+        assert (first.result().status_code, last.result().status_code) == (200, 200)
+        metrics = httpx.get(f"{url}/metrics").text
+    assert [text for text in asked if "the one that left" in text] == []
+    assert len(asked) == 2
+    assert f'route="{route}",service="policy",status="499"' in metrics
+
+
+def test_a_long_conversation_is_encoded_while_the_model_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.adopt(tiny_causal_lm(tmp_path / "model", 0), "policy/0")
+    begun, go_on = threading.Event(), threading.Event()
+    generate = EmbeddedEngine.generate
+
+    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        begun.set()
+        go_on.wait(30)
+        return generate(self, prompts, draw)
+
+    def post(text: str) -> httpx.Response:
+        messages = [{"role": "user", "content": text}]
+        body = {"model": "policy", "messages": messages, "max_tokens": 4}
+        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+
+    app = build_app(PolicySettings(registry=registry.root, checkpoint="policy/0", device="cpu"))
+    with serving_at(app) as url, ThreadPoolExecutor() as clients:
+        while httpx.get(f"{url}/health").json()["status"] != "healthy":
+            time.sleep(0.05)
+        monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+        first = clients.submit(post, "look")
+        assert begun.wait(30)
+        refused = post("go to cabinet 1, " * 4000)
+        assert not first.done()
+        go_on.set()
+        assert first.result().status_code == 200
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"

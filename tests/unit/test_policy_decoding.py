@@ -53,7 +53,7 @@ def phrases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> EmbeddedEngine:
-    return EmbeddedEngine.load(checkpoint, device="cpu", dtype="auto", cache_tokens=10_000)
+    return EmbeddedEngine.load(checkpoint, device="cpu", dtype="auto", cache_bytes=2**23)
 
 
 @cache
@@ -132,7 +132,7 @@ def test_commands_are_drawn_by_their_whole_probability(
 
 
 def test_fixed_phrases_with_their_space_may_be_tokens(phrases: Path) -> None:
-    engine = EmbeddedEngine.load(phrases, device="cpu", dtype="auto", cache_tokens=10_000)
+    engine = EmbeddedEngine.load(phrases, device="cpu", dtype="auto", cache_bytes=2**23)
     assert engine.token_texts(engine.codec.opening("REASON: ")) == ["REASON: "]
     (result,) = Decoder(load_prompt("chat")).act(engine, [Query(STATE, (1, 0))], 3, Sampling())
     for candidate in result.candidates:

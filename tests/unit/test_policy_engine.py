@@ -41,8 +41,8 @@ def conversation(turns: int, first: int = 0) -> tuple[Message, ...]:
     return tuple(messages[:-1])
 
 
-def load(path: Path, cache_tokens: int = 10_000) -> EmbeddedEngine:
-    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_tokens=cache_tokens)
+def load(path: Path, cache_bytes: int = 2**23) -> EmbeddedEngine:
+    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_bytes=cache_bytes)
     engine.check()
     return engine
 
@@ -359,8 +359,45 @@ def test_after_a_fault_the_next_answers_are_right(
     same(engine.generate(prompts, draw), load(llama).generate(prompts, draw))
 
 
-def test_storage_is_bounded_by_the_tokens_that_are_kept(llama: Path) -> None:
-    engine = load(llama, cache_tokens=600)
+def test_an_engine_without_memory_forgets_what_it_kept_and_goes_on(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that has room for nothing as long as old conversations are kept."""
+    engine = load(llama)
+    draw = Draw(n=2, max_tokens=6)
+    engine.generate([Prompt(conversation(2, k)) for k in range(3)], draw)
+    layer, failed = engine.model.model.layers[1], 0
+    forward = layer.forward
+
+    def crowded(*args: Any, **kwargs: Any) -> Any:
+        nonlocal failed
+        if engine._kept._cache.tokens:
+            failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", crowded)
+    prompts = [Prompt(conversation(3, k), (3, k)) for k in range(3)]
+    same(engine.generate(prompts, draw), load(llama).generate(prompts, draw))
+    question = Question(conversation(2), (("REASON:", " find mug"),))
+    assert engine.score([question]) == load(llama).score([question])
+    assert failed == 2
+    monkeypatch.setattr(layer, "forward", crowded_for_ever)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.generate(prompts, draw)
+
+
+def crowded_for_ever(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_storage_is_bounded_by_its_bytes(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, *, padded: bool
+) -> None:
+    if padded:
+        monkeypatch.setattr("services.policy.engine.forward.takes_segments", lambda *_: False)
+    engine = load(checkpoint, cache_bytes=2**19)
     answers = tuple(("REASON: find mug\nACTION:", f" go to {k}") for k in range(9))
     for turns in (1, 2, 3, 4):
         messages = [conversation(turns, k) for k in range(4)]
@@ -368,10 +405,10 @@ def test_storage_is_bounded_by_the_tokens_that_are_kept(llama: Path) -> None:
         engine.score([Question(m, answers) for m in messages])
         cache = engine._kept._cache
         held = [entry.store for entry in cache._entries]
-        assert 0 < cache.tokens <= 600
+        assert held
         assert len(set(held)) == len(held)
-        stored = [store.layers[0][0].shape[1] for store in held]
-        assert sum(stored) <= 2 * (cache.tokens * 5 / 4 + 64 * len(held))
+        layers = [pair for store in held for pair in store.layers.values()]
+        assert sum(x.nbytes for pair in layers for x in pair) <= 2**19
 
 
 def test_a_tail_is_followed_along_its_branches() -> None:

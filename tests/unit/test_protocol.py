@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from agentprm.protocol import ActRequest, Sampling, SessionIds, State
+from agentprm.protocol import ActRequest, Decoding, Sampling, SessionIds, State
 
 STATE = State(task="t", observation="o")
 
@@ -10,6 +10,17 @@ def test_what_one_request_may_have_sampled_is_bounded() -> None:
     ActRequest(states=[STATE] * 256, n=64, sampling=Sampling(max_tokens=128))
     with pytest.raises(ValidationError, match="2113536 tokens, at most 2097152"):
         ActRequest(states=[STATE] * 256, n=64, sampling=Sampling(max_tokens=129))
+
+
+def test_what_one_request_may_have_scored_is_bounded() -> None:
+    def states(commands: int) -> list[State]:
+        return [State(task="t", observation="o", admissible=("look",) * commands)] * 256
+
+    ActRequest(states=states(100), n=16)
+    ActRequest(states=states(64), n=64)
+    with pytest.raises(ValidationError, match="16384000 to score, at most 1048576"):
+        ActRequest(states=states(1000), n=64)
+    ActRequest(states=states(1000), n=64, sampling=Sampling(decoding=Decoding.FREE))
 
 
 @pytest.mark.parametrize("name", ["x" * 501, "\ud800"])

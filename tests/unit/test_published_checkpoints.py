@@ -229,7 +229,7 @@ def test_the_engine_continues_as_transformers_does(
     path = published.open("policy/0")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_tokens=1000)
+    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_bytes=2**20)
     engine.check()
     assert engine.codec.ends == {1, 4}
     messages = template.messages(STATE)
@@ -256,7 +256,7 @@ def test_actions_in_the_authors_format(
 ) -> None:
     """Drawn commands are scored as the tokens that training reads, the trimmed ones."""
     path = published.open("policy/0")
-    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_tokens=1000)
+    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_bytes=2**20)
     sampling = Sampling(decoding=decoding, max_tokens=6)
     (result,) = Decoder(prompt).act(engine, [Query(STATE, (1, 0))], 4, sampling)
     if decoding is Decoding.FREE:

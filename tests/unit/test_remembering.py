@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from agentprm.encoding import encode, encode_answers
+from agentprm.memory import Memory, sizeof
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Message, State
-from agentprm.remembering import MAX_BYTES, RememberingTokenizer, _bytes
+from agentprm.remembering import MAX_BYTES, RememberingTokenizer
 from tests.models import word_tokenizer
 from tests.scorers import episode
 
@@ -108,7 +109,7 @@ def test_memory_is_bounded_and_threads_may_share_it() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(80)))
     for memory in (tokenizer._texts, tokenizer._ids):
-        held = sum(_bytes(key) + _bytes(value) for key, value in memory._values.items())
+        held = sum(sizeof(key) + sizeof(value) for key, value in memory._values.items())
         assert 0 < memory._bytes == held <= 20_000
 
 
@@ -121,6 +122,13 @@ def test_the_bound_is_what_it_takes_of_the_process() -> None:
     tracemalloc.stop()
     assert MAX_BYTES // 16 < tokenizer._ids._bytes <= MAX_BYTES // 8
     assert held < 1.5 * MAX_BYTES / 8
+
+
+def test_what_is_larger_than_the_memory_leaves_the_rest_in_it() -> None:
+    memory: Memory[str] = Memory(1000)
+    memory.put("small", "x" * 100)
+    memory.put("large", "x" * 1000)
+    assert (memory.get("small"), memory.get("large")) == ("x" * 100, None)
 
 
 def test_what_fails_is_not_remembered() -> None:

@@ -81,7 +81,7 @@ class Score:
 
 class Engine(ABC):
     """One checkpoint of a policy, ready to answer. Called from one thread at a time, unless it
-    says otherwise.
+    or a method says otherwise.
     """
 
     dtype: str = "unknown"
@@ -101,6 +101,14 @@ class Engine(ABC):
 
         Raises:
             ProblemError: 422, a conversation with an answer is longer than the model takes.
+        """
+
+    @abstractmethod
+    def encode(self, messages: tuple[Message, ...]) -> None:
+        """Encode a conversation before its turn. Any thread may call it, at any time.
+
+        Raises:
+            ProblemError: 422, it is longer than the model takes, or its chat template refuses it.
         """
 
     @abstractmethod

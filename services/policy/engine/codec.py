@@ -1,49 +1,53 @@
 """Text to token ids and back, as `agentprm.encoding` defines it, at the pace of serving.
 
 `encode` renders a conversation once per message. While an episode runs, its conversation grows by
-an answer and an observation; here only those are rendered and tokenised.
+an answer and an observation; here only those are rendered and tokenised. A long one that is new is
+rendered once.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from array import array
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Generic, TypeVar
+from itertools import chain
+from typing import Any
 
 from jinja2 import TemplateError
 
 from agentprm.encoding import encode, render
+from agentprm.memory import Memory
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
-from services.policy.engine import Prompt
+from services.policy.engine import Prompt, require_room
+from services.policy.engine.rendered import ASKED, rest
 
-ASKED = (Message(role="user", content="x"),)
-"""A short conversation."""
+MAX_BYTES = 64 * 2**20
+"""Most that known conversations take, and most that known segments of text do: a few thousand
+conversations, and some hundred thousand answers and observations."""
 TRIED_MESSAGES = 6
 """Up to this length every conversation is rendered as a whole."""
 
 _Key = tuple[tuple[str, str], ...]
 """Roles and contents of a conversation: hashed and compared at the pace of strings."""
 
-K = TypeVar("K")
-V = TypeVar("V")
-
 
 class Codec:
     """The ids of conversations and answers, and the text of sampled ids, for one tokenizer.
 
     `ends` are the tokens that end a turn: the checkpoint's end-of-sequence tokens and the mark
-    that the chat template puts behind an answer.
+    that the chat template puts behind an answer. The model takes `max_length` tokens. Several
+    threads may use it.
 
     Raises:
         ValueError: the tokenizer has no chat template, or it does not render answers verbatim.
     """
 
-    def __init__(self, tokenizer: Any, eos: Collection[int]) -> None:
+    def __init__(self, tokenizer: Any, eos: Collection[int], max_length: int) -> None:
         self._tokenizer = tokenizer
-        self._prompts: _Bounded[_Key, tuple[str, list[int]]] = _Bounded(2048)
-        self._segments: _Bounded[str, list[int]] = _Bounded(100_000)
+        self._max_length = max_length
+        self._prompts: Memory[tuple[str, array[int]]] = Memory(MAX_BYTES)
+        self._segments: Memory[array[int]] = Memory(MAX_BYTES)
         self._header = self._render(ASKED, prompt=True)
         self._before, self._after = self._frame()
         self._uniform = self._same_anywhere()
@@ -53,17 +57,20 @@ class Codec:
         """The ids up to where the assistant's answer begins; equal to `encode`'s.
 
         Raises:
-            ProblemError: 422, the chat template does not take these messages.
+            ProblemError: 422, the chat template does not take these messages, or they leave the
+                model no token to answer with. Nothing of them is kept.
         """
         key = tuple([(message.role, message.content) for message in messages])
         known = self._prompts.get(key)
         if known is None:
             try:
-                known = self._extended(messages, key) or self._from_scratch(messages)
+                text, ids = self._extended(messages, key) or self._from_scratch(messages)
             except (TemplateError, ValueError) as error:  # such as roles out of order
                 raise ProblemError(422, "Refused by the chat template", str(error)) from error
+            require_room(len(ids) + 1, self._max_length)
+            known = text, array("I", ids)
             self._prompts.put(key, known)
-        return known[1]
+        return known[1].tolist()
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of whole answers, each up to its first end-of-turn token."""
@@ -108,8 +115,15 @@ class Codec:
         return [self._tokenizer.decode([token]) for token in ids]
 
     def _from_scratch(self, messages: tuple[Message, ...]) -> tuple[str, list[int]]:
-        ids = encode(self._tokenizer, messages, generation_prompt=True).ids
-        return self._render(messages, prompt=True), ids
+        known = min(TRIED_MESSAGES, len(messages))
+        more = rest(self._render, messages, known) if known < len(messages) else None
+        if more is None:
+            ids = encode(self._tokenizer, messages, generation_prompt=True).ids
+            return self._render(messages, prompt=True), ids
+        text, segments = more
+        asks = messages[known].role == "assistant"
+        ids = encode(self._tokenizer, messages[:known], generation_prompt=asks).ids
+        return text, [*ids, *chain.from_iterable(self._encode(segments))]
 
     def _extended(self, messages: tuple[Message, ...], key: _Key) -> tuple[str, list[int]] | None:
         """From the conversation of the turn before, where that is known."""
@@ -155,8 +169,9 @@ class Codec:
             return False
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        found = {text: self._segments.get(text) for text in texts}
-        missing = [text for text, ids in found.items() if ids is None]
+        known = {text: self._segments.get(text) for text in texts}
+        found = {text: ids for text, ids in known.items() if ids is not None}
+        missing = [text for text in known if text not in found]
         if missing:
             batch = self._tokenizer(
                 missing,
@@ -165,11 +180,11 @@ class Codec:
                 return_token_type_ids=False,
             )["input_ids"]
             for text, ids in zip(missing, batch, strict=True):
-                found[text] = ids
-                self._segments.put(text, ids)
-        return [found[text] or [] for text in texts]
+                found[text] = array("I", ids)
+                self._segments.put(text, found[text])
+        return [found[text].tolist() for text in texts]
 
-    def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], prompt: bool) -> str:
         raw = [{"role": m.role, "content": m.content} for m in messages]
         return render(self._tokenizer, raw, generation_prompt=prompt)
 
@@ -194,25 +209,6 @@ class Codec:
             if token in self.ends:
                 return ids[: k + 1]
         return ids
-
-
-class _Bounded(Generic[K, V]):
-    """A mapping that forgets what was not used for longest."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._items: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        value = self._items.get(key)
-        if value is not None:
-            self._items.move_to_end(key)
-        return value
-
-    def put(self, key: K, value: V) -> None:
-        self._items[key] = value
-        if len(self._items) > self._size:
-            self._items.popitem(last=False)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import structlog
 import torch
 from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agentprm.devices import pick_device, pick_dtype
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
+from agentprm.segments import bytes_per_token
 from agentprm.vocabulary import within
 from agentprm.weights import copy_from_file, require_all
 from services.policy.engine import (
@@ -53,11 +55,15 @@ FORWARD_TOKENS = Counter(
     "agentprm_policy_forward_tokens_total", "Tokens through the model, padding included", ["phase"]
 )
 
+log = structlog.get_logger()
+
+R = TypeVar("R")
+
 
 class EmbeddedEngine(Engine):
     """A causal language model, its tokenizer, and the keys and values of recent conversations."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, cache_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, cache_bytes: int) -> None:
         text_config = model.config.get_text_config()
         self.model = model.eval()
         self.dtype = str(model.dtype).removeprefix("torch.")
@@ -69,13 +75,16 @@ class EmbeddedEngine(Engine):
                 LOGITS // text_config.vocab_size,
             ),
         )
-        self._kept = Kept(cache_tokens)
-        self.codec = Codec(tokenizer, eos_tokens(model.generation_config, tokenizer))
+        self._kept = Kept(cache_bytes // bytes_per_token(model))
         self.max_length = max_length(text_config)
+        eos = eos_tokens(model.generation_config, tokenizer)
+        self.codec = Codec(tokenizer, eos, self.max_length)
 
     @classmethod
-    def load(cls, path: Path, *, device: str, dtype: str, cache_tokens: int) -> EmbeddedEngine:
+    def load(cls, path: Path, *, device: str, dtype: str, cache_bytes: int) -> EmbeddedEngine:
         """The checkpoint in the directory `path`: safetensors only, nothing fetched or executed.
+
+        Keys and values that are kept between turns take up to `cache_bytes`.
 
         Raises:
             CheckpointError: weights, configuration and tokenizer do not belong together.
@@ -97,10 +106,29 @@ class EmbeddedEngine(Engine):
             path, local_files_only=True, trust_remote_code=False
         )
         tokenizer = within(path, tokenizer, model.get_input_embeddings().num_embeddings)
-        return cls(model, tokenizer, cache_tokens=cache_tokens)
+        return cls(model, tokenizer, cache_bytes=cache_bytes)
+
+    def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        """Samples of each prompt, which goes on where a kept conversation ends."""
+        return self._with_memory(lambda: self._generate(prompts, draw))
+
+    def score(self, questions: Sequence[Question]) -> list[list[Score]]:
+        """All answers to a question as one tree (or a few) behind the prompt's keys and values."""
+        return self._with_memory(lambda: self._score(questions))
+
+    def _with_memory(self, compute: Callable[[], R]) -> R:
+        """What `compute` gives; where the device is out of memory, once more with nothing kept."""
+        try:
+            return compute()
+        except torch.OutOfMemoryError as error:
+            log.warning("out of memory, kept conversations are forgotten", reason=str(error))
+        # Here, as the error holds the tensors of the failed pass.
+        self._kept.clear()
+        torch.cuda.empty_cache()
+        return compute()
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+    def _generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
         """Compute what is not known yet, then sample, in batches of prompts of similar length."""
         lengths = []
         encoded = []
@@ -123,8 +151,7 @@ class EmbeddedEngine(Engine):
         return samples
 
     @torch.inference_mode()
-    def score(self, questions: Sequence[Question]) -> list[list[Score]]:
-        """All answers to a question as one tree (or a few) behind the prompt's keys and values."""
+    def _score(self, questions: Sequence[Question]) -> list[list[Score]]:
         encoded = []
         answers: list[list[list[int]]] = []
         for question in questions:
@@ -158,6 +185,10 @@ class EmbeddedEngine(Engine):
             for planted in {planted.row.number: planted for planted in trees}.values():
                 self._kept.keep(planted.row, len(planted.row.ids), planted.tail())
         return [[found[answer] for answer in range(len(found))] for found in scores]
+
+    def encode(self, messages: tuple[Message, ...]) -> None:
+        """Encode a conversation before its turn."""
+        self.codec.prompt(messages)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, special ones included."""

@@ -106,10 +106,18 @@ class Row:
 
 
 class Kept:
-    """The conversations used last, at most `capacity` tokens of them and their tails."""
+    """The conversations used last with their tails, in at most `columns` of storage.
 
-    def __init__(self, capacity: int) -> None:
-        self._cache: PrefixCache[Entry] = PrefixCache(capacity)
+    What counts is the room that their stores have, a quarter more than their tokens or so: bytes
+    are what a device runs out of.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._cache: PrefixCache[Entry] = PrefixCache(columns)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._cache.clear()
 
     def row(self, number: int, ids: list[int], busy: Collection[Store]) -> Row:
         """What there is to compute of `ids`: its last token at least, whose logits are wanted.
@@ -132,8 +140,8 @@ class Kept:
         own = row.entry is None or row.store is not row.entry.store
         if own and row.common >= length:
             return  # the beginning of another one
-        behind = len(tail.tokens)
-        row.store.trim(length + behind)
+        row.store.trim(length + len(tail.tokens))
         row.store.tail = tail
         entry = Entry(tuple(row.ids[:length]), row.store)
+        behind = row.store.room - length
         self._cache.add(entry, behind=behind, replaces=None if own else row.entry)

@@ -56,7 +56,7 @@ class SGLangEngine(Engine):
         self.path = path
         self.tag = tag_of(path)
         self.codec = codec
-        self.max_length = max_length(config) - RESERVED
+        self.max_length = _room(config)
         self._config = config.to_dict()
         self._probe = probe
         self._replicas = replicas
@@ -78,7 +78,7 @@ class SGLangEngine(Engine):
             generation = GenerationConfig.from_pretrained(path, local_files_only=True)
         else:
             generation = GenerationConfig.from_model_config(config)
-        codec = Codec(tokenizer, eos_tokens(generation, tokenizer))
+        codec = Codec(tokenizer, eos_tokens(generation, tokenizer), _room(config))
         probe = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         return cls(path, config, codec, probe, replicas)
 
@@ -141,6 +141,11 @@ class SGLangEngine(Engine):
             for a, rest in zip(answers, rests, strict=True)
         )
         return [[next(scores) for _ in question.answers] for question in questions]
+
+    def encode(self, messages: tuple[Message, ...]) -> None:
+        """Encode a conversation before its turn."""
+        with self._tokenizing:
+            self.codec.prompt(messages)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, special ones included."""
@@ -236,6 +241,10 @@ class _Answer:
     ids: tuple[int, ...]
     start: int
     opening: tuple[int, tuple[int, ...]]
+
+
+def _room(config: Any) -> int:
+    return max_length(config) - RESERVED
 
 
 def _home(messages: Sequence[Message]) -> int:

@@ -1,0 +1,159 @@
+"""The policy's codec beside `agentprm.encoding.encode`, and what it keeps."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+
+from agentprm.encoding import encode
+from agentprm.protocol import Message
+from agentprm.service import ProblemError
+from services.policy.engine.codec import Codec
+from tests.llama import llama_tokenizer
+from tests.models import word_tokenizer
+
+_PROMPT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+_PLAIN = "<|{{ m.role }}|>{{ m.content }}<|end|>"
+
+
+def each(message: str, *, before: str = "", behind: str = _PROMPT) -> str:
+    return f"{before}{{% for m in messages %}}{message}{{% endfor %}}{behind}"
+
+
+TEMPLATES = {
+    "plain": each(_PLAIN),
+    "trimmed": each("<|{{ m.role }}|>{{ m.content | trim }}<|end|>"),
+    "numbered": each("{{ loop.index }} " + _PLAIN, behind="{{ messages|length + 1 }} " + _PROMPT),
+    "numbered answers": each("<|{{ m.role }}|>{{ m.content }} {{ loop.index }}<|end|>"),
+    "other from the eighth on": each("{% if loop.index > 7 %}late {% endif %}" + _PLAIN),
+    "other in one place": each(_PLAIN + "{% if loop.index == 9 %}here{% endif %}"),
+    "many are announced": each(_PLAIN, before="{% if messages|length > 8 %}many {% endif %}"),
+    "the last of many is marked": each(
+        _PLAIN + "{% if loop.last and loop.index > 8 %}now{% endif %}"
+    ),
+    "between messages": each(
+        "{% if not loop.first %}a new line {% endif %}" + _PLAIN, behind="a new line " + _PROMPT
+    ),
+    "a system message of its own": each(
+        _PLAIN, before="{% if messages[0].role != 'system' %}<|system|>act<|end|>{% endif %}"
+    ),
+    "the system message first": each(
+        "{% if m.role != 'system' %}" + _PLAIN + "{% endif %}",
+        before="{% for m in messages if m.role == 'system' %}{{ m.content }} {% endfor %}",
+    ),
+    "one turn for equal roles": each(
+        "{% if loop.first or m.role != loop.previtem.role %}<|{{ m.role }}|>{% endif %}"
+        "{{ m.content }}{% if loop.last or m.role != loop.nextitem.role %}<|end|>{% endif %}"
+    ),
+    "only in turn": each(
+        "{% if not loop.first and m.role == loop.previtem.role %}"
+        "{{ raise_exception('roles have to alternate') }}{% endif %}" + _PLAIN
+    ),
+    "old thoughts are dropped": each(
+        "<|{{ m.role }}|>{% if m.role == 'assistant' and not loop.last %}"
+        "{{ m.content.split('think')[-1] }}{% else %}{{ m.content }}{% endif %}<|end|>"
+    ),
+    "no header in a long one": each(
+        _PLAIN,
+        behind="{% if add_generation_prompt and messages|length < 9 %}<|assistant|>{% endif %}",
+    ),
+    "nothing behind an answer": each(
+        "<|{{ m.role }}|>{{ m.content }}{% if m.role != 'assistant' %}<|end|>{% endif %}"
+    ),
+    "answers end where the next begins": each(
+        "{% if not loop.first and loop.previtem.role == 'assistant' %}<|end|>{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}{% if m.role != 'assistant' %}<|end|>{% endif %}"
+    ),
+}
+CONTENTS = ["go to cabinet 1", " look ", "You see a mug 1.\n", "", "think find\nACTION: go", "go"]
+
+
+def conversations() -> list[tuple[Message, ...]]:
+    """Of up to 16 messages: in turn, and with roles and contents as they fall."""
+    rng = random.Random(0)
+    found = []
+    for length in range(1, 17):
+        for wild in (False, True, True):
+            roles = ["user" if k % 2 == 0 else "assistant" for k in range(length)]
+            if wild:
+                roles = rng.choices(["system", "user", "assistant"], [1, 4, 4], k=length)
+            contents = rng.choices(CONTENTS, k=length)
+            raw = zip(roles, contents, strict=True)
+            found.append(tuple(Message.model_validate({"role": r, "content": c}) for r, c in raw))
+    return found
+
+
+def outcome(tokenizer: Any, messages: Sequence[Message]) -> list[int] | None:
+    try:
+        return encode(tokenizer, messages, generation_prompt=True).ids
+    except (TemplateError, ValueError):
+        return None
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "llama"])
+def test_any_conversation_is_encoded_as_training_does(name: str) -> None:
+    tokenizer = llama_tokenizer()
+    tokenizer.chat_template = TEMPLATES.get(name, tokenizer.chat_template)
+    for messages in conversations():
+        expected = outcome(tokenizer, messages)
+        codec = Codec(tokenizer, (), 10_000)  # it knows no earlier turn
+        if expected is None:
+            with pytest.raises(ProblemError) as raised:
+                codec.prompt(messages)
+            assert raised.value.problem.title == "Refused by the chat template"
+        else:
+            assert codec.prompt(messages) == expected
+
+
+@pytest.mark.parametrize("roles", [("user", "assistant"), ("user",)])
+def test_a_long_conversation_is_rendered_a_few_times_whatever_its_length(
+    roles: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = word_tokenizer()
+    codec = Codec(tokenizer, (), 100_000)
+    rendered, apply = 0, tokenizer.apply_chat_template
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal rendered
+        text = apply(*args, **kwargs)
+        rendered += len(text)
+        return text
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", counted)
+    text = "You are in the middle of a room. " * 3
+    messages = tuple(
+        Message.model_validate({"role": roles[k % len(roles)], "content": f"{k} {text}"})
+        for k in range(199)
+    )
+    ids = codec.prompt(messages)
+    assert rendered < 4 * 200 * (len(text) + 30)
+    assert ids == outcome(tokenizer, messages)
+
+
+def test_what_is_kept_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.policy.engine.codec.MAX_BYTES", 2**20)
+    codec = Codec(word_tokenizer(), (), 100_000)
+    tracemalloc.start()
+    for k in range(40):
+        text = f"{k} " + "go to cabinet 1, " * 5000
+        first = (Message(role="user", content=text),)
+        answer = Message(role="assistant", content=f"look {k}")
+        codec.prompt(first)
+        codec.prompt((*first, answer, Message(role="user", content=text)))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 2**20 < held < 2.5 * 2**20
+
+
+def test_what_is_too_long_is_not_kept() -> None:
+    codec = Codec(word_tokenizer(), (), 100)
+    short = (Message(role="user", content="look"),)
+    codec.prompt(short)
+    with pytest.raises(ProblemError, match="the model takes 100"):
+        codec.prompt((Message(role="user", content="go to cabinet 1, " * 100),))
+    assert list(codec._prompts._values) == [(("user", "look"),)]
