@@ -233,8 +233,8 @@ def test_it_recovers_the_expert_s_ordering_of_actions_and_the_values_by_hand(
     chosen: NextActions = {each.id: {1: do(FRIDGE)} for each in [*expert, *learner]}
     small, prompt, out = create_small(tmp_path), load_prompt("chat"), tmp_path / "out"
     settings = PRMSettings(
-        epochs=70,
-        learning_rate=8e-3,
+        epochs=140,
+        learning_rate=4e-3,
         batch_tokens=4000,
         gamma=gamma,
         validation_fraction=0,
