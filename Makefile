@@ -19,8 +19,9 @@ install: .venv.stamp
 train: install
 	$(BIN)/agentprm train --preset $(PRESET) --run $(RUN) --seed $(SEED) $(if $(GAMES),--games $(GAMES))
 
+# Two processes, a file of tests each: most of the time goes by in waiting for services.
 test: install
-	$(BIN)/python -m pytest -m "not containers"
+	$(BIN)/python -m pytest -m "not containers" -n 2 --dist loadfile
 
 # Needs a Docker engine; builds the images first.
 test-containers: install

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.turns import in_turn
+
 _SHARED = Path(__file__).parents[2] / "shared" / "alfworld"
 _GIVEN = os.environ.get("ALFWORLD_DATA")  # read now: importing alfworld sets it
 _CACHE = Path.home() / ".cache" / "agentprm" / "alfworld"
@@ -31,7 +33,8 @@ def alfworld_data() -> Path:
     if _GIVEN:
         return Path(_GIVEN)
     if (_SHARED / "unpack").exists():
-        subprocess.run([_SHARED / "unpack", _CACHE], check=True, stdout=subprocess.DEVNULL)
+        with in_turn("games"):
+            subprocess.run([_SHARED / "unpack", _CACHE], check=True, stdout=subprocess.DEVNULL)
     if not (_CACHE / "json_2.1.1" / "valid_seen").is_dir():
         pytest.skip("no ALFWorld games: run alfworld-download and set ALFWORLD_DATA")
     return _CACHE

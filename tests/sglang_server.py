@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentprm.sglang import SGLangClient
+from tests.turns import in_turn
 
 _SCRIPT = Path(__file__).parents[2] / "shared" / "sglang" / "sglang-cpu"
 
@@ -19,7 +20,8 @@ def sglang_cpu() -> Path:
     """The script that starts a server; tests that need it are skipped without it."""
     if not _SCRIPT.exists():
         pytest.skip(f"no SGLang for the CPU: {_SCRIPT} is not there")
-    subprocess.run([_SCRIPT, "setup"], check=True, stdout=subprocess.DEVNULL)
+    with in_turn("sglang"):
+        subprocess.run([_SCRIPT, "setup"], check=True, stdout=subprocess.DEVNULL)
     return _SCRIPT
 
 
