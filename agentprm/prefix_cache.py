@@ -66,6 +66,11 @@ class PrefixCache(Generic[E]):
         while self.tokens > self.capacity:
             self._remove(next(iter(self._entries)))
 
+    def resize(self, entry: E, *, behind: int) -> None:
+        """Count `entry`, where it is kept, with the room that its storage has by now."""
+        if entry in self._entries:
+            self.add(entry, behind=behind, replaces=entry)
+
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()

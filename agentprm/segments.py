@@ -62,6 +62,19 @@ class Store:
         keys, values = self.layers[layer]
         return keys[:, :end], values[:, :end]
 
+    def trim(self, columns: int) -> None:
+        """Give back what is more than twice the room that `columns` are given."""
+        room = self.room
+        self.room = 0
+        self.reserve(columns)
+        if room <= 2 * self.room:
+            self.room = room
+            return
+        self.layers = {
+            layer: (keys[:, : self.room].clone(), values[:, : self.room].clone())
+            for layer, (keys, values) in self.layers.items()
+        }
+
 
 def bytes_per_token(model: Any) -> int:
     """What a column of a `Store` takes in all layers: the keys and values of one token."""

@@ -35,7 +35,7 @@ TOKENS = Counter("agentprm_prm_tokens_total", "Tokens of scored rows by source",
 PREFIXES = Counter(
     "agentprm_prm_prefixes_total", "Rows by whether their beginning was known", ["result"]
 )
-KEPT_TOKENS = Gauge("agentprm_prm_kept_tokens", "Tokens whose keys and values are kept")
+KEPT_TOKENS = Gauge("agentprm_prm_kept_tokens", "Tokens there is room for in what is kept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,13 @@ class Classifier:
             yield part
 
     def _together(self, rows: Sequence[Row]) -> list[list[float]]:
-        segments = [self._segment(row) for row in rows]
+        segments = []
+        filled = []
+        for row in rows:
+            segment, entry = self._segment(row)
+            segments.append(segment)
+            if entry is not None:
+                filled.append(entry)
         computed = [segment for segment in segments if len(segment)]
         if computed:
             try:
@@ -142,30 +148,37 @@ class Classifier:
             except BaseException:
                 self._cache.clear()  # some of what it promises is not there
                 raise
+        for entry in filled:
+            entry.store.trim(entry.store.length)
+            self._cache.resize(entry, behind=entry.store.room - len(entry.ids))
         new = sum(map(len, computed))
         TOKENS.labels("computed").inc(new)
         TOKENS.labels("cached").inc(sum(map(len, rows)) - new)
         KEPT_TOKENS.set(self._cache.tokens)
         return [segment.logits() for segment in segments]
 
-    def _segment(self, row: Row) -> Segment:
-        """What there is to compute of `row`, which the cache promises from here on."""
+    def _segment(self, row: Row) -> tuple[Segment, Entry | None]:
+        """What there is to compute of `row`, which the cache promises from here on, and the entry
+        in whose store that happens."""
         trunk = tuple(row.ids[: row.trunk])
         entry, common = self._cache.find(trunk)
         PREFIXES.labels("miss" if entry is None else "hit").inc()
         if entry is None:
             store, source = Store(), None
         elif common == len(row):
-            return Segment(common, entry.store, row, None)
+            return Segment(common, entry.store, row, None), None
         elif common == len(entry.ids) == entry.store.length:
             store, source = entry.store, None
         else:  # what follows in the store is another conversation's, or another row's
             store, source = Store(), entry.store
         store.take(len(row))
-        if common < len(trunk):
-            extended = None if source is not None else entry
-            self._cache.add(Entry(trunk, store), replaces=extended)
-        return Segment(common, store, row, source)
+        segment = Segment(common, store, row, source)
+        if common == len(trunk):
+            return segment, entry if source is None else None
+        extended = None if source is not None else entry
+        entry = Entry(trunk, store)
+        self._cache.add(entry, replaces=extended)
+        return segment, entry
 
     def _compute(self, segments: Sequence[Segment]) -> None:
         ids = [token for segment in segments for token in segment.row.ids[segment.start :]]

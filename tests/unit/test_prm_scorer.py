@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from agentprm.prefix_cache import PrefixCache
-from agentprm.prompts import Prompt, load_prompt
+from agentprm.prompts import PromptTemplate, load_prompt
 from agentprm.protocol import (
     Action,
     Choice,
@@ -50,7 +50,7 @@ def state_at(transcript: Transcript, t: int) -> State:
     return State(task=transcript.task, history=history, observation=observation)
 
 
-def plain(path: Path, prompt: Prompt, state: State, action: Action) -> float:
+def plain(path: Path, prompt: PromptTemplate, state: State, action: Action) -> float:
     """What transformers itself says of the conversation that ends with the action."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path)
@@ -237,9 +237,9 @@ def test_equal_beginnings_of_one_batch_are_computed_once(
 def test_a_full_cache_forgets_and_changes_no_score(checkpoints: Path) -> None:
     path, prompt = checkpoints / "llama", load_prompt("chat")
     per_token = 2 * 2 * 32 * 4  # keys and values, layers, width, float32
-    scorer = Scorer(path, prompt, device="cpu", cache_bytes=400 * per_token)
+    scorer = Scorer(path, prompt, device="cpu", cache_bytes=1000 * per_token)
     cache = scorer.model._cache
-    assert cache.capacity == 400
+    assert cache.capacity == 1000
     seen: set[tuple[int, ...]] = set()
     played = [list(in_turns(episode(7, seed))) for seed in range(4)]
     for turns in zip(*played, strict=True):
@@ -248,11 +248,34 @@ def test_a_full_cache_forgets_and_changes_no_score(checkpoints: Path) -> None:
             assert scores[0][0] == pytest.approx(plain(path, prompt, state, action), abs=CLOSE)
             seen.add(tuple(plan.rows[0].ids))
             held = cache._entries
-            assert cache.tokens == sum(len(entry.ids) for entry in held) <= 400
+            assert cache.tokens == sum(entry.store.room for entry in held) <= 1000
             assert {entry.store.length for entry in held} == {len(entry.ids) for entry in held}
-            stored = [entry.store.layers[0][0].shape[1] for entry in held]
-            assert sum(stored) <= 400 * 5 / 4 + 64 * len(held)
-    assert len(cache._entries) < len(seen)
+            assert stored_bytes(cache) <= 1000 * per_token
+    assert 1 < len(cache._entries) < len(seen)
+
+
+def test_actions_take_no_room_once_they_are_scored(checkpoints: Path) -> None:
+    per_token = 2 * 2 * 32 * 4
+    scorer = Scorer(checkpoints / "llama", load_prompt("chat"), device="cpu")
+    cache = scorer.model._cache
+    actions = [Action(reason="find mug", command=f"go to desk {k}") for k in range(60)]
+    played = [state for state, _ in in_turns(episode(5))]
+    for state in played:
+        run(scorer, ScoreRequest(choices=[Choice(state=state, actions=actions)]))
+        conversations = sum(len(entry.ids) for entry in cache._entries)
+        assert stored_bytes(cache) == cache.tokens * per_token
+        assert cache.tokens <= 2 * (conversations * 5 / 4 + 64)
+    assert len(cache._entries) == 1
+
+
+def stored_bytes(cache: PrefixCache[Entry]) -> int:
+    """Of the keys and values themselves."""
+    return sum(
+        each.nbytes
+        for entry in cache._entries
+        for layer in entry.store.layers.values()
+        for each in layer
+    )
 
 
 def test_after_a_fault_nothing_of_it_is_kept(

@@ -59,19 +59,6 @@ class Store(segments.Store):
                 moved = keys.index_select(1, columns), values.index_select(1, columns)
                 other.write(layer, length, *moved)
 
-    def trim(self, columns: int) -> None:
-        """Give back what is more than twice the room that `columns` are given."""
-        room = self.room
-        self.room = 0
-        self.reserve(columns)
-        if room <= 2 * self.room:
-            self.room = room
-            return
-        self.layers = {
-            layer: (keys[:, : self.room].clone(), values[:, : self.room].clone())
-            for layer, (keys, values) in self.layers.items()
-        }
-
 
 @dataclass(frozen=True, eq=False)
 class Entry:
