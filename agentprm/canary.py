@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from agentprm.encoding import Tokenizer, encode
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Message, Record, State, Step
 from agentprm.registry import CheckpointError
 
@@ -91,7 +91,7 @@ class Canary(Record):
         """Put it beside the weights."""
         (directory / FILE).write_text(self.model_dump_json(indent=1))
 
-    def require_encoding(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
+    def require_encoding(self, tokenizer: Tokenizer, prompt: PromptTemplate) -> None:
         """Compare prompt template, chat template and tokenizer with those of the training.
 
         Raises:
@@ -132,7 +132,7 @@ def read_canary(directory: Path, kind: Literal["policy", "prm"]) -> Canary | Non
 
 
 def rendered(
-    state: State, actions: Sequence[Action], tokenizer: Tokenizer, prompt: Prompt
+    state: State, actions: Sequence[Action], tokenizer: Tokenizer, prompt: PromptTemplate
 ) -> tuple[tuple[Message, ...], list[Answer]]:
     """The conversation that ends in `state`, and the tokens of each action in it, without values.
 

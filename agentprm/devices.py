@@ -5,11 +5,25 @@ from __future__ import annotations
 import torch
 
 
+class DeviceError(Exception):
+    """A device is asked for that this process does not see."""
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; `auto` is a GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def require_visible(name: str) -> None:
+    """See that there is a GPU where one is asked for; fits would compute on the CPU without one.
+
+    Raises:
+        DeviceError: none is visible.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(f"device = {name!r}, and this process sees no such GPU")
 
 
 def pick_dtype(name: str, device: torch.device) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentprm.prompts import Prompt, load_prompt
+from agentprm.prompts import PromptTemplate, load_prompt
 from agentprm.protocol import PRMFacts
 from agentprm.registry import CheckpointError
 
@@ -26,7 +26,7 @@ def read_facts(path: Path) -> PRMFacts:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
-def require_template(facts: PRMFacts, prompt: Prompt, name: str) -> None:
+def require_template(facts: PRMFacts, prompt: PromptTemplate, name: str) -> None:
     """Refuse to serve a checkpoint with another prompt template than it was fitted with.
 
     Its scores would be numbers like any other, and wrong. A checkpoint that does not say what it

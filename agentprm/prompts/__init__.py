@@ -34,7 +34,7 @@ _REASON_ACTION = re.compile(
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptTemplate:
     """A template. `append_only`: the messages of a later state extend those of an earlier one."""
 
     source: str
@@ -116,7 +116,7 @@ def _hinted(content: str, hint: str) -> str:
     return f"{content}\n\n{hint}" if hint else content
 
 
-def load_prompt(name_or_path: str = "chat") -> Prompt:
+def load_prompt(name_or_path: str = "chat") -> PromptTemplate:
     """The prompt of that name, or of that path.
 
     A file that knows the mode `observation` is append-only, any other renders a state at a time.
@@ -130,7 +130,7 @@ def load_prompt(name_or_path: str = "chat") -> Prompt:
             f"no prompt template {name_or_path!r}: give `chat`, `state` or a path"
         )
     source = path.read_text(encoding="utf-8")
-    return Prompt(
+    return PromptTemplate(
         source=source, append_only=bool(re.search(r"mode\s*==\s*[\"']observation[\"']", source))
     )
 

@@ -16,11 +16,11 @@ from agentprm.protocol import ActRequest, ActResponse, ActResult, Health
 from agentprm.service import create_app, json_response, problems, unless_left
 from agentprm.serving import add_checkpoint_routes
 from services.policy import chat
+from services.policy.backend import open_backend
 from services.policy.batching import Batcher, running
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
-from services.policy.engines import open_engine
 from services.policy.settings import PolicySettings
 
 ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sampled actions")
@@ -29,10 +29,10 @@ ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sa
 def build_app(settings: PolicySettings) -> FastAPI:
     """The app; it loads its checkpoint when it starts."""
     template = load_prompt(settings.prompt)
-    engine = open_engine(settings, template)
-    serving = engine.serving
+    backend = open_backend(settings, template)
+    serving = backend.serving
     decoder = Decoder(template)
-    batcher = Batcher(serving, max_waiting=settings.queue, concurrency=engine.concurrency)
+    batcher = Batcher(serving, max_waiting=settings.queue, concurrency=backend.concurrency)
     prm = (
         AsyncPRMClient(
             settings.prm_url, deadline=settings.prm_deadline, unreachable=settings.prm_unreachable
@@ -43,7 +43,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with engine.running(), running(batcher):
+        async with backend.running(), running(batcher):
             await serving.resume(settings.checkpoint)
             yield
         if prm is not None:
@@ -57,7 +57,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
             version=serving.version,
             details={
                 "engine": settings.engine,
-                **engine.facts(),
+                **backend.facts(),
                 "prompt": settings.prompt,
                 "template_hash": decoder.template.hash,
                 "prm_url": settings.prm_url,

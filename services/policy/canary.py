@@ -12,13 +12,12 @@ from agentprm.canary import (
     read_canary,
     require_close,
 )
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.registry import CheckpointError
-from services.policy.engine import Draw, Engine, Question
-from services.policy.engine import Prompt as Conversation
+from services.policy.engine import Draw, Engine, Prompt, Question
 
 
-def check(engine: Engine, path: Path, prompt: Prompt) -> None:
+def check(engine: Engine, path: Path, prompt: PromptTemplate) -> None:
     """Try the engine, and compare it with the canary in `path` where there is one.
 
     Raises:
@@ -35,7 +34,7 @@ def check(engine: Engine, path: Path, prompt: Prompt) -> None:
     _compare_greedy(engine, canary)
 
 
-def _compare_answers(engine: Engine, canary: Canary, prompt: Prompt) -> None:
+def _compare_answers(engine: Engine, canary: Canary, prompt: PromptTemplate) -> None:
     texts = [prompt.action_text(answer.action) for answer in canary.answers]
     question = Question(canary.messages, tuple(("", text) for text in texts))
     for stored, score in zip(canary.answers, engine.score([question])[0], strict=True):
@@ -52,7 +51,7 @@ def _compare_answers(engine: Engine, canary: Canary, prompt: Prompt) -> None:
 
 def _compare_greedy(engine: Engine, canary: Canary) -> None:
     draw = Draw(temperature=0.0, max_tokens=len(canary.greedy))
-    ((sample,),) = engine.generate([Conversation(canary.messages)], draw)
+    ((sample,),) = engine.generate([Prompt(canary.messages)], draw)
     tolerance = canary.tolerance(engine.dtype, ROUNDED_LOG_PROB)
     for place, (stored, token, log_prob) in enumerate(
         zip(canary.greedy, sample.ids, sample.log_probs, strict=False)

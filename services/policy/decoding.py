@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agentprm.prompts import Prompt as Template
-from agentprm.prompts import parse_action
+from agentprm.prompts import PromptTemplate, parse_action
 from agentprm.protocol import MAX_TEXT, Action, ActResult, Candidate, Decoding, Sampling, State
 from services.policy.engine import Draw, Engine, Prompt, Question, Score
 from services.policy.engine.sampling import draw_index, generator
@@ -32,7 +31,7 @@ class _Frame:
     tail: str
 
     @classmethod
-    def of(cls, template: Template) -> _Frame:
+    def of(cls, template: PromptTemplate) -> _Frame:
         """Taken from a rendered probe.
 
         Raises:
@@ -49,7 +48,7 @@ class _Frame:
 class Decoder:
     """Candidate actions from an engine's answers, for one prompt template."""
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: PromptTemplate) -> None:
         self.template = template
         self._frame = _Frame.of(template)
 

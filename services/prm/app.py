@@ -12,8 +12,8 @@ from agentprm.prompts import load_prompt
 from agentprm.protocol import Health, ModelCard, ScoreRequest, ScoreResponse
 from agentprm.service import create_app, json_response, problems
 from agentprm.serving import add_checkpoint_routes
+from services.prm.backend import open_backend
 from services.prm.batching import Batcher
-from services.prm.engines import open_engine
 from services.prm.facades import add_facades
 from services.prm.settings import Settings
 
@@ -21,13 +21,13 @@ from services.prm.settings import Settings
 def build(settings: Settings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
-    engine = open_engine(settings, prompt)
-    serving = engine.serving
-    batcher = Batcher(concurrency=engine.concurrency)
+    backend = open_backend(settings, prompt)
+    serving = backend.serving
+    batcher = Batcher(concurrency=backend.concurrency)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with engine.running(), batcher.running():
+        async with backend.running(), batcher.running():
             await serving.resume(settings.checkpoint)
             yield
 
@@ -35,7 +35,7 @@ def build(settings: Settings) -> FastAPI:
         rows, tokens = batcher.waiting
         details: dict[str, str | int | float | bool | None] = {
             "engine": settings.engine,
-            **engine.facts(),
+            **backend.facts(),
             "template_hash": prompt.hash,
             "append_only": prompt.append_only,
             "waiting_rows": rows,

@@ -16,7 +16,7 @@ from typing import Any
 
 from agentprm.ensembles import read_members
 from agentprm.facts import read_facts, require_template
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Checkpoint, ModelCard, ScoreResponse, Scores
 from agentprm.registry import CheckpointError, Registry
 from agentprm.serving import Served
@@ -63,7 +63,7 @@ class Ensemble:
 
 
 def load_ensemble(
-    registry: Registry, path: Path, prompt: Prompt, build: Callable[[Path], BaseScorer]
+    registry: Registry, path: Path, prompt: PromptTemplate, build: Callable[[Path], BaseScorer]
 ) -> Ensemble:
     """The checkpoint in `path`, or all members of the ensemble in it, verified.
 

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from agentprm.encoding import closed, encode, encode_answers
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
 from agentprm.remembering import RememberingTokenizer
@@ -98,7 +98,7 @@ class BaseScorer(ABC):
     """Most tokens that are worth computing at once."""
 
     def __init__(
-        self, prompt: Prompt, tokenizer: Any, max_tokens: int | None, *, packs: bool
+        self, prompt: PromptTemplate, tokenizer: Any, max_tokens: int | None, *, packs: bool
     ) -> None:
         self.prompt = prompt
         self.tokenizer = RememberingTokenizer(tokenizer)
@@ -218,7 +218,7 @@ class Scorer(BaseScorer):
     def __init__(
         self,
         path: Path,
-        prompt: Prompt,
+        prompt: PromptTemplate,
         *,
         device: str = "auto",
         dtype: str = "auto",

@@ -17,9 +17,9 @@ from prometheus_client import Counter
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from agentprm.engines import require_started_with, tag_of
+from agentprm.backend import require_started_with, tag_of
 from agentprm.prefix_cache import PrefixCache
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.registry import CheckpointError
 from agentprm.replicas import Replicas
 from agentprm.sglang import SGLangClient, SGLangError
@@ -44,7 +44,7 @@ class SGLangScorer(BaseScorer):
     device = "sglang"
     forward_tokens = FORWARD_TOKENS
 
-    def __init__(self, path: Path, prompt: Prompt, replicas: Replicas) -> None:
+    def __init__(self, path: Path, prompt: PromptTemplate, replicas: Replicas) -> None:
         """What the service itself needs of the checkpoint in `path`; no server is touched.
 
         Raises:

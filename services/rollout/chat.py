@@ -11,7 +11,7 @@ from openai import DefaultHttpxClient, OpenAI, OpenAIError
 
 from agentprm.addresses import by_proxy
 from agentprm.client import ServiceError
-from agentprm.prompts import Prompt, parse_action
+from agentprm.prompts import PromptTemplate, parse_action
 from agentprm.protocol import Action, Sampling, State
 
 KEY = "OPENAI_API_KEY"
@@ -30,7 +30,7 @@ class ChatAnswer:
 class ChatModel:
     """Chooses actions by `POST {url}/chat/completions`, with the key of `OPENAI_API_KEY` if any."""
 
-    def __init__(self, url: str, prompt: Prompt) -> None:
+    def __init__(self, url: str, prompt: PromptTemplate) -> None:
         key = os.environ.get(KEY) or "none"
         http = DefaultHttpxClient(trust_env=by_proxy(url))
         self._client = OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, http_client=http)

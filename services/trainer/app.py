@@ -8,13 +8,18 @@ from pathlib import Path
 
 from pydantic import Field
 
-from agentprm.client import EnvClient, PolicyClient, PRMClient
-from agentprm.queue import Queue, QueueSettings
+from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
+from agentprm.queue import Queue, QueueError, QueueSettings
 from agentprm.settings import LoadSettings
 from services.trainer.collect import Services
-from services.trainer.exclusive import exclusive
+from services.trainer.exclusive import RunTaken, exclusive
 from services.trainer.fleet import Fleet
+from services.trainer.inbox import JobsFailed
 from services.trainer.records import Records
+
+STOPS = (JobsFailed, QueueError, RunTaken, ServiceError)
+"""What ends the work on a run and is mended outside of it, as its message says. The same command
+goes on then."""
 
 _SPARE = 300.0
 """Seconds that the answer to a load may take beyond the time to load: it waits for requests."""

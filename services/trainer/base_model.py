@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig
 
 from agentprm.config import Algorithm, Config
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, State, Step
 from agentprm.registry import CheckpointError
 from services.trainer.fitting import load_tokenizer
@@ -40,7 +40,7 @@ def base_model(run: Path, config: Config) -> Path:
     return directory
 
 
-def require_trainable(base: Path, prompt: Prompt, algorithm: Algorithm) -> None:
+def require_trainable(base: Path, prompt: PromptTemplate, algorithm: Algorithm) -> None:
     """Try on two turns what every fit does with a thousand.
 
     Raises:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from agentprm.canary import ACTIONS, GREEDY_TOKENS, STATE, Answer, Canary, Greedy, rendered
 from agentprm.encoding import Tokenizer
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 
 MakeCanary = Callable[[nn.Module, Tokenizer, str], Canary]
 """Takes the canary of a model that computes in the dtype of that name."""
 
 
-def policy_canary(prompt: Prompt) -> MakeCanary:
+def policy_canary(prompt: PromptTemplate) -> MakeCanary:
     """Log-probabilities of some answers, and the greedy continuation."""
 
     def make(model: nn.Module, tokenizer: Tokenizer, dtype: str) -> Canary:
@@ -40,7 +40,7 @@ def policy_canary(prompt: Prompt) -> MakeCanary:
     return make
 
 
-def prm_canary(prompt: Prompt) -> MakeCanary:
+def prm_canary(prompt: PromptTemplate) -> MakeCanary:
     """The logit of Q of some actions; the model is one of `load_prm`."""
 
     def make(model: nn.Module, tokenizer: Tokenizer, dtype: str) -> Canary:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agentprm.config import SFTSettings
 from agentprm.encoding import Tokenizer
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from services.trainer.fitting import Log, Metrics, Progress, ignore, load_tokenizer
 from services.trainer.rows import Row, action_row, all_rows
@@ -20,7 +20,7 @@ def fit_dagger(
     labelled: Sequence[tuple[Episode, int]],
     out: Path,
     settings: SFTSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     *,
     log: Log = ignore,
     progress: Progress = ignore,
@@ -42,7 +42,7 @@ def fit_dagger(
     return fit_rows(base, rows, out, settings, prompt, log=log, progress=progress)
 
 
-def labelled_row(tokenizer: Tokenizer, prompt: Prompt, episode: Episode, t: int) -> Row:
+def labelled_row(tokenizer: Tokenizer, prompt: PromptTemplate, episode: Episode, t: int) -> Row:
     """State s_t of the learner with the expert's action as the answer.
 
     Raises:

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from agentprm.config import DPOSettings
 from agentprm.encoding import Tokenizer
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Preference
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
@@ -44,7 +44,7 @@ def fit_dpo(
     preferences: Iterable[Preference],
     out: Path,
     settings: DPOSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
     log: Log = ignore,
@@ -153,7 +153,7 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 
 
 def _row(
-    tokenizer: Tokenizer, prompt: Prompt, preference: Preference, max_tokens: int
+    tokenizer: Tokenizer, prompt: PromptTemplate, preference: Preference, max_tokens: int
 ) -> _Row | None:
     actions = (preference.chosen, preference.rejected)
     ids, (chosen, rejected) = answer_rows(tokenizer, prompt, preference.state, actions)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import structlog
 from pydantic import Field
 
 from agentprm.config import Evaluation
 from agentprm.protocol import ChoiceRule
-from agentprm.results import print_table, write_results
+from agentprm.results import Row, print_table, write_results
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, open_run
+from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.collect import Collector
 from services.trainer.evaluation import evaluate, evaluate_chat
 from services.trainer.progress import Progress
@@ -36,25 +37,30 @@ def main() -> int:
     """Evaluate, and write the row to `RUN/results.json`."""
     settings = EvaluateSettings.from_command_line()
     configure_logging("evaluate")
-    with open_run(settings) as (services, records):
-        collector = Collector(
-            services,
-            records,
-            Progress(),
-            seed=settings.seed,
-            batch=settings.batch,
-            max_steps=settings.max_steps,
-        )
-        if settings.chat_model is not None:
-            row = evaluate_chat(collector, settings.plan, settings.chat_model)
-        else:
-            prm = "prm/0" if settings.steered else None
-            row = evaluate(
-                collector, settings.plan, policy="policy/0", prm=prm, choice=settings.choice
+    try:
+        with open_run(settings) as (services, records):
+            collector = Collector(
+                services,
+                records,
+                Progress(),
+                seed=settings.seed,
+                batch=settings.batch,
+                max_steps=settings.max_steps,
             )
+            row = _row(collector, settings)
+    except STOPS as error:
+        structlog.get_logger().error("stopped; the same command goes on", why=str(error))
+        return 1
     write_results(settings.run, [row])
     print_table([row])
     return 0
+
+
+def _row(collector: Collector, settings: EvaluateSettings) -> Row:
+    if settings.chat_model is not None:
+        return evaluate_chat(collector, settings.plan, settings.chat_model)
+    prm = "prm/0" if settings.steered else None
+    return evaluate(collector, settings.plan, policy="policy/0", prm=prm, choice=settings.choice)
 
 
 if __name__ == "__main__":

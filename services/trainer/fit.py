@@ -11,16 +11,13 @@ import transformers
 from pydantic import Field
 from rich.console import Console
 
-from agentprm.client import ServiceError
 from agentprm.config import read_config
 from agentprm.lineage import die_with_parent
 from agentprm.prompts import load_prompt
-from agentprm.queue import QueueError
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, connect
+from services.trainer.app import STOPS, TrainerSettings, connect
 from services.trainer.fits import FitJob, Fits
 from services.trainer.fitting import ignore, processes
-from services.trainer.inbox import JobsFailed
 from services.trainer.metrics import Metrics
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -53,7 +50,7 @@ def main() -> int:
             fits = Fits(run, config, records, prompt, ignore, quiet, None)
         try:
             fits.perform(job)
-        except (JobsFailed, QueueError, ServiceError) as error:
+        except STOPS as error:
             structlog.get_logger().error("the fit stopped", why=str(error))
             return 1
     state.destroy_process_group()

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from agentprm.config import Algorithm, Config, PRMSettings
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
 from services.trainer.collect import Services
@@ -59,7 +59,7 @@ class Fits:
         run: Path,
         config: Config,
         records: Records,
-        prompt: Prompt,
+        prompt: PromptTemplate,
         log: Log,
         progress: Progress,
         services: Services | None,

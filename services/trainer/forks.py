@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agentprm.encoding import Tokenizer, encode, encode_answers
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Episode
 from services.trainer.rows import action_row
 
@@ -68,7 +68,7 @@ class Fork:
 
 def episode_forks(
     tokenizer: Tokenizer,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     episode: Episode,
     next_actions: Mapping[int, Action],
     max_tokens: int,
@@ -89,7 +89,7 @@ def episode_forks(
 
 def _whole(
     tokenizer: Tokenizer,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     episode: Episode,
     next_actions: Mapping[int, Action],
     max_tokens: int,
@@ -122,7 +122,7 @@ def _whole(
 
 def _turn_by_turn(
     tokenizer: Tokenizer,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     episode: Episode,
     next_actions: Mapping[int, Action],
     max_tokens: int,

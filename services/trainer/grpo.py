@@ -22,7 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from agentprm.config import GRPOSettings
 from agentprm.encoding import Tokenizer
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
@@ -61,7 +61,7 @@ def fit_grpo(
     groups: Iterable[Group],
     out: Path,
     settings: GRPOSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
     log: Log = ignore,
@@ -227,7 +227,9 @@ class _Collator:
         }
 
 
-def _row(tokenizer: Tokenizer, prompt: Prompt, group: Group, max_tokens: int) -> _Row | None:
+def _row(
+    tokenizer: Tokenizer, prompt: PromptTemplate, group: Group, max_tokens: int
+) -> _Row | None:
     actions = [candidate.action for candidate in group.candidates]
     ids, answers = answer_rows(tokenizer, prompt, group.state, actions)
     if len(ids) + max(map(len, answers)) > max_tokens:

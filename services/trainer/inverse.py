@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, TrainingArguments
 
 from agentprm.config import Algorithm, PRMSettings
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts
 from services.trainer.batches import AlternatingBatches, under_budget
 from services.trainer.calibration import Scored, calibration
@@ -61,7 +61,7 @@ def fit_inverse_prm(
     next_actions: NextActions,
     out: Path,
     settings: PRMSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     max_steps: int,
     *,
     log: Log = ignore,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from agentprm.config import Algorithm, Config
 from agentprm.ensembles import write_ensemble
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Split
 from agentprm.registry import Registry
 from agentprm.results import Row, write_results
@@ -41,7 +41,7 @@ class Loop:
         config: Config,
         services: Services,
         records: Records,
-        prompt: Prompt,
+        prompt: PromptTemplate,
         metrics: Metrics,
         progress: Progress,
         launch: Callable[[FitJob], None] | None = None,

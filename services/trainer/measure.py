@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import structlog
 from pydantic import Field
 
 from agentprm.config import read_config
 from agentprm.measurements import Measured, Measurement, read_measured, read_plan, write_measured
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, open_run
+from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.collect import Collector
 from services.trainer.evaluation import evaluate
 from services.trainer.metrics import Metrics
@@ -29,20 +30,24 @@ def main() -> int:
     settings = MeasureSettings.from_command_line()
     configure_logging("measure")
     config = read_config(settings.run)
-    with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
-        collector = Collector(
-            services,
-            records,
-            Progress(log=metrics.log),
-            seed=config.seed,
-            batch=config.batch,
-            max_steps=config.max_steps,
-        )
-        for measurement in read_plan(settings.plan):
-            measured = read_measured(settings.run)
-            if measurement.name not in measured:
-                measured[measurement.name] = _measure(collector, measurement)
-                write_measured(settings.run, measured)
+    try:
+        with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
+            collector = Collector(
+                services,
+                records,
+                Progress(log=metrics.log),
+                seed=config.seed,
+                batch=config.batch,
+                max_steps=config.max_steps,
+            )
+            for measurement in read_plan(settings.plan):
+                measured = read_measured(settings.run)
+                if measurement.name not in measured:
+                    measured[measurement.name] = _measure(collector, measurement)
+                    write_measured(settings.run, measured)
+    except STOPS as error:
+        structlog.get_logger().error("stopped; the same command goes on", why=str(error))
+        return 1
     return 0
 
 

@@ -7,17 +7,13 @@ import sys
 import structlog
 from pydantic import Field
 
-from agentprm.client import ServiceError
 from agentprm.config import Evaluation
 from agentprm.planned import PlannedRow, summarise_planned
 from agentprm.protocol import Lookahead
-from agentprm.queue import QueueError
 from agentprm.results import print_table, write_results
 from agentprm.service import configure_logging
-from services.trainer.app import TrainerSettings, open_run
+from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.collect import Collector
-from services.trainer.exclusive import RunTaken
-from services.trainer.inbox import JobsFailed
 from services.trainer.progress import Progress
 from services.trainer.seeds import derive
 
@@ -77,7 +73,7 @@ def main() -> int:
                 max_steps=settings.max_steps,
             )
             row = plan(collector, settings)
-    except (JobsFailed, QueueError, RunTaken, ServiceError) as error:
+    except STOPS as error:
         structlog.get_logger().error("stopped; the same command goes on", why=str(error))
         return 1
     write_results(settings.run, [row])

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
 from agentprm.config import Algorithm, PRMSettings
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Calibration, Episode, GameSet, PRMFacts, TrainingData
 from services.trainer.batches import TokenBatches, under_budget
 from services.trainer.calibration import Scored, calibration, reliability
@@ -58,7 +58,7 @@ def fit_prm(
     targets: Sequence[Sequence[float]],
     out: Path,
     settings: PRMSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     *,
     of: By = "action",
     log: Log = ignore,
@@ -259,7 +259,7 @@ class Collator:
 
 def _samples(
     tokenizer: Any,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     episodes: Sequence[Episode],
     targets: Sequence[Sequence[float]],
     side: Sequence[int],

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import reduce
 
 from agentprm.config import EXPERT, FIRST, PRMSettings, Shaping
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, RolloutJob, Sampling, Split
 from agentprm.registry import Registry
 from services.trainer.batches import under_budget
@@ -55,7 +55,7 @@ def reference_values(episodes: Sequence[Episode], gamma: float) -> list[list[flo
 
 
 def predict_values(
-    model: Path, episodes: Sequence[Episode], settings: PRMSettings, prompt: Prompt
+    model: Path, episodes: Sequence[Episode], settings: PRMSettings, prompt: PromptTemplate
 ) -> list[list[float]]:
     """V(s_t) of every state that the episodes were in, by the value model in a directory.
 

@@ -22,7 +22,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from agentprm.config import PRMSettings
 from agentprm.encoding import Tokenizer
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts, Ranking
 from services.trainer.batches import TokenBatches, under_budget
 from services.trainer.canaries import prm_canary
@@ -56,7 +56,7 @@ def fit_relative_prm(
     targets: Sequence[Sequence[float]],
     out: Path,
     settings: PRMSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     *,
     log: Log = ignore,
     progress: Progress = ignore,
@@ -203,7 +203,7 @@ def _last_logits(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def _encoded(
     tokenizer: Tokenizer,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     episodes: Sequence[Episode],
     pairs: Sequence[Pair],
     max_tokens: int,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentprm.encoding import Tokenizer, encode, encode_answers
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Episode, Message, State
 
 
@@ -24,7 +24,7 @@ class Row:
 
 
 def episode_rows(
-    tokenizer: Tokenizer, prompt: Prompt, episode: Episode, max_tokens: int, hint: str = ""
+    tokenizer: Tokenizer, prompt: PromptTemplate, episode: Episode, max_tokens: int, hint: str = ""
 ) -> list[Row]:
     """The episode as one row, or, where the prompt renders single states, one row a turn.
 
@@ -47,7 +47,7 @@ def episode_rows(
 
 
 def action_row(
-    tokenizer: Tokenizer, prompt: Prompt, state: State, action: Action, hint: str = ""
+    tokenizer: Tokenizer, prompt: PromptTemplate, state: State, action: Action, hint: str = ""
 ) -> tuple[list[int], tuple[int, int]]:
     """The ids of `state` with `action` as the answer, and the answer's span, which ends the ids."""
     answer = Message(role="assistant", content=prompt.action_text(action))
@@ -57,7 +57,7 @@ def action_row(
 
 
 def answer_rows(
-    tokenizer: Tokenizer, prompt: Prompt, state: State, actions: Sequence[Action]
+    tokenizer: Tokenizer, prompt: PromptTemplate, state: State, actions: Sequence[Action]
 ) -> tuple[list[int], list[list[int]]]:
     """The ids of `state`, and of each of `actions` those that follow: together `action_row`'s.
 
@@ -70,7 +70,7 @@ def answer_rows(
 
 def all_rows(
     tokenizer: Tokenizer,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     episodes: Sequence[Episode],
     max_tokens: int,
     hints: Sequence[str] | None = None,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from agentprm.config import SFTSettings
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import policy_canary
@@ -41,7 +41,7 @@ def fit_sft(
     episodes: Sequence[Episode],
     out: Path,
     settings: SFTSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     *,
     hints: Sequence[str] | None = None,
     log: Log = ignore,
@@ -64,7 +64,7 @@ def fit_rows(
     rows: Sequence[Row],
     out: Path,
     settings: SFTSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     facts: Mapping[str, Any] | None = None,
     *,
     log: Log = ignore,

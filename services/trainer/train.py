@@ -6,17 +6,14 @@ import structlog
 import torch
 import transformers
 
-from agentprm.client import ServiceError
 from agentprm.config import Config
+from agentprm.devices import DeviceError, require_visible
 from agentprm.prompts import load_prompt
-from agentprm.queue import QueueError
 from agentprm.results import print_table
-from services.trainer.app import TrainerSettings, open_run
+from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.base_model import BaseModelError
 from services.trainer.baselines import LOOPS
 from services.trainer.demonstrations import DemonstrationsError
-from services.trainer.exclusive import RunTaken
-from services.trainer.inbox import JobsFailed
 from services.trainer.launch import FitFailed, Launcher
 from services.trainer.loop import Loop
 from services.trainer.metrics import Metrics
@@ -32,6 +29,7 @@ def train(settings: TrainerSettings, config: Config) -> int:
     launch = None
     prompt = load_prompt(config.prompt)
     try:
+        require_visible(config.device)
         if num_processes > 1:
             accelerate = settings.accelerate or config.accelerate
             launch = Launcher(settings, num_processes, accelerate).perform
@@ -41,15 +39,7 @@ def train(settings: TrainerSettings, config: Config) -> int:
                 settings.run, config, services, records, prompt, metrics, progress, launch
             )
             rows = loop.train()
-    except (
-        BaseModelError,
-        DemonstrationsError,
-        FitFailed,
-        JobsFailed,
-        QueueError,
-        RunTaken,
-        ServiceError,
-    ) as error:
+    except (*STOPS, BaseModelError, DemonstrationsError, DeviceError, FitFailed) as error:
         structlog.get_logger().error(
             "training stopped; resume it when this is mended", why=str(error)
         )

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from agentprm.encoding import encode, encode_answers, render
-from agentprm.prompts import Prompt, load_prompt, parse_action
+from agentprm.prompts import PromptTemplate, load_prompt, parse_action
 from agentprm.protocol import (
     Action,
     Choice,
@@ -34,8 +34,7 @@ from agentprm.protocol import (
 from agentprm.registry import CheckpointError, Registry
 from agentprm.vocabulary import within
 from services.policy.decoding import Decoder, Query
-from services.policy.engine import Draw
-from services.policy.engine import Prompt as Asked
+from services.policy.engine import Draw, Prompt
 from services.policy.engine.embedded import EmbeddedEngine
 from services.prm.ensemble import load_ensemble
 from services.prm.scorer import Scorer
@@ -75,7 +74,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 @pytest.fixture(scope="module")
-def prompt(published: Registry) -> Prompt:
+def prompt(published: Registry) -> PromptTemplate:
     return load_prompt(str(published.root / "authors.j2"))
 
 
@@ -108,12 +107,12 @@ def whole_ids(tokenizer: Any, messages: list[Message], *, answer: bool = False) 
     return ids
 
 
-def conversation(prompt: Prompt, action: Action) -> list[Message]:
+def conversation(prompt: PromptTemplate, action: Action) -> list[Message]:
     answer = Message(role="assistant", content=prompt.action_text(action))
     return [*prompt.messages(STATE), answer]
 
 
-def test_a_template_gets_the_variables_as_the_authors_give_them(prompt: Prompt) -> None:
+def test_a_template_gets_the_variables_as_the_authors_give_them(prompt: PromptTemplate) -> None:
     (message,) = prompt.messages(STATE)
     lines = message.content.splitlines()
     assert lines[0] == "You play a text game, in which you"
@@ -136,7 +135,7 @@ def test_an_answer_is_read_on_the_line_of_its_mark_or_on_the_next(text: str) -> 
 
 
 def test_a_conversation_is_the_same_every_day(
-    tokenizer: Any, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Any, prompt: PromptTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = [message.model_dump() for message in prompt.messages(STATE)]
     today = datetime.date.today().strftime("%d %b %Y")
@@ -148,7 +147,7 @@ def test_a_conversation_is_the_same_every_day(
 
 @pytest.mark.parametrize("kind", ["authors", "chat"])
 def test_segments_are_tokenised_as_the_whole_with_one_begin_of_text(
-    tokenizer: Any, prompt: Prompt, kind: str
+    tokenizer: Any, prompt: PromptTemplate, kind: str
 ) -> None:
     template = prompt if kind == "authors" else load_prompt("chat")
     answer = Message(role="assistant", content=template.action_text(ACTIONS[0]))
@@ -169,7 +168,7 @@ def test_segments_are_tokenised_as_the_whole_with_one_begin_of_text(
 
 @pytest.mark.parametrize("kind", ["authors", "chat"])
 def test_the_prm_gives_what_transformers_gives(
-    published: Registry, prompt: Prompt, kind: str
+    published: Registry, prompt: PromptTemplate, kind: str
 ) -> None:
     template = prompt if kind == "authors" else load_prompt("chat")
     path = published.open("prm/0")
@@ -200,7 +199,7 @@ def test_the_prm_gives_what_transformers_gives(
 
 
 def test_a_prm_of_others_is_served_and_its_card_says_nothing(
-    published: Registry, prompt: Prompt
+    published: Registry, prompt: PromptTemplate
 ) -> None:
     path = published.open("prm/0")
     assert {file.name for file in path.iterdir()} >= {"README.md", "model.safetensors", "STABLE"}
@@ -223,7 +222,7 @@ def test_pickled_weights_are_not_adopted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["authors", "chat"])
 def test_the_engine_continues_as_transformers_does(
-    published: Registry, prompt: Prompt, tokenizer: Any, kind: str
+    published: Registry, prompt: PromptTemplate, tokenizer: Any, kind: str
 ) -> None:
     template = prompt if kind == "authors" else load_prompt("chat")
     path = published.open("policy/0")
@@ -236,7 +235,7 @@ def test_the_engine_continues_as_transformers_does(
     ids = whole_ids(tokenizer, messages, answer=True)
     settings = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=[1, 4])
     out = model.generate(torch.tensor([ids]), generation_config=settings)[0, len(ids) :].tolist()
-    [[sample]] = engine.generate([Asked(tuple(messages))], Draw(temperature=0.0, max_tokens=24))
+    [[sample]] = engine.generate([Prompt(tuple(messages))], Draw(temperature=0.0, max_tokens=24))
     assert sample.ids == out
     assert sample.text == tokenizer.decode(out, skip_special_tokens=True)
 
@@ -252,7 +251,7 @@ def test_the_rotation_is_the_scaled_one(published: Registry, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("decoding", list(Decoding))
 def test_actions_in_the_authors_format(
-    published: Registry, prompt: Prompt, decoding: Decoding
+    published: Registry, prompt: PromptTemplate, decoding: Decoding
 ) -> None:
     """Drawn commands are scored as the tokens that training reads, the trimmed ones."""
     path = published.open("policy/0")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentprm.config import load_config
+from agentprm.registry import Registry
 from services.trainer.exclusive import RunTaken, exclusive
 
 _HOLD = """
@@ -49,15 +50,36 @@ def test_one_that_is_killed_leaves_the_run_free(tmp_path: Path) -> None:
         pass
 
 
-def test_the_trainer_takes_the_run_before_it_touches_it(tmp_path: Path) -> None:
+_SERVICES = [
+    "--redis-url=redis://127.0.0.1:9",
+    *(f"--{name}-url=http://127.0.0.1:9" for name in ("env", "policy", "prm")),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("services.trainer", _SERVICES),
+        ("services.trainer.evaluate", _SERVICES),
+        ("services.trainer.measure", [*_SERVICES, "--plan=plan.json"]),
+        (
+            "services.trainer.world.evaluate",
+            ["--world=world/0", "--world-url=http://127.0.0.1:9", "--out=rows.json"],
+        ),
+        ("services.trainer.world.fit", ["--iteration=0"]),
+    ],
+)
+def test_it_takes_the_run_before_it_touches_it(
+    tmp_path: Path, module: str, flags: list[str]
+) -> None:
     """Not even the torn line is cut off that may be half of one that the other writes."""
     (tmp_path / "config.json").write_text(load_config("smoke").model_dump_json())
     (tmp_path / "records").mkdir()
     records = tmp_path / "records" / "demonstrations.jsonl"
     records.write_text('{"job_id": "demonstr')
-    argv = [sys.executable, "-m", "services.trainer", "--run", str(tmp_path)]
-    argv += ["--redis-url", "redis://127.0.0.1:9"]
-    argv += [f"--{name}-url=http://127.0.0.1:9" for name in ("env", "policy", "prm")]
+    argv = [sys.executable, "-m", module, "--run", str(tmp_path), *flags]
+    with Registry(tmp_path / "checkpoints").write("policy/0") as directory:
+        (directory / "config.json").write_text("{}")
     with exclusive(tmp_path):
         refused = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1

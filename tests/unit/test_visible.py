@@ -58,6 +58,25 @@ def test_one_process_sees_one_device(
     assert visible_to_fits(device, processes).get(VARIABLE) == expected
 
 
+def test_a_gpu_that_is_not_there_stops_the_training_before_it_begins(tmp_path: Path) -> None:
+    """Fits take what CUDA shows them, and would go on on the CPU where it shows nothing."""
+    config = load_config("smoke").model_copy(update={"device": "cuda:63"})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    refused = subprocess.run(
+        [
+            *(sys.executable, "-m", "services.trainer", "--run", str(tmp_path)),
+            *("--redis-url", "redis://127.0.0.1:9"),
+            *(f"--{name}-url=http://127.0.0.1:9" for name in ("env", "policy", "prm")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused.returncode == 1
+    assert "device = 'cuda:63'" in refused.stderr
+    assert not (tmp_path / "records").exists()
+
+
 def test_a_gpu_that_is_not_visible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "4,5")
     with pytest.raises(ValueError, match=r"device = 'cuda:2'.*'4,5' shows fewer GPUs"):

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentprm.config import Scratch
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import (
     Action,
     Candidate,
@@ -108,7 +108,7 @@ def preference(state: State, chosen: Action, rejected: Action, name: str = "0") 
     )
 
 
-def log_prob(directory: Path, prompt: Prompt, state: State, action: Action) -> float:
+def log_prob(directory: Path, prompt: PromptTemplate, state: State, action: Action) -> float:
     """log π(action | state), by plain transformers."""
     ids, (start, end) = action_row(load_tokenizer(directory), prompt, state, action)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

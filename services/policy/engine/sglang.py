@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from agentprm.engines import require_started_with, tag_of
+from agentprm.backend import require_started_with, tag_of
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.replicas import Replicas

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from agentprm.encoding import closed, encode_answers
 from agentprm.prefix_cache import common_length
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Candidate, Decoding, State
 from services.trainer.fitting import load_tokenizer, processes
 
@@ -28,7 +28,7 @@ PACKED_TOKENS = 1024
 class Reference:
     """The policy in a directory, held in memory: bfloat16 on a GPU, float32 on a CPU."""
 
-    def __init__(self, directory: Path, prompt: Prompt, decoding: Decoding) -> None:
+    def __init__(self, directory: Path, prompt: PromptTemplate, decoding: Decoding) -> None:
         device = processes().device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)

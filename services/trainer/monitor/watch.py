@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agentprm.config import Config, MonitorSettings
 from agentprm.facts import METADATA
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, Game, Sampling, Split
 from agentprm.registry import STABLE, Registry
 from agentprm.trials import Trial, Trials
@@ -102,7 +102,7 @@ def watch(
     records: Records,
     config: Config,
     plan: MonitorSettings,
-    prompt: Prompt,
+    prompt: PromptTemplate,
     held_out: Sequence[Episode],
     base: Path,
     *,

@@ -12,7 +12,7 @@ from typing import TypedDict
 import structlog
 
 from agentprm.config import Config
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.registry import STABLE, Registry
 from services.trainer.collect import Collector, Services
 from services.trainer.progress import Progress
@@ -37,7 +37,7 @@ class Workplace:
 
     config: Config
     records: Records
-    prompt: Prompt
+    prompt: PromptTemplate
     registry: Registry
     services: Services | None
     progress: Progress

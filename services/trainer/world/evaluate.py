@@ -23,6 +23,7 @@ from agentprm.registry import Registry, write_atomic
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from agentprm.world import WorldModel, read_outcome
+from services.trainer.exclusive import RunTaken, exclusive
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive
@@ -106,11 +107,14 @@ def main() -> int:
     settings = EvaluateSettings.from_command_line()
     configure_logging("world")
     try:
-        with PolicyClient(settings.world_url, deadline=_DEADLINE) as client:
+        with (
+            exclusive(settings.run),
+            PolicyClient(settings.world_url, deadline=_DEADLINE) as client,
+        ):
             model = WorldModel(client, settings.world)
             rows = [row.model_dump() for row in _rows(settings, model, Progress())]
-    except ServiceError as error:
-        structlog.get_logger().error("the world model does not answer", why=str(error))
+    except (RunTaken, ServiceError) as error:
+        structlog.get_logger().error("the world model was not measured", why=str(error))
         return 1
     write_atomic(settings.out, orjson.dumps(rows, option=orjson.OPT_INDENT_2))
     return 0

@@ -10,17 +10,20 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import structlog
 import transformers
 from pydantic import Field
 from rich.console import Console
 
 from agentprm.config import Config, read_config
+from agentprm.devices import DeviceError, require_visible
 from agentprm.lineage import die_with_parent
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
+from services.trainer.exclusive import RunTaken, exclusive
 from services.trainer.fitting import Log, Metrics, Progress, ignore, load_tokenizer, processes
 from services.trainer.metrics import Metrics as Curves
 from services.trainer.progress import Progress as Lines
@@ -87,7 +90,7 @@ def main() -> int:
     configure_logging("world")
     transformers.logging.set_verbosity_error()
     run, i, config = settings.run, settings.iteration, read_config(settings.run)
-    registry, records = Registry(run / "checkpoints"), Records(run / "records")
+    registry = Registry(run / "checkpoints")
     version, stage = f"world/{i}", f"world_{i}"
     state = processes()
     main_process = state.is_main_process
@@ -96,9 +99,17 @@ def main() -> int:
         lines.skip(stage)
         return 0
     base = registry.open(f"policy/{i}")
-    episodes = whole_episodes(records, i)
-    lines.start(stage, f"fitting the world model on {len(episodes)} episodes")
     with ExitStack() as stack:
+        try:
+            require_visible(config.device)
+            if main_process:
+                stack.enter_context(exclusive(run))
+        except (DeviceError, RunTaken) as error:
+            structlog.get_logger().error("the fit cannot begin", why=str(error))
+            return 1
+        state.wait_for_everyone()  # until the run is this fit's
+        episodes = whole_episodes(Records(run / "records"), i)
+        lines.start(stage, f"fitting the world model on {len(episodes)} episodes")
         log: Log = ignore
         out = Path()
         if main_process:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentprm import engines
+from agentprm.backend import Backend, on_replicas, open_replicas
 from agentprm.in_place import InPlaceServing
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.registry import Registry
 from agentprm.serving import Serving
 from services.prm.ensemble import Ensemble, load_ensemble
@@ -15,14 +15,14 @@ from services.prm.settings import Settings
 from services.prm.sglang import OnServers, SGLangScorer
 
 
-def open_engine(settings: Settings, prompt: Prompt) -> engines.Engine:
+def open_backend(settings: Settings, prompt: PromptTemplate) -> Backend:
     """Nothing is loaded yet, no server asked."""
     if settings.engine == "sglang":
         return _sglang(settings, prompt)
     return _embedded(settings, prompt)
 
 
-def _embedded(settings: Settings, prompt: Prompt) -> engines.Engine:
+def _embedded(settings: Settings, prompt: PromptTemplate) -> Backend:
     registry = Registry(settings.registry)
 
     def scorer(path: Path) -> BaseScorer:
@@ -38,11 +38,11 @@ def _embedded(settings: Settings, prompt: Prompt) -> engines.Engine:
         return load_ensemble(registry, path, prompt, scorer)
 
     serving = Serving("prm", registry, build, _check, timeout=settings.load_timeout)
-    return engines.Engine(serving)
+    return Backend(serving)
 
 
-def _sglang(settings: Settings, prompt: Prompt) -> engines.Engine:
-    replicas = engines.open_replicas(settings)
+def _sglang(settings: Settings, prompt: PromptTemplate) -> Backend:
+    replicas = open_replicas(settings)
     registry = Registry(settings.registry)
 
     def scorer(path: Path) -> BaseScorer:
@@ -54,7 +54,7 @@ def _sglang(settings: Settings, prompt: Prompt) -> engines.Engine:
     serving = InPlaceServing(
         "prm", registry, build, _check, replicas, timeout=settings.load_timeout
     )
-    return engines.on_replicas(serving, settings)
+    return on_replicas(serving, settings)
 
 
 def _check(ensemble: Ensemble, _: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentprm import engines
+from agentprm.backend import Backend, on_replicas, open_replicas
 from agentprm.in_place import InPlaceServing
-from agentprm.prompts import Prompt
+from agentprm.prompts import PromptTemplate
 from agentprm.registry import Registry
 from agentprm.serving import Serving
 from services.policy.canary import check
@@ -16,14 +16,14 @@ from services.policy.engine.sglang import SGLangEngine
 from services.policy.settings import PolicySettings
 
 
-def open_engine(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
+def open_backend(settings: PolicySettings, prompt: PromptTemplate) -> Backend:
     """Nothing is loaded yet, no server asked."""
     if settings.engine == "sglang":
         return _sglang(settings, prompt)
     return _embedded(settings, prompt)
 
 
-def _embedded(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
+def _embedded(settings: PolicySettings, prompt: PromptTemplate) -> Backend:
     def build(path: Path) -> Engine:
         return EmbeddedEngine.load(
             path,
@@ -39,11 +39,11 @@ def _embedded(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
         lambda engine, path: check(engine, path, prompt),
         timeout=settings.load_timeout,
     )
-    return engines.Engine(serving)
+    return Backend(serving)
 
 
-def _sglang(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
-    replicas = engines.open_replicas(settings)
+def _sglang(settings: PolicySettings, prompt: PromptTemplate) -> Backend:
+    replicas = open_replicas(settings)
 
     def build(path: Path) -> SGLangEngine:
         return SGLangEngine.load(path.absolute(), replicas)
@@ -56,4 +56,4 @@ def _sglang(settings: PolicySettings, prompt: Prompt) -> engines.Engine:
         replicas,
         timeout=settings.load_timeout,
     )
-    return engines.on_replicas(serving, settings)
+    return on_replicas(serving, settings)

@@ -1,4 +1,4 @@
-"""What the policy and the PRM service have in common about the engine below them."""
+"""What the policy and the PRM service have in common about what computes below them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Facts = dict[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What an app needs of it.
+class Backend:
+    """What an app needs of the engine below it.
 
     `concurrency` is how many batches are computed side by side; `running` is entered while the app
     runs; `facts` are for `/health`.
@@ -48,8 +48,8 @@ def open_replicas(settings: EngineSettings) -> Replicas:
     )
 
 
-def on_replicas(serving: InPlaceServing[Any], settings: EngineSettings) -> Engine:
-    """An engine on SGLang servers.
+def on_replicas(serving: InPlaceServing[Any], settings: EngineSettings) -> Backend:
+    """A backend of SGLang servers.
 
     A server merges the requests it has itself, so batches need not wait for one another here.
     """
@@ -60,7 +60,7 @@ def on_replicas(serving: InPlaceServing[Any], settings: EngineSettings) -> Engin
         versions = {f"replica {url}": tag for url, tag in tags.items()}
         return {"replicas": len(tags), "replicas_ready": ready, **versions}
 
-    return Engine(serving, settings.engine_batches, serving.running, facts)
+    return Backend(serving, settings.engine_batches, serving.running, facts)
 
 
 def tag_of(path: Path) -> str:
