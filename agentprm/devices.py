@@ -26,6 +26,18 @@ def require_visible(name: str) -> None:
         raise DeviceError(f"device = {name!r}, and this process sees no such GPU")
 
 
+def processes_of_fits(asked: int, device: str, accelerate: str) -> int:
+    """In how many processes a fit is done where `asked` may share it.
+
+    They take a GPU each, so they are no more than there are GPUs; without GPUs they share the CPU.
+    What a fit computes does not depend on how many they are. A file of accelerate's of one's own
+    may be about several machines: there it is as many as are asked for.
+    """
+    own = accelerate not in ("ddp", "fsdp")
+    gpus = 0 if own or device == "cpu" else torch.cuda.device_count()
+    return min(asked, gpus) if gpus else asked
+
+
 def pick_dtype(name: str, device: torch.device) -> str:
     """What to compute in; `auto` is the checkpoint's own on a GPU, and float32 on a CPU.
 

@@ -124,8 +124,13 @@ def _fit_module(config: Config) -> list[str]:
     module = "services.trainer.world.fit"
     if config.num_processes == 1:
         return [module]
+    from agentprm.devices import processes_of_fits  # torch, which takes seconds to import
+
+    processes = processes_of_fits(config.num_processes, config.device, config.accelerate)
+    if processes == 1:
+        return [module]
     accelerate = ["--config_file", str(accelerate_file(config.accelerate))]
-    accelerate += ["--num_processes", str(config.num_processes)]
+    accelerate += ["--num_processes", str(processes)]
     return ["accelerate.commands.launch", *accelerate, "--module", module]
 
 

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 
-import torch
-
 from agentprm.config import accelerate_file
 from agentprm.lineage import bound
 from agentprm.registry import write_atomic
@@ -31,7 +29,7 @@ class Launcher:
         accelerate: `ddp`, `fsdp`, or the path of a file as `accelerate config` writes it.
 
     Raises:
-        FitFailed: there is no such file, or not a GPU for each process.
+        FitFailed: there is no such file.
     """
 
     def __init__(self, settings: TrainerSettings, processes: int, accelerate: str) -> None:
@@ -39,9 +37,6 @@ class Launcher:
             file = accelerate_file(accelerate)
         except FileNotFoundError as error:
             raise FitFailed(str(error)) from None
-        gpus = torch.cuda.device_count()
-        if 0 < gpus < processes:
-            raise FitFailed(f"{processes} processes need a GPU each, and there are {gpus}")
         given = settings.model_dump(exclude_none=True)
         self._environment = {f"AGENTPRM_{name.upper()}": str(given[name]) for name in given}
         self._job = settings.run / "fit.json"

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from agentprm.config import Config
-from agentprm.devices import DeviceError, require_visible
+from agentprm.devices import DeviceError, processes_of_fits, require_visible
 from agentprm.prompts import load_prompt
 from agentprm.results import print_table
 from services.trainer.app import STOPS, TrainerSettings, open_run
@@ -25,13 +25,16 @@ def train(settings: TrainerSettings, config: Config) -> int:
     transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)
-    num_processes = settings.num_processes or config.num_processes
+    asked = settings.num_processes or config.num_processes
+    accelerate = settings.accelerate or config.accelerate
+    num_processes = processes_of_fits(asked, config.device, accelerate)
+    if num_processes < asked:
+        structlog.get_logger().info("as many processes as GPUs", asked=asked, gpus=num_processes)
     launch = None
     prompt = load_prompt(config.prompt)
     try:
         require_visible(config.device)
         if num_processes > 1:
-            accelerate = settings.accelerate or config.accelerate
             launch = Launcher(settings, num_processes, accelerate).perform
         with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
             progress = Progress(log=metrics.log)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentprm.config import load_config
+from agentprm.devices import processes_of_fits
 from agentprm.visible import VARIABLE, visible_to_fits
 
 MAIN = """
@@ -56,6 +57,29 @@ def test_one_process_sees_one_device(
     if visible is not None:
         monkeypatch.setenv(VARIABLE, visible)
     assert visible_to_fits(device, processes).get(VARIABLE) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "accelerate", "gpus", "expected"),
+    [
+        (2, "auto", "ddp", 0, 2),
+        (2, "auto", "ddp", 1, 1),
+        (2, "cpu", "ddp", 1, 2),
+        (4, "cuda", "fsdp", 3, 3),
+        (1, "auto", "ddp", 8, 1),
+        (16, "auto", "two-machines.yaml", 8, 16),
+    ],
+)
+def test_processes_of_a_fit_are_no_more_than_the_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: int,
+    device: str,
+    accelerate: str,
+    gpus: int,
+    expected: int,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert processes_of_fits(asked, device, accelerate) == expected
 
 
 def test_a_gpu_that_is_not_there_stops_the_training_before_it_begins(tmp_path: Path) -> None:
