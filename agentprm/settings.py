@@ -41,6 +41,9 @@ class ServiceSettings(ProcessSettings):
     no_auth: bool = Field(
         default=False, description="serve other machines without keys; everyone may do everything"
     )
+    log_requests: bool = Field(
+        default=True, description="a line in the log for requests that were answered too"
+    )
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

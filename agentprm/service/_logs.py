@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import orjson
 import structlog
 
 
-def configure_logging(service: str) -> None:
-    """Structured logs on stderr, one JSON object a line, each with the service's name."""
+def configure_logging(service: str, *, requests: bool = True) -> None:
+    """Structured logs on stderr, one JSON object a line, each with the service's name.
+
+    Without `requests` those that were answered get no line, only those that were refused or failed.
+    """
     structlog.configure(
         processors=[
+            *([] if requests else [_drop_answered]),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
@@ -23,3 +29,9 @@ def configure_logging(service: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def _drop_answered(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if line["event"] == "request" and line["status"] < 400:
+        raise structlog.DropEvent
+    return line

@@ -65,7 +65,7 @@ def _open_index(settings: EnvSettings) -> GameIndex:
 def main() -> None:
     """Serve until SIGTERM. Ends with 2 where there are no games."""
     settings = EnvSettings.from_command_line()
-    configure_logging("env")
+    configure_logging("env", requests=settings.log_requests)
     try:
         index = _open_index(settings)
     except (DataError, OSError) as error:

@@ -13,7 +13,7 @@ from services.policy.settings import PolicySettings
 def main() -> None:
     """Serve until told to stop."""
     settings = PolicySettings.from_command_line()
-    configure_logging("policy")
+    configure_logging("policy", requests=settings.log_requests)
     disable_progress_bar()
     torch.set_num_threads(settings.threads)
     serve(build_app(settings), settings.host, settings.port)

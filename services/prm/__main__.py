@@ -11,7 +11,7 @@ from services.prm.settings import Settings
 def main() -> None:
     """Run the service until it is told to stop."""
     settings = Settings.from_command_line()
-    configure_logging("prm")
+    configure_logging("prm", requests=settings.log_requests)
     logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)
     serve(build(settings), settings.host, settings.port)

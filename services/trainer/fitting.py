@@ -6,6 +6,7 @@ import datetime
 import gc
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -71,7 +72,9 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.disable_progress_bar()
     cuda = torch.cuda.is_available()
-    with TemporaryDirectory(prefix="agentprm-fit-") as scratch:
+    with TemporaryDirectory(prefix="agentprm-fit-") as scratch, warnings.catch_warnings():
+        # TRL still asks for it by its old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         yield {
             "output_dir": scratch,
             "max_steps": steps,
@@ -91,6 +94,7 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
             "logging_steps": settings.log_every,
             "logging_first_step": True,
             "logging_nan_inf_filter": False,
+            "log_level_replica": "error",
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,

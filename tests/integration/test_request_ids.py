@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
+import orjson
 import pytest
 
 from agentprm import request_id
 from agentprm.client import PolicyClient
 from agentprm.protocol import ActRequest
+from tests.env_server import EnvServer, write_kitchen
 from tests.integration.conftest import READ, Guarded
 from tests.integration.test_auth import ACT
 
@@ -51,3 +55,19 @@ def test_acts_at_the_same_time_keep_their_ids_apart(
     for name in names:
         assert routes(guarded, "policy", name) == [("/v1/act", 200)]
         assert routes(guarded, "prm", name) == [("/v1/score", 200)]
+
+
+@pytest.mark.parametrize("requests", [True, False])
+def test_requests_that_were_answered_need_no_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], requests: bool
+) -> None:
+    write_kitchen(tmp_path)
+    server = EnvServer("--data", str(tmp_path), "--log-requests", str(requests).lower())
+    try:
+        assert httpx.get(f"{server.url}/v1/games").status_code == 200
+        assert httpx.get(f"{server.url}/v1/nothing").status_code == 404
+    finally:
+        server.stop()
+    lines = [orjson.loads(line) for line in capfd.readouterr().err.splitlines() if line[:1] == "{"]
+    statuses = [line["status"] for line in lines if line["event"] == "request"]
+    assert statuses == ([200, 404] if requests else [404])

@@ -244,7 +244,9 @@ def test_sharded_weights_are_fitted_alike(run: Run, kind: Kind) -> None:
     require_same(run, one.out, two.out, curve)
 
 
-def test_two_processes_prefer_as_one_does_and_their_weights_are_served(run: Run) -> None:
+def test_two_processes_prefer_as_one_does_and_their_weights_are_served(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--registry", run.settings.run / "checkpoints", "--device", "cpu"]
     with preferring(run), service("policy", *flags) as (_, url):
         serving = Run(run.settings.model_copy(update={"policy_url": url}), run.base)
@@ -252,6 +254,10 @@ def test_two_processes_prefer_as_one_does_and_their_weights_are_served(run: Run)
         serving.fit_here(one, CONFIG)
         curve = run.curves()
         Launcher(serving.settings, 2, "ddp").perform(two)
+        # Of preferences that end before `max_steps`, and TRL's old names: nothing for a user.
+        printed = capfd.readouterr().err
+        assert "epoch_iterator" not in printed
+        assert "deprecated" not in printed
         require_same(run, one.out, two.out, curve)
         again = serving.job("policy", "again")
         serving.fit_sharded(again)
