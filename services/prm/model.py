@@ -134,28 +134,23 @@ class Classifier:
             yield part
 
     def _together(self, rows: Sequence[Row]) -> list[list[float]]:
-        segments = []
-        filled = []
-        for row in rows:
-            segment, entry = self._segment(row)
-            segments.append(segment)
-            if entry is not None:
-                filled.append(entry)
-        computed = [segment for segment in segments if len(segment)]
+        planned = [self._segment(row) for row in rows]
+        computed = [segment for segment, _ in planned if len(segment)]
         if computed:
             try:
                 self._compute(computed)
             except BaseException:
                 self._cache.clear()  # some of what it promises is not there
                 raise
-        for entry in filled:
-            entry.store.trim(entry.store.length)
-            self._cache.resize(entry, behind=entry.store.room - len(entry.ids))
+        for _, entry in planned:
+            if entry is not None:
+                entry.store.trim(entry.store.length)
+                self._cache.resize(entry, behind=entry.store.room - len(entry.ids))
         new = sum(map(len, computed))
         TOKENS.labels("computed").inc(new)
         TOKENS.labels("cached").inc(sum(map(len, rows)) - new)
         KEPT_TOKENS.set(self._cache.tokens)
-        return [segment.logits() for segment in segments]
+        return [segment.logits() for segment, _ in planned]
 
     def _segment(self, row: Row) -> tuple[Segment, Entry | None]:
         """What there is to compute of `row`, which the cache promises from here on, and the entry
