@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import sys
 
-import structlog
 from pydantic import Field
 
 from agentprm.config import Evaluation
 from agentprm.protocol import ChoiceRule
-from agentprm.results import Row, print_table, write_results
+from agentprm.results import Row
 from agentprm.service import configure_logging
-from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.collect import Collector
 from services.trainer.evaluation import evaluate, evaluate_chat
-from services.trainer.progress import Progress
+from services.trainer.single import SingleSettings, write_row
 
 
-class EvaluateSettings(TrainerSettings):
+class EvaluateSettings(SingleSettings):
     """What is played. The checkpoints are `policy/0` and `prm/0` of the run's registry."""
 
     plan: Evaluation = Field(default=Evaluation(), description="games and sampling, as JSON")
@@ -28,32 +26,13 @@ class EvaluateSettings(TrainerSettings):
     chat_model: str | None = Field(
         default=None, description="play by this model of the workers' chat endpoint, not by π_0"
     )
-    seed: int = Field(default=0, description="orders the games and seeds the sampling")
-    max_steps: int = Field(default=30, description="turns of an episode")
-    batch: int = Field(default=8, description="episodes of a job")
 
 
 def main() -> int:
     """Evaluate, and write the row to `RUN/results.json`."""
     settings = EvaluateSettings.from_command_line()
     configure_logging("evaluate")
-    try:
-        with open_run(settings) as (services, records):
-            collector = Collector(
-                services,
-                records,
-                Progress(),
-                seed=settings.seed,
-                batch=settings.batch,
-                max_steps=settings.max_steps,
-            )
-            row = _row(collector, settings)
-    except STOPS as error:
-        structlog.get_logger().error("stopped; the same command goes on", why=str(error))
-        return 1
-    write_results(settings.run, [row])
-    print_table([row])
-    return 0
+    return write_row(settings, lambda collector: _row(collector, settings))
 
 
 def _row(collector: Collector, settings: EvaluateSettings) -> Row:

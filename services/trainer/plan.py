@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import sys
 
-import structlog
 from pydantic import Field
 
 from agentprm.config import Evaluation
 from agentprm.planned import PlannedRow, summarise_planned
 from agentprm.protocol import Lookahead
-from agentprm.results import print_table, write_results
 from agentprm.service import configure_logging
-from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.collect import Collector
-from services.trainer.progress import Progress
 from services.trainer.seeds import derive
+from services.trainer.single import SingleSettings, write_row
 
 
-class PlanSettings(TrainerSettings):
+class PlanSettings(SingleSettings):
     """What is played, and how its actions are chosen."""
 
     policy: str = Field(description="the policy, such as policy/1")
     prm: str = Field(description="the PRM, such as prm/0")
     games: Evaluation = Field(description="games and sampling, as JSON")
     lookahead: Lookahead = Field(description="the search, as JSON")
-    seed: int = Field(default=0, description="orders the games and seeds the sampling")
-    max_steps: int = Field(default=30, description="turns of an episode")
-    batch: int = Field(default=8, description="episodes of a job")
 
 
 def plan(collector: Collector, settings: PlanSettings) -> PlannedRow:
@@ -62,23 +56,7 @@ def main() -> int:
     """Play, and write the row to `RUN/results.json`."""
     settings = PlanSettings.from_command_line()
     configure_logging("plan")
-    try:
-        with open_run(settings) as (services, records):
-            collector = Collector(
-                services,
-                records,
-                Progress(),
-                seed=settings.seed,
-                batch=settings.batch,
-                max_steps=settings.max_steps,
-            )
-            row = plan(collector, settings)
-    except STOPS as error:
-        structlog.get_logger().error("stopped; the same command goes on", why=str(error))
-        return 1
-    write_results(settings.run, [row])
-    print_table([row])
-    return 0
+    return write_row(settings, lambda collector: plan(collector, settings))
 
 
 if __name__ == "__main__":
