@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from agentprm.config import Config, MonitorSettings
+from agentprm.config import Config, MonitorSettings, read_config
 from agentprm.facts import METADATA
 from agentprm.measurements import Measurement, read_measured
 from agentprm.registry import Registry, number
@@ -217,7 +217,7 @@ def _early_stop(run: Path, stages: Sequence[str]) -> tuple[int | None, int]:
         Trial(stage, k, tuple(episode.won for episode in episodes))
         for k, (stage, episodes) in enumerate(zip(stages, played, strict=True))
     )
-    trials = Trials(first, MonitorSettings().patience)
+    trials = Trials(first, (read_config(run).monitor or MonitorSettings()).patience)
     for trial in others:
         trials.add(trial)
         if trials.stopped:

@@ -49,15 +49,11 @@ class ExpertActor(Actor):
         return [_advised(game) for game in games]
 
 
-class PolicyActor(Actor):
-    """The policy: a plain sample, or one of N by the job's rule.
+class AskingActor(Actor):
+    """Asks the policy about all games at once.
 
     A game whose conversation has grown beyond the model's length is given up, and no other with it.
     """
-
-    def __init__(self, job: RolloutJob, policy: JobPolicy) -> None:
-        self._job = job
-        self._policy = policy
 
     def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision | None]:
         """See `Actor`."""
@@ -77,6 +73,22 @@ class PolicyActor(Actor):
         half = len(games) // 2
         first = self._decide(games[:half], f"{purpose}/0")
         return first + self._decide(games[half:], f"{purpose}/1")
+
+    @abstractmethod
+    def _answer(self, games: Sequence[LiveGame], purpose: str) -> list[Decision]:
+        """The decisions of one request; `purpose` seeds it.
+
+        Raises:
+            ServiceError: `CONTEXT_TOO_LONG`, one of the games is.
+        """
+
+
+class PolicyActor(AskingActor):
+    """The policy: a plain sample, or one of N by the job's rule."""
+
+    def __init__(self, job: RolloutJob, policy: JobPolicy) -> None:
+        self._job = job
+        self._policy = policy
 
     def _answer(self, games: Sequence[LiveGame], purpose: str) -> list[Decision]:
         job = self._job
@@ -107,7 +119,7 @@ class PolicyActor(Actor):
         )
 
 
-class LookAheadActor(Actor):
+class LookAheadActor(AskingActor):
     """The policy and the PRM with a search over what would follow."""
 
     def __init__(
@@ -118,10 +130,9 @@ class LookAheadActor(Actor):
         self._policy = policy
         self._model = model
 
-    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
-        """See `Actor`."""
+    def _answer(self, games: Sequence[LiveGame], purpose: str) -> list[Decision]:
         places = [(game.session, game.turns) for game in games]
-        seed = seed_for(self._job.seed, turn)
+        seed = seed_for(self._job.seed, purpose)
         choices, answer = look_ahead(places, self._plan, self._model, self._policy.act, seed)
         self.template_hash = answer.template_hash
         return [

@@ -107,10 +107,10 @@ class Resets:
 
     def __init__(self, episodes: Sequence[Episode], seed: int) -> None:
         self._seed = seed
-        self._games: defaultdict[str, list[Episode]] = defaultdict(list)
+        self._games: defaultdict[str, list[Place]] = defaultdict(list)
         for episode in episodes:
-            if episode.won and _later(episode):
-                self._games[episode.game.id].append(episode)
+            if episode.won and (later := _later(episode)):
+                self._games[episode.game.id] += [Place(episode, t) for t in later]
 
     def beginning(self, game: Game, rng: random.Random) -> Beginning:
         """In a state of a won episode of `game`, later than its first.
@@ -126,9 +126,8 @@ class Resets:
         name = game.id
         if name not in self._games:
             name = random.Random(derive(self._seed, "instead", name)).choice(sorted(self._games))
-        episode = rng.choice(self._games[name])
-        place = Place(episode, rng.choice(_later(episode)))
-        return Beginning("reset", episode.game, place.start())
+        place = rng.choice(self._games[name])
+        return Beginning("reset", place.episode.game, place.start())
 
 
 def led(episode: Episode, rng: random.Random) -> Beginning:

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Response
 from agentprm.client import EnvClient, PolicyClient
 from agentprm.planned import summarise_planned
 from agentprm.protocol import (
+    CONTEXT_TOO_LONG,
     Action,
     ActRequest,
     ActResponse,
@@ -28,7 +29,7 @@ from agentprm.protocol import (
     Split,
     State,
 )
-from agentprm.service import create_app, json_response
+from agentprm.service import ProblemError, create_app, json_response
 from agentprm.world import Outcome, WorldModel, answered, opening, outcome_text
 from services.env.engine.compiled import CompiledGame
 from services.rollout.planning import LearnedModel, Model, TrueModel, look_ahead
@@ -43,8 +44,11 @@ def hashed(*parts: object) -> float:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) / 2**32
 
 
-def policy() -> FastAPI:
-    """It draws from the admissible commands; Q is a hash of what led here, so no two are equal."""
+def policy(longest: int = 99) -> FastAPI:
+    """It draws from the admissible commands; Q is a hash of what led here, so no two are equal.
+
+    States of more than `longest` turns are too long for it.
+    """
     app = create_app(
         "policy",
         lambda: Health(service="policy", status="healthy", package_version="0", version=POLICY),
@@ -70,6 +74,8 @@ def policy() -> FastAPI:
 
     @app.post("/v1/act")
     def act(body: ActRequest) -> Response:
+        if any(len(state.history) > longest for state in body.states):
+            raise ProblemError(422, CONTEXT_TOO_LONG)
         results = [drawn(s, body.n, f"{body.seed}/{k}") for k, s in enumerate(body.states)]
         return json_response(
             ActResponse(
@@ -202,6 +208,23 @@ def test_copies_are_closed_also_where_a_search_fails(env: EnvServer, games: list
     with serving(policy()) as acts, PolicyClient(acts) as client, pytest.raises(TimeoutError):
         look_ahead([(s, ()) for s in before], plan(3), TrueModel(env.client), act, seed=1)
     assert sessions(env.client) == open_sessions
+
+
+@pytest.mark.games
+def test_what_is_too_long_ends_a_branch_and_then_that_game(
+    env: EnvServer, games: list[str]
+) -> None:
+    """Beyond the policy's length the tree has no states, so that its last turn is Best-of-N."""
+    with serving(policy(longest=3)) as acts, serving(policy()) as unlimited:
+        deep = Player(env.url, acts).play(job(games, plan(3))).episodes
+        free = Player(env.url, unlimited).play(job(games, plan(3))).episodes
+    for episode, other in zip(deep, free, strict=True):
+        assert len(episode.turns) == 4  # a state of four turns is none that it can act in
+        assert not episode.won
+        assert episode.turns[:2] == other.turns[:2]  # all of these trees fit
+        search = episode.turns[3].search
+        assert search is not None
+        assert search.value == episode.turns[3].q
 
 
 def sessions(client: EnvClient) -> Any:

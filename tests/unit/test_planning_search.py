@@ -122,6 +122,12 @@ def test_what_the_model_cannot_tell_is_worth_its_q() -> None:
     assert_best(HAND, plan(2), "b", 0.4, silent={"c"})  # of equal values the one of larger Q
 
 
+def test_a_state_in_which_the_policy_has_nothing_to_do_is_worth_the_q_that_led_there() -> None:
+    tree = HAND | {"A": {}}
+    assert_best(tree, plan(2), "a", 0.6)
+    assert_best(tree, plan(3), "a", 0.6)
+
+
 def test_plans_take_one_action_after_the_first() -> None:
     """In A the first of the two is the win; in B it is y, worth Q = 0.8 · γ."""
     assert plan(3, shape="plans").widths == [3, 1, 1]

@@ -72,6 +72,17 @@ def test_a_reset_begins_in_a_later_state_of_a_won_episode_of_its_game() -> None:
         assert (beginning.start.action, beginning.hint) == (None, "")
 
 
+def test_every_state_of_the_won_episodes_of_a_game_is_as_likely() -> None:
+    short, long = played("a", start=3), played("a")  # one and three states to begin in
+    resets = Resets([short, long], seed=3)
+    begun = Counter(
+        len(resets.beginning(long.game, random.Random(k)).start.turns) for k in range(1000)
+    )
+    assert begun[1] == pytest.approx(250, abs=60)
+    assert begun[2] == pytest.approx(250, abs=60)
+    assert begun[3] == pytest.approx(500, abs=60)
+
+
 def test_a_game_without_a_won_episode_gives_way_to_one_that_has_one() -> None:
     lost = played("lost", won=False)
     resets = Resets([played("a"), played("b"), played("c"), lost], seed=3)

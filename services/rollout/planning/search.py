@@ -70,6 +70,8 @@ def value(branch: _Branch[H], gamma: float) -> float:
         return _q(branch.candidate)
     if branch.node is None:
         return branch.arrival.reward
+    if not branch.node.branches:  # a state without candidates
+        return _q(branch.candidate)
     following = max(value(after, gamma) for after in branch.node.branches)
     return branch.arrival.reward + gamma * following
 
