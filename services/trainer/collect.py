@@ -20,7 +20,7 @@ from agentprm.queue import Offer, Queue, Results
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.records import Records, job_id
 from services.trainer.seeds import derive, shuffled
 
 
@@ -93,7 +93,7 @@ class Collector:
         first = derive(self.seed, stage) if seed is None else seed
         return [
             RolloutJob(
-                id=f"{stage}-{k:04d}",
+                id=job_id(stage, k),
                 games=[game.id for game in games[start : start + self.batch]],
                 starts=starts and list(starts[start : start + self.batch]),
                 hints=hints and list(hints[start : start + self.batch]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentprm import results
 from agentprm.config import Evaluation
 from agentprm.protocol import ChoiceRule, Decoding
-from agentprm.runs import evaluation_stage
+from agentprm.runs import evaluation_stage, short_name
 from services.trainer.collect import Collector
 from services.trainer.seeds import derive
 
@@ -25,8 +25,8 @@ def evaluate(
     same games from the same seeds, so that rows can be compared in pairs. `stage` names the
     records, where they are not those of the run's own table.
     """
-    policy_name = policy.replace("policy/", "pi_")
-    prm_name = None if prm is None else prm.replace("prm/", "q_")
+    policy_name = short_name(policy)
+    prm_name = None if prm is None else short_name(prm)
     chooser = prm_name if choice is ChoiceRule.PRM else choice.value
     if stage is None:
         stage = evaluation_stage(policy_name, chooser)

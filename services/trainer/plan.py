@@ -9,6 +9,7 @@ from pydantic import Field
 from agentprm.config import Evaluation
 from agentprm.planned import PlannedRow, summarise_planned
 from agentprm.protocol import Lookahead
+from agentprm.runs import short_name
 from agentprm.service import configure_logging
 from services.trainer.collect import Collector
 from services.trainer.seeds import derive
@@ -45,8 +46,8 @@ def plan(collector: Collector, settings: PlanSettings) -> PlannedRow:
     )
     return summarise_planned(
         collector.records.episodes("plan"),
-        policy=settings.policy.replace("policy/", "pi_"),
-        prm=settings.prm.replace("prm/", "q_"),
+        policy=short_name(settings.policy),
+        prm=short_name(settings.prm),
         max_steps=collector.max_steps,
         seed=collector.seed,
     )

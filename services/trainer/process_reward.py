@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from agentprm.config import Evaluation
 from agentprm.measurements import ProcessReward
 from agentprm.protocol import ActRequest, ActResult, State
+from agentprm.runs import evaluation_stage
 from services.trainer.collect import Collector
 from services.trainer.online import sample_states
 from services.trainer.records import Records
@@ -25,7 +26,7 @@ def validation_states(records: Records, count: int, seed: int) -> list[State]:
 
     They are the same for every checkpoint of a run, so that its process rewards can be compared.
     """
-    episodes = records.episodes("eval-pi_0")
+    episodes = records.episodes(evaluation_stage("pi_0"))
     games = len({episode.game.id for episode in episodes})
     per_game = -(-count // max(1, games))
     return sample_states(episodes, count, per_game, derive(seed, "validation-states"))

@@ -11,6 +11,7 @@ from agentprm.facts import METADATA
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, Game, Sampling, Split
 from agentprm.registry import STABLE, Registry
+from agentprm.runs import DEMONSTRATIONS
 from agentprm.trials import Trial, Trials
 from services.trainer.collect import Collector, Services
 from services.trainer.monitor.readings import Monitor
@@ -163,9 +164,8 @@ def trial_games(collector: Collector, i: int, count: int) -> list[Game]:
         ValueError: the split has not so many.
     """
     order = collector.games(Split.TRAIN, _ALL, "rollouts", repeat=False)
-    stages = [f"pi_{k}-rollouts" for k in range(i)]
-    rolled_out = {game for stage in stages for game in _games(collector.records, stage)}
-    imitated = _games(collector.records, "demonstrations")
+    rolled_out = _games(collector.records.rollouts(*range(i)))
+    imitated = _games(collector.records.episodes(DEMONSTRATIONS))
     free = [game for game in reversed(order) if game.id not in rolled_out]
     if len(free) < count:
         raise ValueError(
@@ -174,5 +174,5 @@ def trial_games(collector: Collector, i: int, count: int) -> list[Game]:
     return sorted(free, key=lambda game: game.id in imitated)[:count]
 
 
-def _games(records: Records, stage: str) -> set[str]:
-    return {episode.game.id for episode in records.episodes(stage)}
+def _games(episodes: Sequence[Episode]) -> set[str]:
+    return {episode.game.id for episode in episodes}

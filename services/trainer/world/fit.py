@@ -21,6 +21,7 @@ from agentprm.lineage import die_with_parent
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
+from agentprm.runs import DEMONSTRATIONS
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from services.trainer.exclusive import RunTaken, exclusive
@@ -73,8 +74,7 @@ def fit_world(
 def whole_episodes(records: Records, iteration: int) -> list[Episode]:
     """The demonstrations and the rollouts of π_0..π_i, without those that begin in a later state:
     the turns that were given to them do not tell what was possible."""
-    stages = ["demonstrations", *(f"pi_{k}-rollouts" for k in range(iteration + 1))]
-    episodes = (episode for name in stages for episode in records.episodes(name))
+    episodes = [*records.episodes(DEMONSTRATIONS), *records.rollouts(*range(iteration + 1))]
     return [episode for episode in episodes if episode.start == 0]
 
 
