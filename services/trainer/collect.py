@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.protocol import (
+    ActRequest,
+    ActResponse,
     ChoiceRule,
     Game,
     PreferenceJob,
@@ -32,6 +34,20 @@ class Services:
     policy: Fleet[PolicyClient]
     prm: Fleet[PRMClient]
     queue: Queue
+
+    def act(self, request: ActRequest, policy: str, prm: str | None = None) -> ActResponse:
+        """Actions of the policy, which has to serve as `policy`, and scored by `prm` if they are.
+
+        Raises:
+            ServiceError: the policy does not answer.
+            RuntimeError: another version answered.
+        """
+        answer = self.policy.next.act(request)
+        if answer.policy_version != policy:
+            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+        if answer.prm_version != prm:
+            raise RuntimeError(f"the PRM answered with {answer.prm_version}, not {prm}")
+        return answer
 
 
 class Collector:

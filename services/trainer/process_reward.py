@@ -38,7 +38,8 @@ def process_reward(
     """E_{a~π} Q(s, a), the mean over `states`, by samples drawn as the policy is when it plays.
 
     Raises:
-        RuntimeError: the services answer with other versions.
+        ServiceError: a service does not answer.
+        RuntimeError: one answers with another version.
     """
     collector.serve(policy=policy, prm=prm)
     means = []
@@ -50,9 +51,7 @@ def process_reward(
             sampling=plan.sampling,
             seed=derive(collector.seed, "process-reward", first),
         )
-        answer = collector.services.policy.next.act(request)
-        if (answer.policy_version, answer.prm_version) != (policy, prm):
-            raise RuntimeError(f"answered by {answer.policy_version} and {answer.prm_version}")
+        answer = collector.services.act(request, policy, prm)
         means += [mean_q(result) for result in answer.results]
     spread = statistics.stdev(means) if len(means) > 1 else 0.0
     error = _Z * spread / len(means) ** 0.5

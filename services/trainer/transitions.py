@@ -102,9 +102,7 @@ def _asked(
     started = time.monotonic()
     seed = derive(collector.seed, job)
     request = ActRequest(states=[e.state(t) for e, t in places], sampling=sampling, seed=seed)
-    answer = collector.services.policy.next.act(request)
-    if answer.policy_version != policy:
-        raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+    answer = collector.services.act(request, policy)
     chosen = [
         NextAction(
             episode_id=episode.id,

@@ -179,9 +179,7 @@ def _tried(
             sampling=sampling,
             seed=seed,
         )
-        answer = collector.services.policy.next.act(request)
-        if answer.policy_version != policy:
-            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+        answer = collector.services.act(request, policy)
         tried = [
             actions_to_try(place.recorded, sampled, plan.actions)
             for place, sampled in zip(places, answer.results, strict=True)
