@@ -12,6 +12,7 @@ from agentprm.protocol import (
     ActResponse,
     ChoiceRule,
     Game,
+    Lookahead,
     PreferenceJob,
     RolloutJob,
     Sampling,
@@ -102,6 +103,7 @@ class Collector:
         best_of: int = 1,
         beta: float = 0.0,
         choice: ChoiceRule = ChoiceRule.PRM,
+        lookahead: Lookahead | None = None,
         labelled: bool = False,
         seed: int | None = None,
     ) -> list[RolloutJob]:
@@ -122,6 +124,7 @@ class Collector:
                 best_of=best_of,
                 beta=beta,
                 choice=choice,
+                lookahead=lookahead,
                 labelled=labelled,
                 max_steps=self.max_steps,
             )
