@@ -78,13 +78,13 @@ class Loop:
         self.try_model()
         self.demonstrate()
         self.imitate()
-        self.explain()
+        self.fit_explorer()
         self.fit_reference()
         rows = [self._evaluate(0, None)]
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
             if self.config.has_prm:
-                self.branch(i - 1)
+                self.roll_out_vine(i - 1)
                 self.fit_prm(i - 1)
                 if i == 1:
                     rows.append(self._evaluate(0, 0))
@@ -118,7 +118,7 @@ class Loop:
         with self.registry.write("policy/0") as out:
             self._fit(FitJob(kind="sft", iteration=0, base=base, out=out))
 
-    def explain(self) -> None:
+    def fit_explorer(self) -> None:
         """The explorer, where there is to be one: π_0 learns to read where things are."""
         if self.config.rollouts.exploration.posterior is None:
             return
@@ -170,7 +170,7 @@ class Loop:
         won = success_by_way(beginnings, self.records.episodes(stage))
         self.metrics.log(stage, i, won)
 
-    def branch(self, i: int) -> None:
+    def roll_out_vine(self, i: int) -> None:
         """Vine rollouts: π_i goes on from states of its rollouts, several times an action.
 
         InversePRM, which reads no outcome, has no use for them.
@@ -190,7 +190,7 @@ class Loop:
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
         if self.config.algorithm is Algorithm.INVERSE_PRM:
-            self.choose_anew(i)
+            self.sample_next_actions(i)
         members = [f"prm/{i}.{k}" for k in range(1, self.config.prm.members + 1)]
         if len(members) == 1:
             self._fit_member(i, f"prm/{i}", 0)
@@ -209,7 +209,7 @@ class Loop:
         with self.registry.write(version) as out:
             self._fit(FitJob(kind=kind, iteration=i, member=member, base=base, out=out))
 
-    def choose_anew(self, i: int) -> None:
+    def sample_next_actions(self, i: int) -> None:
         """Next actions from π_i behind the expert's and the learner's transitions."""
         expert, learner = draw_transitions(self.records, i, self.config.seed)
         sample_next_actions(self.collector, i, [*expert, *learner], self.config.rollouts.sampling)

@@ -137,7 +137,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
         training = Training(run, services, stack.enter_context(Metrics(run)), player, played)
         loop = training.loop()
         loop.demonstrate()
-        loop.explain()
+        loop.fit_explorer()
         loop.roll_out(0)
         yield training
 
@@ -197,7 +197,7 @@ def test_a_trainer_that_starts_again_asks_for_the_same(training: Training) -> No
     before = list(training.played)
     again = training.loop()
     again.demonstrate()
-    again.explain()
+    again.fit_explorer()
     again.roll_out(0)
     assert training.played == before, "what is recorded is not played again"
     plan = CONFIG.rollouts

@@ -95,7 +95,7 @@ def discounted(episode: Episode) -> float:
 def test_branches_are_played_become_targets_and_are_fitted(training: Training) -> None:
     loop = training.loop()
     loop.roll_out(0)
-    loop.branch(0)
+    loop.roll_out_vine(0)
     jobs = [job for job in training.played if job.starts is not None]
     assert [job.id for job in jobs] == [f"pi_0-vine-000{k}" for k in range(3)]
     rollouts = loop.records.episodes("pi_0-rollouts")
@@ -143,11 +143,11 @@ def test_branches_are_played_become_targets_and_are_fitted(training: Training) -
 def test_a_trainer_that_starts_again_asks_for_what_is_missing(training: Training) -> None:
     loop = training.loop()
     loop.roll_out(0)
-    loop.branch(0)
+    loop.roll_out_vine(0)
     asked = list(training.played)
     again = training.loop()
     again.roll_out(0)
-    again.branch(0)
+    again.roll_out_vine(0)
     assert training.played == asked, "what is recorded is not played again"
 
     partly = training.loop("partly")  # killed when one of the jobs was recorded
