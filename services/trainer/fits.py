@@ -194,7 +194,7 @@ class Fits:
     def _targets(self, episodes: list[Episode]) -> list[list[float]]:
         """Q̂ of eq. 1, with what a reference policy says mixed in where eq. 13 asks for it."""
         gamma, alpha = self.config.gamma, self.config.shaping.alpha
-        q = monte_carlo_targets(episodes, gamma).values
+        q = monte_carlo_targets(episodes, gamma)
         if alpha == 0:
             return q
         model = self.registry.open(VALUE)

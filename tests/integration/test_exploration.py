@@ -153,9 +153,7 @@ def test_every_way_has_its_rollouts_and_targets_from_their_start(training: Train
     led = [e for e in episodes if e.turns[e.start].log_prob is None]
     assert (len(episodes), len(resets), len(steered), len(led)) == (8, 2, 2, 2)
     assert {episode.provenance.hint for episode in steered} == {STRATEGY}
-    for episode, targets in zip(
-        episodes, monte_carlo_targets(episodes, CONFIG.gamma).values, strict=True
-    ):
+    for episode, targets in zip(episodes, monte_carlo_targets(episodes, CONFIG.gamma), strict=True):
         assert len(episode.turns) <= CONFIG.max_steps
         played = episode.turns[episode.start :]
         assert {turn.policy_version for turn in played} == {"policy/0"}

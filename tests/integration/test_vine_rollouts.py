@@ -126,9 +126,9 @@ def test_branches_are_played_become_targets_and_are_fitted(training: Training) -
             if other.start <= t < len(pairs) and pairs[t] == names[i][t]
         ]
         assert len(through) >= 3
-        assert targets.values[i][t] == pytest.approx(sum(through) / len(through))
-        assert all(math.isnan(value) for value in targets.values[i][:t])
-        assert not any(math.isnan(value) for value in targets.values[i][t:])
+        assert targets[i][t] == pytest.approx(sum(through) / len(through))
+        assert all(math.isnan(value) for value in targets[i][:t])
+        assert not any(math.isnan(value) for value in targets[i][t:])
 
     with loop.registry.write("policy/0") as out:
         shutil.copytree(create_small(training.run), out, dirs_exist_ok=True)
