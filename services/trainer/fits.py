@@ -25,7 +25,7 @@ from services.trainer.fitting import release_memory
 from services.trainer.inverse import fit_inverse_prm
 from services.trainer.online import sample_turns
 from services.trainer.prm import fit_prm
-from services.trainer.progress import Progress
+from services.trainer.progress import LogStage, Progress
 from services.trainer.records import Records
 from services.trainer.reference import ROLLOUTS, VALUE, predict_values, reference_values
 from services.trainer.relative import fit_relative_prm
@@ -36,7 +36,6 @@ from services.trainer.targets import monte_carlo_targets
 from services.trainer.tiny.hindsight import hindsight_hints
 from services.trainer.transitions import draw_transitions, read_next_actions
 from services.trainer.updates import UPDATES, Reports, Workplace
-from services.trainer.updates.base import Log
 from services.trainer.vine import vine_stage
 
 
@@ -63,7 +62,7 @@ class Fits:
         config: Config,
         records: Records,
         prompt: PromptTemplate,
-        log: Log,
+        log: LogStage,
         progress: Progress,
         services: Services | None,
     ) -> None:

@@ -29,7 +29,7 @@ from services.trainer.exploration import (
     success_by_way,
 )
 from services.trainer.fits import FitJob, Fits
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.reference import ROLLOUTS, VALUE, reference_jobs
@@ -48,7 +48,7 @@ class Loop:
         services: Services,
         records: Records,
         prompt: PromptTemplate,
-        metrics: Metrics,
+        metrics: MetricsWriter,
         progress: Progress,
         launch: Callable[[FitJob], None] | None = None,
     ) -> None:

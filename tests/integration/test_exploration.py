@@ -30,7 +30,7 @@ from services.trainer.exploration import begin, rollout_jobs
 from services.trainer.fits import FitJob
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.online import sample_states
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -92,7 +92,7 @@ class Training:
 
     run: Path
     services: Services
-    metrics: Metrics
+    metrics: MetricsWriter
     player: Player
     played: list[RolloutJob]
 
@@ -134,7 +134,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
         )
         player = Talkative(env.url, policy)
         played = stack.enter_context(working(redis.url, player))
-        training = Training(run, services, stack.enter_context(Metrics(run)), player, played)
+        training = Training(run, services, stack.enter_context(MetricsWriter(run)), player, played)
         loop = training.loop()
         loop.demonstrate()
         loop.fit_explorer()

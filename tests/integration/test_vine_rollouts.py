@@ -24,7 +24,7 @@ from services.rollout.player import Player
 from services.trainer.collect import Services
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive
@@ -54,7 +54,7 @@ class Training:
 
     run: Path
     services: Services
-    metrics: Metrics
+    metrics: MetricsWriter
     played: list[RolloutJob]
 
     def loop(self, records: str = "records") -> Loop:
@@ -83,7 +83,7 @@ def training(tmp_path: Path) -> Iterator[Training]:
             stack.enter_context(Queue(redis.url, "run")),
         )
         played = stack.enter_context(working(redis.url, Player(env, policy)))
-        metrics = stack.enter_context(Metrics(tmp_path))
+        metrics = stack.enter_context(MetricsWriter(tmp_path))
         yield Training(tmp_path, services, metrics, played)
 
 

@@ -23,7 +23,7 @@ from services.trainer.seeds import derive
 
 _ALL = 10**9
 
-Log = Callable[[int, Mapping[str, float]], None]
+LogReadings = Callable[[int, Mapping[str, float]], None]
 """Takes the optimizer step, and what was read."""
 
 
@@ -53,7 +53,9 @@ class Arena:
 class Watch:
     """Reads every published set of weights of one policy update, and lets it play."""
 
-    def __init__(self, monitor: Monitor, arena: Arena | None, patience: int, log: Log) -> None:
+    def __init__(
+        self, monitor: Monitor, arena: Arena | None, patience: int, log: LogReadings
+    ) -> None:
         self._monitor = monitor
         self._arena = arena
         self._patience = patience
@@ -110,7 +112,7 @@ def watch(
     i: int,
     attempt: str,
     progress: Progress,
-    log: Log,
+    log: LogReadings,
 ) -> Watch:
     """The watch over the update of π_{i-1}, in `base`, to π_i, with a first look at π_{i-1}.
 
