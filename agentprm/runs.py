@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from agentprm.protocol import Episode, JobResult
 
 STAGE_SECONDS = "stage_seconds"
 """The name of a stage's duration in `metrics.jsonl`."""
+
+DEMONSTRATIONS = "demonstrations"
+"""The stage in which the expert plays."""
+
+STAGE = re.compile(r"(?P<eval>eval-)?pi_(?P<pi>\d+)(-q_(?P<q>\d+))?(-(?P<what>[a-z]+))?")
+"""What the name of a stage says that is of one π: see the functions below."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -25,7 +32,17 @@ def read_stage_seconds(run: Path) -> dict[str, float]:
     return {line["stage"]: line[STAGE_SECONDS] for line in lines}
 
 
-def evaluation_stage(policy: str, chooser: str | None) -> str:
+def short_name(version: str) -> str:
+    """A checkpoint as stages and tables name it: `pi_1` is `policy/1`, `q_0` is `prm/0`."""
+    return version.replace("policy/", "pi_").replace("prm/", "q_")
+
+
+def rollouts_stage(i: int) -> str:
+    """The stage in which π_i plays train games: `pi_1-rollouts`."""
+    return f"pi_{i}-rollouts"
+
+
+def evaluation_stage(policy: str, chooser: str | None = None) -> str:
     """The stage in which `pi_1` is evaluated: alone, or by what chooses among its samples."""
     return f"eval-{policy}" if chooser is None else f"eval-{policy}-{chooser}"
 

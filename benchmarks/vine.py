@@ -152,7 +152,7 @@ class Bench:
         targets = monte_carlo_targets(episodes, self.gamma)
         return {
             pair: value
-            for episode, values in zip(episodes, targets.values, strict=True)
+            for episode, values in zip(episodes, targets, strict=True)
             for (_, pair), value in list(zip(keys(episode), values, strict=True))[episode.start :]
         }
 

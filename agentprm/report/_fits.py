@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from agentprm.facts import METADATA, read_facts
 from agentprm.protocol import Calibration, ReliabilityBin
 from agentprm.registry import Registry, number
-from agentprm.runs import read_metrics, read_stage_seconds
+from agentprm.runs import read_metrics, read_stage_seconds, short_name
 from agentprm.studies import figures
 
 _SHOWN = {
@@ -65,8 +65,7 @@ def describe_fits(run: Path) -> list[dict[str, Any]]:
         file = registry.path(version) / METADATA
         if file.exists():
             known = orjson.loads(file.read_bytes())
-            stage = version.replace("policy/", "pi_")
-            measured = known.get("metrics", {}) | counts.get(stage, {})
+            measured = known.get("metrics", {}) | counts.get(short_name(version), {})
             numbers = [
                 (_SHOWN[name], f"{measured[name]:,.4g}") for name in _SHOWN if name in measured
             ]

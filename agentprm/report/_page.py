@@ -15,7 +15,7 @@ from agentprm.registry import Registry
 from agentprm.report._episodes import find_stories, highest_q, ranked
 from agentprm.report._fits import describe_fits, describe_prms, stage_times
 from agentprm.results import SHORT, Row, read_results
-from agentprm.runs import read_episodes
+from agentprm.runs import evaluation_stage, read_episodes
 from agentprm.studies import STUDIES
 from agentprm.studies.figures import for_page, inline, plot
 
@@ -70,7 +70,7 @@ def _conditions(run: Path, config: Config) -> list[tuple[str, str]]:
         ("Rollouts", f"{config.rollouts.games} games × {config.rollouts.per_game} an iteration"),
         ("Discount", f"γ = {config.gamma:g}"),
     ]
-    episodes = read_episodes(run, "eval-pi_0")
+    episodes = read_episodes(run, evaluation_stage("pi_0"))
     if episodes:
         played = episodes[0].provenance
         given += [

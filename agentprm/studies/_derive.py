@@ -7,7 +7,6 @@ it is taken over, what lies after it is done anew.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from agentprm.config import Config, changed, read_config
 from agentprm.registry import Registry, write_atomic
+from agentprm.runs import DEMONSTRATIONS, STAGE
 
 Place = tuple[int, int]
 """Iteration, and the stage in it."""
@@ -41,8 +41,6 @@ _FIRST_READ: dict[str, Place] = {
     "iterations": _END,
 }
 """Where the loop first reads a setting or a group; any other, such as the model, at its start."""
-
-_RECORDS = re.compile(r"(?P<eval>eval-)?pi_(?P<pi>\d+)(-q_(?P<q>\d+))?(-(?P<what>[a-z]+))?")
 
 
 def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
@@ -102,9 +100,9 @@ def _touches(overrides: Iterable[str], group: str) -> bool:
 
 def _records_place(stage: str) -> tuple[Place, bool]:
     """Where records come about, and whether by an evaluation. Unknown ones are never taken over."""
-    if stage == "demonstrations":
+    if stage == DEMONSTRATIONS:
         return _START, False
-    match = _RECORDS.match(stage)
+    match = STAGE.match(stage)
     if match is None:
         return _END, False
     i = int(match["pi"])

@@ -17,7 +17,7 @@ from agentprm.config import Config, read_config
 from agentprm.measurements import Measurement, read_measured
 from agentprm.registry import write_atomic
 from agentprm.results import read_results
-from agentprm.runs import read_episodes, read_stage_seconds
+from agentprm.runs import evaluation_stage, read_episodes, read_stage_seconds
 from agentprm.studies._derive import derive_run
 from agentprm.studies._study import Cells, Study, StudyError, Variant
 
@@ -126,7 +126,7 @@ def _conditions(
     config = read_config(next(iter(runs.values())))
     plan = config.evaluation
     common = {**read_config(run).overrides, **overrides}
-    played = read_episodes(run, "eval-pi_0")[0].provenance
+    played = read_episodes(run, evaluation_stage("pi_0"))[0].provenance
     parts = [
         f"{study.title} ({study.paper} of arXiv 2502.10325).",
         f"Success on {games} games of {plan.split} within {config.max_steps} turns; "

@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.protocol import (
+    ActRequest,
+    ActResponse,
     ChoiceRule,
     Game,
+    Lookahead,
     PreferenceJob,
     RolloutJob,
     Sampling,
@@ -20,7 +23,7 @@ from agentprm.queue import Offer, Queue, Results
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import Inbox
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.records import Records, job_id
 from services.trainer.seeds import derive, shuffled
 
 
@@ -32,6 +35,20 @@ class Services:
     policy: Fleet[PolicyClient]
     prm: Fleet[PRMClient]
     queue: Queue
+
+    def act(self, request: ActRequest, policy: str, prm: str | None = None) -> ActResponse:
+        """Actions of the policy, which has to serve as `policy`, and scored by `prm` if they are.
+
+        Raises:
+            ServiceError: the policy does not answer.
+            RuntimeError: another version answered.
+        """
+        answer = self.policy.next.act(request)
+        if answer.policy_version != policy:
+            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+        if answer.prm_version != prm:
+            raise RuntimeError(f"the PRM answered with {answer.prm_version}, not {prm}")
+        return answer
 
 
 class Collector:
@@ -86,6 +103,7 @@ class Collector:
         best_of: int = 1,
         beta: float = 0.0,
         choice: ChoiceRule = ChoiceRule.PRM,
+        lookahead: Lookahead | None = None,
         labelled: bool = False,
         seed: int | None = None,
     ) -> list[RolloutJob]:
@@ -93,7 +111,7 @@ class Collector:
         first = derive(self.seed, stage) if seed is None else seed
         return [
             RolloutJob(
-                id=f"{stage}-{k:04d}",
+                id=job_id(stage, k),
                 games=[game.id for game in games[start : start + self.batch]],
                 starts=starts and list(starts[start : start + self.batch]),
                 hints=hints and list(hints[start : start + self.batch]),
@@ -106,6 +124,7 @@ class Collector:
                 best_of=best_of,
                 beta=beta,
                 choice=choice,
+                lookahead=lookahead,
                 labelled=labelled,
                 max_steps=self.max_steps,
             )

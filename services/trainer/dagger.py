@@ -9,7 +9,7 @@ from agentprm.config import SFTSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
-from services.trainer.fitting import Log, Metrics, Progress, ignore, load_tokenizer
+from services.trainer.fitting import LogMetrics, Metrics, ReportStep, ignore, load_tokenizer
 from services.trainer.rows import Row, action_row, all_rows
 from services.trainer.sft import fit_rows
 
@@ -22,8 +22,8 @@ def fit_dagger(
     settings: SFTSettings,
     prompt: PromptTemplate,
     *,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Train the causal model in `base` on both, and write it to `out`.
 

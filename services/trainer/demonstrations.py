@@ -9,10 +9,11 @@ import orjson
 from agentprm.config import Demonstrations
 from agentprm.protocol import Episode, JobResult, Split
 from agentprm.registry import Registry
+from agentprm.runs import DEMONSTRATIONS
 from services.trainer.collect import Collector
+from services.trainer.records import job_id
 from services.trainer.seeds import derive, shuffled
 
-STAGE = "demonstrations"
 _EXPERT = "expert/0"
 
 
@@ -31,15 +32,15 @@ def demonstrate(collector: Collector, registry: Registry, plan: Demonstrations) 
     if plan.source != "expert" and not (source / "config.json").is_file():
         _take(collector, source, plan.games)
         return
-    games = collector.games(Split.TRAIN, plan.games, STAGE)
+    games = collector.games(Split.TRAIN, plan.games, DEMONSTRATIONS)
     if plan.source == "expert":
-        jobs = collector.jobs(STAGE, games, actor="expert")
+        jobs = collector.jobs(DEMONSTRATIONS, games, actor="expert")
     else:
         if not registry.exists(_EXPERT):
             registry.adopt(source, _EXPERT)
-        jobs = collector.jobs(STAGE, games, policy=_EXPERT, sampling=plan.sampling)
+        jobs = collector.jobs(DEMONSTRATIONS, games, policy=_EXPERT, sampling=plan.sampling)
     who = "the expert" if plan.source == "expert" else plan.source
-    collector.collect(STAGE, jobs, f"{who} plays {len(games)} train games")
+    collector.collect(DEMONSTRATIONS, jobs, f"{who} plays {len(games)} train games")
 
 
 def read_episodes(path: Path) -> list[Episode]:
@@ -67,18 +68,18 @@ def read_episodes(path: Path) -> list[Episode]:
 
 def _take(collector: Collector, path: Path, count: int) -> None:
     """Record at most `count` episodes, under ids of this run: they may be another run's."""
-    job_id = f"{STAGE}-0000"
-    if job_id in collector.records.finished(STAGE):
-        collector.progress.skip(STAGE)
+    job = job_id(DEMONSTRATIONS, 0)
+    if job in collector.records.finished(DEMONSTRATIONS):
+        collector.progress.skip(DEMONSTRATIONS)
         return
-    collector.progress.start(STAGE, f"demonstrations from {path}")
-    drawn = shuffled(read_episodes(path), derive(collector.seed, STAGE))[:count]
+    collector.progress.start(DEMONSTRATIONS, f"demonstrations from {path}")
+    drawn = shuffled(read_episodes(path), derive(collector.seed, DEMONSTRATIONS))[:count]
     episodes = [
-        episode.model_copy(update={"id": f"{job_id}/{k}", "job_id": job_id})
+        episode.model_copy(update={"id": f"{job}/{k}", "job_id": job})
         for k, episode in enumerate(drawn)
     ]
     collector.records.append(
-        JobResult(job_id=job_id, worker=str(path), seconds=0.0, episodes=episodes)
+        JobResult(job_id=job, worker=str(path), seconds=0.0, episodes=episodes)
     )
     collector.progress.end({"episodes": len(episodes)})
 

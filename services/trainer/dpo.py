@@ -19,9 +19,9 @@ from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Preference
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
-    Log,
+    LogMetrics,
     Metrics,
-    Progress,
+    ReportStep,
     StepMeanTrainer,
     common_arguments,
     ignore,
@@ -47,8 +47,8 @@ def fit_dpo(
     prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Train `policy` towards the chosen and away from the rejected actions; write it to `out`.
 

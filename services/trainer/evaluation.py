@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from agentprm import results
 from agentprm.config import Evaluation
-from agentprm.protocol import ChoiceRule, Decoding
-from agentprm.runs import evaluation_stage
+from agentprm.protocol import ChoiceRule, Decoding, Game
+from agentprm.runs import evaluation_stage, short_name
 from services.trainer.collect import Collector
 from services.trainer.seeds import derive
+
+
+def evaluation_games(collector: Collector, plan: Evaluation) -> tuple[list[Game], int]:
+    """The games and the seed of their jobs: the same for every policy, so that rows make pairs."""
+    games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
+    return games, derive(collector.seed, "evaluation")
 
 
 def evaluate(
@@ -21,16 +27,15 @@ def evaluate(
 ) -> results.Row:
     """The row of the table for π (`policy/1`), or for the best of N of its actions by Q (`prm/0`).
 
-    With another `choice` one of the N is taken by that rule, and no PRM. Every policy plays the
-    same games from the same seeds, so that rows can be compared in pairs. `stage` names the
-    records, where they are not those of the run's own table.
+    With another `choice` one of the N is taken by that rule, and no PRM. `stage` names the records,
+    where they are not those of the run's own table.
     """
-    policy_name = policy.replace("policy/", "pi_")
-    prm_name = None if prm is None else prm.replace("prm/", "q_")
+    policy_name = short_name(policy)
+    prm_name = None if prm is None else short_name(prm)
     chooser = prm_name if choice is ChoiceRule.PRM else choice.value
     if stage is None:
         stage = evaluation_stage(policy_name, chooser)
-    games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
+    games, seed = evaluation_games(collector, plan)
     jobs = collector.jobs(
         stage,
         games,
@@ -40,7 +45,7 @@ def evaluate(
         best_of=1 if chooser is None else plan.best_of,
         beta=0.0 if prm is None else plan.best_of_beta,
         choice=choice,
-        seed=derive(collector.seed, "evaluation"),
+        seed=seed,
     )
     how = "" if chooser is None else f", one of {plan.best_of} by {chooser}"
     collector.collect(stage, jobs, f"{policy_name} plays {len(games)} games of {plan.split}{how}")
@@ -58,14 +63,14 @@ def evaluate_chat(collector: Collector, plan: Evaluation, model: str) -> results
 
     It writes commands freely, as an endpoint draws from no list.
     """
-    games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
+    games, seed = evaluation_games(collector, plan)
     jobs = collector.jobs(
         "eval-react",
         games,
         actor="chat",
         policy=model,
         sampling=plan.sampling.model_copy(update={"decoding": Decoding.FREE}),
-        seed=derive(collector.seed, "evaluation"),
+        seed=seed,
     )
     collector.collect("eval-react", jobs, f"{model} plays {len(games)} games of {plan.split}")
     return results.summarise(

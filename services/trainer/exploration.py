@@ -14,12 +14,15 @@ from typing import Literal
 
 from agentprm.config import Exploration
 from agentprm.protocol import Episode, Game, RolloutJob, Sampling, Start
+from agentprm.runs import DEMONSTRATIONS, rollouts_stage
 from services.trainer.collect import Collector
 from services.trainer.seeds import derive, shuffled
 from services.trainer.vine import Place, reachable
 
 EXPLORER = "explorer/0"
 """The policy that reads where things are."""
+EXPLORER_DEMONSTRATIONS = "explorer-demonstrations"
+"""The stage in which the expert plays for it."""
 
 Way = Literal["plain", "reset", "steered", "posterior"]
 
@@ -46,7 +49,7 @@ def begin(
         JobsFailed: a job of the explorer failed again and again, or no worker answers.
         ValueError: rollouts are to begin in won episodes, and there are none.
     """
-    seed = derive(collector.seed, f"pi_{i}-rollouts", "exploration")
+    seed = derive(collector.seed, rollouts_stage(i), "exploration")
     ways = deal(plan, len(games), seed)
     resets = Resets(_earlier(collector, i) if plan.reset else [], seed)
     explored = _explored(collector, i, _of(ways, games, "posterior"), sampling)
@@ -153,8 +156,8 @@ def success_by_way(
 
 def _earlier(collector: Collector, i: int) -> list[Episode]:
     """The demonstrations, and the rollouts before those of π_i."""
-    stages = ["demonstrations", *(f"pi_{j}-rollouts" for j in range(i))]
-    return [episode for stage in stages for episode in collector.records.episodes(stage)]
+    records = collector.records
+    return [*records.episodes(DEMONSTRATIONS), *records.rollouts(*range(i))]
 
 
 def _explored(

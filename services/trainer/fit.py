@@ -18,7 +18,7 @@ from agentprm.service import configure_logging
 from services.trainer.app import STOPS, TrainerSettings, connect
 from services.trainer.fits import FitJob, Fits
 from services.trainer.fitting import ignore, processes
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 
@@ -43,7 +43,7 @@ def main() -> int:
     with ExitStack() as stack:
         if state.is_main_process:
             services = stack.enter_context(connect(settings))
-            log = stack.enter_context(Metrics(run)).log
+            log = stack.enter_context(MetricsWriter(run)).log
             fits = Fits(run, config, records, prompt, log, Progress(log=log), services)
         else:
             quiet = Progress(Console(quiet=True))

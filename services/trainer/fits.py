@@ -17,13 +17,15 @@ from agentprm.config import Algorithm, Config, PRMSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
+from agentprm.runs import DEMONSTRATIONS, rollouts_stage
 from services.trainer.collect import Services
 from services.trainer.dagger import fit_dagger
+from services.trainer.exploration import EXPLORER_DEMONSTRATIONS
 from services.trainer.fitting import release_memory
 from services.trainer.inverse import fit_inverse_prm
 from services.trainer.online import sample_turns
 from services.trainer.prm import fit_prm
-from services.trainer.progress import Progress
+from services.trainer.progress import LogStage, Progress
 from services.trainer.records import Records
 from services.trainer.reference import ROLLOUTS, VALUE, predict_values, reference_values
 from services.trainer.relative import fit_relative_prm
@@ -34,7 +36,7 @@ from services.trainer.targets import monte_carlo_targets
 from services.trainer.tiny.hindsight import hindsight_hints
 from services.trainer.transitions import draw_transitions, read_next_actions
 from services.trainer.updates import UPDATES, Reports, Workplace
-from services.trainer.updates.base import Log
+from services.trainer.vine import vine_stage
 
 
 class FitJob(BaseModel):
@@ -60,7 +62,7 @@ class Fits:
         config: Config,
         records: Records,
         prompt: PromptTemplate,
-        log: Log,
+        log: LogStage,
         progress: Progress,
         services: Services | None,
     ) -> None:
@@ -102,7 +104,7 @@ class Fits:
         """
         stage = f"pi_{job.iteration}"
         believed = self.config.algorithm is Algorithm.INVERSE_PRM
-        episodes = [e for e in self.records.episodes("demonstrations") if e.won or believed]
+        episodes = [e for e in self.records.episodes(DEMONSTRATIONS) if e.won or believed]
         self.progress.start(stage, f"supervised fine-tuning on {len(episodes)} demonstrations")
         steered = self.config.rollouts.exploration.steered
         seed = derive(self.config.seed, "hindsight")
@@ -116,7 +118,7 @@ class Fits:
 
     def _explorer(self, job: FitJob) -> None:
         """The explorer: fine-tuning on demonstrations in whose prompts stands where things are."""
-        episodes = [e for e in self.records.episodes("explorer-demonstrations") if e.won]
+        episodes = [e for e in self.records.episodes(EXPLORER_DEMONSTRATIONS) if e.won]
         self.progress.start("explorer", f"fine-tuning on {len(episodes)} privileged demonstrations")
         hints = [e.provenance.hint for e in episodes]
         self._imitate("explorer", job, episodes, hints, self.config.sft.epochs)
@@ -140,12 +142,11 @@ class Fits:
     def _dagger(self, job: FitJob) -> None:
         """π_i of DAgger: the demonstrations, and labels from the rollouts of π_0 to π_{i-1}."""
         i, plan = job.iteration, self.config.preferences
-        demonstrations = [e for e in self.records.episodes("demonstrations") if e.won]
+        demonstrations = [e for e in self.records.episodes(DEMONSTRATIONS) if e.won]
         labelled = []
         for k in range(i):
-            stage = f"pi_{k}-rollouts"
-            seed = derive(self.config.seed, stage, "labels")
-            rollouts = self.records.episodes(stage)
+            seed = derive(self.config.seed, rollouts_stage(k), "labels")
+            rollouts = self.records.rollouts(k)
             labelled += sample_turns(rollouts, plan.pairs, plan.per_game, seed)
         what = f"{len(demonstrations)} demonstrations and {len(labelled)} labelled states"
         self.progress.start(f"pi_{i}", f"supervised fine-tuning on {what}")
@@ -167,8 +168,7 @@ class Fits:
         """Q_i on the Monte-Carlo targets of π_i's rollouts (eq. 1), by soft BCE (eq. 2) or by
         Bradley–Terry on pairs of them (section 2.3)."""
         i = job.iteration
-        stages = (f"pi_{i}-rollouts", f"pi_{i}-vine")
-        episodes = [episode for stage in stages for episode in self.records.episodes(stage)]
+        episodes = [*self.records.rollouts(i), *self.records.episodes(vine_stage(i))]
         name = _member(job)
         self.progress.start(name, f"fitting the PRM on {len(episodes)} episodes")
         targets = self._targets(episodes)
@@ -193,7 +193,7 @@ class Fits:
     def _targets(self, episodes: list[Episode]) -> list[list[float]]:
         """Q̂ of eq. 1, with what a reference policy says mixed in where eq. 13 asks for it."""
         gamma, alpha = self.config.gamma, self.config.shaping.alpha
-        q = monte_carlo_targets(episodes, gamma).values
+        q = monte_carlo_targets(episodes, gamma)
         if alpha == 0:
             return q
         model = self.registry.open(VALUE)
@@ -211,7 +211,7 @@ class Fits:
             job.base,
             expert,
             learner,
-            read_next_actions(self.records, f"pi_{i}-next-actions"),
+            read_next_actions(self.records, i),
             job.out,
             self._prm_settings(job),
             self.prompt,

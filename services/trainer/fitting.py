@@ -47,9 +47,9 @@ from services.trainer.padding import padding_token
 from services.trainer.schedule import rate
 
 Metrics = dict[str, float]
-Log = Callable[[Metrics], None]
+LogMetrics = Callable[[Metrics], None]
 """Takes a line of measurements, with the optimizer step under `step`."""
-Progress = Callable[[int, int], None]
+ReportStep = Callable[[int, int], None]
 """Takes the optimizer steps done and the steps in all."""
 Save = Callable[[Path], None]
 """Writes weights and tokenizer to a directory."""
@@ -225,7 +225,7 @@ class TokenBatchTrainer(StepMeanTrainer):
         return DataLoader(self.train_dataset, batch_sampler=share, collate_fn=self.data_collator)
 
 
-def report(trainer: Trainer, log: Log, progress: Progress) -> None:
+def report(trainer: Trainer, log: LogMetrics, progress: ReportStep) -> None:
     """Give what `trainer` measures to `log` and `progress` and not to the standard output."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Report(log, progress))
@@ -234,7 +234,7 @@ def report(trainer: Trainer, log: Log, progress: Progress) -> None:
 class _Report(TrainerCallback):
     """Passes on what Trainer measures, on the main process."""
 
-    def __init__(self, log: Log, progress: Progress) -> None:
+    def __init__(self, log: LogMetrics, progress: ReportStep) -> None:
         self._log = log
         self._progress = progress
         self._started = time.perf_counter()

@@ -26,9 +26,9 @@ from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
-    Log,
+    LogMetrics,
     Metrics,
-    Progress,
+    ReportStep,
     StepMeanTrainer,
     common_arguments,
     ignore,
@@ -64,8 +64,8 @@ def fit_grpo(
     prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Train `policy` on `groups`, close to `reference`, and write it to `out`.
 

@@ -27,9 +27,9 @@ from services.trainer.batches import AlternatingBatches, under_budget
 from services.trainer.calibration import Scored, calibration
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
-    Log,
+    LogMetrics,
     Metrics,
-    Progress,
+    ReportStep,
     TokenBatchTrainer,
     common_arguments,
     ignore,
@@ -64,8 +64,8 @@ def fit_inverse_prm(
     prompt: PromptTemplate,
     max_steps: int,
     *,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Fit Q on the transitions of D+ (`expert`) and D− (`learner`), and write it to `out`.
 

@@ -16,20 +16,26 @@ from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Split
 from agentprm.registry import Registry
 from agentprm.results import Row, write_results
-from agentprm.runs import evaluation_stage
+from agentprm.runs import DEMONSTRATIONS, evaluation_stage, rollouts_stage
 from services.trainer.base_model import base_model, require_trainable
 from services.trainer.collect import Collector, Services
 from services.trainer.demonstrations import demonstrate
 from services.trainer.evaluation import evaluate
-from services.trainer.exploration import EXPLORER, begin, rollout_jobs, success_by_way
+from services.trainer.exploration import (
+    EXPLORER,
+    EXPLORER_DEMONSTRATIONS,
+    begin,
+    rollout_jobs,
+    success_by_way,
+)
 from services.trainer.fits import FitJob, Fits
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.reference import ROLLOUTS, VALUE, reference_jobs
 from services.trainer.seeds import derive
 from services.trainer.transitions import draw_transitions, sample_next_actions
-from services.trainer.vine import sample_places, vine_jobs
+from services.trainer.vine import sample_places, vine_jobs, vine_stage
 
 
 class Loop:
@@ -42,7 +48,7 @@ class Loop:
         services: Services,
         records: Records,
         prompt: PromptTemplate,
-        metrics: Metrics,
+        metrics: MetricsWriter,
         progress: Progress,
         launch: Callable[[FitJob], None] | None = None,
     ) -> None:
@@ -72,13 +78,13 @@ class Loop:
         self.try_model()
         self.demonstrate()
         self.imitate()
-        self.explain()
+        self.fit_explorer()
         self.fit_reference()
         rows = [self._evaluate(0, None)]
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
             if self.config.has_prm:
-                self.branch(i - 1)
+                self.roll_out_vine(i - 1)
                 self.fit_prm(i - 1)
                 if i == 1:
                     rows.append(self._evaluate(0, 0))
@@ -112,13 +118,13 @@ class Loop:
         with self.registry.write("policy/0") as out:
             self._fit(FitJob(kind="sft", iteration=0, base=base, out=out))
 
-    def explain(self) -> None:
+    def fit_explorer(self) -> None:
         """The explorer, where there is to be one: π_0 learns to read where things are."""
         if self.config.rollouts.exploration.posterior is None:
             return
-        stage = "explorer-demonstrations"
+        stage = EXPLORER_DEMONSTRATIONS
         plan = self.config.demonstrations
-        games = self.collector.games(Split.TRAIN, plan.games, "demonstrations")
+        games = self.collector.games(Split.TRAIN, plan.games, DEMONSTRATIONS)
         jobs = self.collector.jobs(stage, games, actor="expert", privileged=True)
         self.collector.collect(stage, jobs, f"the expert plays {len(games)} games, all told")
         if self._skip(EXPLORER, "explorer"):
@@ -151,7 +157,7 @@ class Loop:
         See `exploration` for how the rollouts begin.
         """
         plan = self.config.rollouts
-        stage = f"pi_{i}-rollouts"
+        stage = rollouts_stage(i)
         games = self.collector.games(Split.TRAIN, plan.games, "rollouts", skip=i * plan.games)
         games = [game for game in games for _ in range(plan.per_game)]
         beginnings = begin(self.collector, plan.exploration, i, games, plan.sampling)
@@ -164,7 +170,7 @@ class Loop:
         won = success_by_way(beginnings, self.records.episodes(stage))
         self.metrics.log(stage, i, won)
 
-    def branch(self, i: int) -> None:
+    def roll_out_vine(self, i: int) -> None:
         """Vine rollouts: π_i goes on from states of its rollouts, several times an action.
 
         InversePRM, which reads no outcome, has no use for them.
@@ -172,8 +178,8 @@ class Loop:
         plan = self.config.rollouts
         if plan.vine is None or self.config.algorithm is Algorithm.INVERSE_PRM:
             return
-        stage = f"pi_{i}-vine"
-        rollouts = self.records.episodes(f"pi_{i}-rollouts")
+        stage = vine_stage(i)
+        rollouts = self.records.rollouts(i)
         seed = derive(self.config.seed, stage)
         places = sample_places(rollouts, plan.vine.states, seed, before=plan.vine.before)
         jobs = vine_jobs(self.collector, stage, places, plan.vine, f"policy/{i}", plan.sampling)
@@ -184,7 +190,7 @@ class Loop:
         if self._skip(f"prm/{i}", f"q_{i}"):
             return
         if self.config.algorithm is Algorithm.INVERSE_PRM:
-            self.choose_anew(i)
+            self.sample_next_actions(i)
         members = [f"prm/{i}.{k}" for k in range(1, self.config.prm.members + 1)]
         if len(members) == 1:
             self._fit_member(i, f"prm/{i}", 0)
@@ -203,16 +209,10 @@ class Loop:
         with self.registry.write(version) as out:
             self._fit(FitJob(kind=kind, iteration=i, member=member, base=base, out=out))
 
-    def choose_anew(self, i: int) -> None:
+    def sample_next_actions(self, i: int) -> None:
         """Next actions from π_i behind the expert's and the learner's transitions."""
         expert, learner = draw_transitions(self.records, i, self.config.seed)
-        sample_next_actions(
-            self.collector,
-            f"pi_{i}-next-actions",
-            [*expert, *learner],
-            f"policy/{i}",
-            self.config.rollouts.sampling,
-        )
+        sample_next_actions(self.collector, i, [*expert, *learner], self.config.rollouts.sampling)
 
     # --- stage 3: π_i ---------------------------------------------------------------------------
 

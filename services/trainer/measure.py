@@ -14,7 +14,7 @@ from agentprm.service import configure_logging
 from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.collect import Collector
 from services.trainer.evaluation import evaluate
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.process_reward import process_reward, validation_states
 from services.trainer.progress import Progress
 
@@ -31,7 +31,7 @@ def main() -> int:
     configure_logging("measure")
     config = read_config(settings.run)
     try:
-        with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
+        with open_run(settings) as (services, records), MetricsWriter(settings.run) as metrics:
             collector = Collector(
                 services,
                 records,

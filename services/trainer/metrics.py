@@ -12,7 +12,7 @@ import orjson
 from torch.utils.tensorboard import SummaryWriter
 
 
-class Metrics:
+class MetricsWriter:
     """`run/metrics.jsonl` and `run/tensorboard/`. A restarted run appends to both."""
 
     def __init__(self, run: Path) -> None:

@@ -18,6 +18,7 @@ from agentprm.config import Preferences
 from agentprm.protocol import Episode, Group, JobResult, Preference, PreferenceJob, State
 from agentprm.queue import Queue
 from services.trainer.inbox import Inbox
+from services.trainer.records import job_id
 from services.trainer.seeds import derive
 
 S = TypeVar("S", Preference, Group)
@@ -68,7 +69,7 @@ def candidate_jobs(
     size = plan.states_per_job
     return [
         PreferenceJob(
-            id=f"{stage}-{k:04d}",
+            id=job_id(stage, k),
             attempt=attempt,
             states=list(states[start : start + size]),
             seed=derive(seed, "preferences", k),

@@ -9,9 +9,10 @@ from pydantic import Field
 from agentprm.config import Evaluation
 from agentprm.planned import PlannedRow, summarise_planned
 from agentprm.protocol import Lookahead
+from agentprm.runs import short_name
 from agentprm.service import configure_logging
 from services.trainer.collect import Collector
-from services.trainer.seeds import derive
+from services.trainer.evaluation import evaluation_games
 from services.trainer.single import SingleSettings, write_row
 
 
@@ -25,17 +26,17 @@ class PlanSettings(SingleSettings):
 
 
 def plan(collector: Collector, settings: PlanSettings) -> PlannedRow:
-    """The row of the table. Games and seeds are those of `evaluate`, so that rows make pairs."""
-    games = collector.games(settings.games.split, settings.games.games, "evaluation", repeat=False)
+    """The row of the table."""
+    games, seed = evaluation_games(collector, settings.games)
     jobs = collector.jobs(
         "plan",
         games,
         policy=settings.policy,
         prm=settings.prm,
         sampling=settings.games.best_of_sampling,
-        seed=derive(collector.seed, "evaluation"),
+        lookahead=settings.lookahead,
+        seed=seed,
     )
-    jobs = [job.model_copy(update={"lookahead": settings.lookahead}) for job in jobs]
     search = settings.lookahead
     collector.collect(
         "plan",
@@ -45,8 +46,8 @@ def plan(collector: Collector, settings: PlanSettings) -> PlannedRow:
     )
     return summarise_planned(
         collector.records.episodes("plan"),
-        policy=settings.policy.replace("policy/", "pi_"),
-        prm=settings.prm.replace("prm/", "q_"),
+        policy=short_name(settings.policy),
+        prm=short_name(settings.prm),
         max_steps=collector.max_steps,
         seed=collector.seed,
     )

@@ -24,9 +24,9 @@ from services.trainer.batches import TokenBatches, under_budget
 from services.trainer.calibration import Scored, calibration, reliability
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
-    Log,
+    LogMetrics,
     Metrics,
-    Progress,
+    ReportStep,
     TokenBatchTrainer,
     common_arguments,
     ignore,
@@ -61,8 +61,8 @@ def fit_prm(
     prompt: PromptTemplate,
     *,
     of: By = "action",
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Fit Q on `targets[i][t]`, the Q̂ of turn t of episode i, and write it to `out`.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from agentprm.config import Evaluation
 from agentprm.measurements import ProcessReward
 from agentprm.protocol import ActRequest, ActResult, State
+from agentprm.runs import evaluation_stage
 from services.trainer.collect import Collector
 from services.trainer.online import sample_states
 from services.trainer.records import Records
@@ -25,7 +26,7 @@ def validation_states(records: Records, count: int, seed: int) -> list[State]:
 
     They are the same for every checkpoint of a run, so that its process rewards can be compared.
     """
-    episodes = records.episodes("eval-pi_0")
+    episodes = records.episodes(evaluation_stage("pi_0"))
     games = len({episode.game.id for episode in episodes})
     per_game = -(-count // max(1, games))
     return sample_states(episodes, count, per_game, derive(seed, "validation-states"))
@@ -37,7 +38,8 @@ def process_reward(
     """E_{a~π} Q(s, a), the mean over `states`, by samples drawn as the policy is when it plays.
 
     Raises:
-        RuntimeError: the services answer with other versions.
+        ServiceError: a service does not answer.
+        RuntimeError: one answers with another version.
     """
     collector.serve(policy=policy, prm=prm)
     means = []
@@ -49,9 +51,7 @@ def process_reward(
             sampling=plan.sampling,
             seed=derive(collector.seed, "process-reward", first),
         )
-        answer = collector.services.policy.next.act(request)
-        if (answer.policy_version, answer.prm_version) != (policy, prm):
-            raise RuntimeError(f"answered by {answer.policy_version} and {answer.prm_version}")
+        answer = collector.services.act(request, policy, prm)
         means += [mean_q(result) for result in answer.results]
     spread = statistics.stdev(means) if len(means) > 1 else 0.0
     error = _Z * spread / len(means) ** 0.5

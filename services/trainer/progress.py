@@ -13,6 +13,9 @@ from rich.markup import escape
 
 from agentprm.runs import STAGE_SECONDS
 
+LogStage = Callable[[str, int, Mapping[str, float]], None]
+"""Takes the stage, its step, and what was measured."""
+
 _EVERY = 5.0
 """Seconds between two lines of one stage."""
 
@@ -25,11 +28,7 @@ class Progress:
         log: gets the seconds that a stage took: those since this process began it.
     """
 
-    def __init__(
-        self,
-        console: Console | None = None,
-        log: Callable[[str, int, Mapping[str, float]], None] | None = None,
-    ) -> None:
+    def __init__(self, console: Console | None = None, log: LogStage | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._log = log
         self._stage = ""

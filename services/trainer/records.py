@@ -14,9 +14,14 @@ import orjson
 import structlog
 
 from agentprm.protocol import Episode, JobResult
-from agentprm.runs import results_of
+from agentprm.runs import results_of, rollouts_stage
 
 log = structlog.get_logger()
+
+
+def job_id(stage: str, k: int) -> str:
+    """`pi_0-rollouts-0007`, job 7 of `pi_0-rollouts`."""
+    return f"{stage}-{k:04d}"
 
 
 def stage_of(job_id: str) -> str:
@@ -63,6 +68,10 @@ class Records:
     def episodes(self, stage: str) -> list[Episode]:
         """The episodes of `stage`, in the order of their ids, whoever played them when."""
         return [episode for result in self.results(stage) for episode in result.episodes]
+
+    def rollouts(self, *iterations: int) -> list[Episode]:
+        """The episodes in which π_i played train games, for each i of `iterations`."""
+        return [episode for i in iterations for episode in self.episodes(rollouts_stage(i))]
 
     def _path(self, stage: str) -> Path:
         return self.directory / f"{stage}.jsonl"

@@ -51,7 +51,7 @@ def reference_values(episodes: Sequence[Episode], gamma: float) -> list[list[flo
     """
     rewards = ([turn.reward for turn in episode.turns] for episode in episodes)
     returns = [discounted_returns(each, gamma) for each in rewards]
-    return averaged(episodes, returns, by="state").values
+    return averaged(episodes, returns, by="state")
 
 
 def predict_values(

@@ -27,9 +27,9 @@ from agentprm.protocol import Episode, PRMFacts, Ranking
 from services.trainer.batches import TokenBatches, under_budget
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
-    Log,
+    LogMetrics,
     Metrics,
-    Progress,
+    ReportStep,
     TokenBatchTrainer,
     common_arguments,
     ignore,
@@ -58,8 +58,8 @@ def fit_relative_prm(
     settings: PRMSettings,
     prompt: PromptTemplate,
     *,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Fit the order of the actions of a state by `targets[i][t]`; write the PRM to `out`.
 

@@ -18,9 +18,9 @@ from agentprm.protocol import Episode
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
-    Log,
+    LogMetrics,
     Metrics,
-    Progress,
+    ReportStep,
     TokenBatchTrainer,
     common_arguments,
     ignore,
@@ -44,8 +44,8 @@ def fit_sft(
     prompt: PromptTemplate,
     *,
     hints: Sequence[str] | None = None,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Train the causal model in `base` on what the agent does in `episodes`; write it to `out`.
 
@@ -67,8 +67,8 @@ def fit_rows(
     prompt: PromptTemplate,
     facts: Mapping[str, Any] | None = None,
     *,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Train the causal model in `base` on the spans of `rows`; write it to `out`.
 

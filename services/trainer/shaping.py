@@ -29,7 +29,7 @@ def advantages(
                 for turn, before, after in zip(episode.turns, known, following, strict=True)
             ]
         )
-    return averaged(episodes, steps).values
+    return averaged(episodes, steps)
 
 
 def shaped(

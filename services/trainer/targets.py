@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from agentprm.protocol import Episode
@@ -16,29 +15,16 @@ By = Literal["action", "state"]
 """What is visited: an action in a state, or a state."""
 
 
-@dataclass(frozen=True)
-class Targets:
-    """`values[i][t]` is Q̂(s_t, a_t) of episode i. `visits[i][t]` counts the visits of that pair.
-
-    Turns before the start of an episode were given to it: their value is NaN, their visits are 0.
-    """
-
-    values: list[list[float]]
-    visits: list[list[int]]
-    pairs: int
-    """Distinct (s, a)."""
-    repeated: int
-    """Distinct (s, a) with more than one visit."""
-
-
-def monte_carlo_targets(episodes: Sequence[Episode], gamma: float) -> Targets:
+def monte_carlo_targets(episodes: Sequence[Episode], gamma: float) -> list[list[float]]:
     """Q̂(s, a): the mean, over all visits of (s, a) in all episodes, of the return from there.
 
-    The return counts forward from the visit: Σ_{k=t}^{T-1} γ^{k-t} r_k (eq. 1). Two visits are of
-    one (s, a) when game, history, observation and action agree to the letter.
+    `[i][t]` is that of turn t of episode i. The return counts forward from the visit:
+    Σ_{k=t}^{T-1} γ^{k-t} r_k (eq. 1). Two visits are of one (s, a) when game, history, observation
+    and action agree to the letter.
 
-    The turns before an episode's start are no visits. Where several episodes begin with one (s, a),
-    as vine rollouts do, its mean is over them and over whatever other episodes came by.
+    The turns before an episode's start were given to it: they are no visits, and their value is
+    NaN. Where several episodes begin with one (s, a), as vine rollouts do, its mean is over them
+    and over whatever other episodes came by.
     """
     rewards = ([turn.reward for turn in episode.turns] for episode in episodes)
     return averaged(episodes, [discounted_returns(each, gamma) for each in rewards])
@@ -46,10 +32,10 @@ def monte_carlo_targets(episodes: Sequence[Episode], gamma: float) -> Targets:
 
 def averaged(
     episodes: Sequence[Episode], values: Sequence[Sequence[float]], *, by: By = "action"
-) -> Targets:
+) -> list[list[float]]:
     """The mean of `values[i][t]` over all visits of (s_t, a_t), or of s_t alone.
 
-    With `by="state"` the `pairs` that are counted are states.
+    It is NaN for the turns before an episode's start.
     """
     found: dict[bytes, list[float]] = defaultdict(list)
     visited = [
@@ -60,18 +46,10 @@ def averaged(
         for name, value in zip(names, numbers[episode.start :], strict=True):
             found[name].append(value)
     means = {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
-    return Targets(
-        values=[
-            [math.nan] * episode.start + [means[name] for name in names]
-            for episode, names in zip(episodes, visited, strict=True)
-        ],
-        visits=[
-            [0] * episode.start + [len(found[name]) for name in names]
-            for episode, names in zip(episodes, visited, strict=True)
-        ],
-        pairs=len(found),
-        repeated=sum(len(numbers) > 1 for numbers in found.values()),
-    )
+    return [
+        [math.nan] * episode.start + [means[name] for name in names]
+        for episode, names in zip(episodes, visited, strict=True)
+    ]
 
 
 def discounted_returns(rewards: Sequence[float], gamma: float) -> list[float]:

@@ -16,7 +16,7 @@ from services.trainer.baselines import LOOPS
 from services.trainer.demonstrations import DemonstrationsError
 from services.trainer.launch import FitFailed, Launcher
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 
 
@@ -36,7 +36,7 @@ def train(settings: TrainerSettings, config: Config) -> int:
         require_visible(config.device)
         if num_processes > 1:
             launch = Launcher(settings, num_processes, accelerate).perform
-        with open_run(settings) as (services, records), Metrics(settings.run) as metrics:
+        with open_run(settings) as (services, records), MetricsWriter(settings.run) as metrics:
             progress = Progress(log=metrics.log)
             loop = LOOPS.get(config.algorithm, Loop)(
                 settings.run, config, services, records, prompt, metrics, progress, launch

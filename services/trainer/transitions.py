@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from agentprm.protocol import Action, ActRequest, Episode, JobResult, NextAction, Sampling
+from agentprm.runs import DEMONSTRATIONS
 from services.trainer.collect import Collector
-from services.trainer.records import Records
+from services.trainer.records import Records, job_id
 from services.trainer.seeds import derive, shuffled
 
 _STATES = 64
@@ -32,8 +33,8 @@ def draw_transitions(records: Records, i: int, seed: int) -> tuple[list[Episode]
     whole episodes are drawn until they have the transitions of the smaller; no more are asked
     about or trained on.
     """
-    expert = records.episodes("demonstrations")
-    learner = [e for k in range(i + 1) for e in records.episodes(f"pi_{k}-rollouts")]
+    expert = records.episodes(DEMONSTRATIONS)
+    learner = records.rollouts(*range(i + 1))
     wanted = min(_transitions(expert), _transitions(learner))
     return (
         list(_drawn(expert, wanted, derive(seed, f"q_{i}", "expert"))),
@@ -42,31 +43,28 @@ def draw_transitions(records: Records, i: int, seed: int) -> tuple[list[Episode]
 
 
 def sample_next_actions(
-    collector: Collector,
-    stage: str,
-    episodes: Sequence[Episode],
-    policy: str,
-    sampling: Sampling,
+    collector: Collector, i: int, episodes: Sequence[Episode], sampling: Sampling
 ) -> None:
-    """Have `policy` choose anew in every state that follows a transition; record what it chose.
+    """Have π_i choose anew in every state that follows a transition; record what it chose.
 
     Raises:
         ServiceError: the policy does not answer.
         RuntimeError: it answers with another version.
     """
+    stage, policy = _stage(i), f"policy/{i}"
     places = list(_turn_by_turn(episodes))
     finished = collector.records.finished(stage)
-    missing = {
-        job_id: places[start : start + _STATES]
+    jobs = {
+        job_id(stage, k): places[start : start + _STATES]
         for k, start in enumerate(range(0, len(places), _STATES))
-        if (job_id := f"{stage}-{k:04d}") not in finished
     }
+    missing = {job: states for job, states in jobs.items() if job not in finished}
     if not missing:
         collector.progress.skip(stage)
         return
 
-    def ask(job_id: str) -> JobResult:
-        return _asked(collector, job_id, missing[job_id], policy, sampling)
+    def ask(job: str) -> JobResult:
+        return _asked(collector, job, missing[job], policy, sampling)
 
     collector.serve(policy=policy)
     collector.progress.start(stage, f"{policy} chooses anew in {len(places)} states")
@@ -81,28 +79,30 @@ def sample_next_actions(
     collector.progress.end({"states": done})
 
 
-def read_next_actions(records: Records, stage: str) -> NextActions:
-    """What was recorded in `stage`."""
+def read_next_actions(records: Records, i: int) -> NextActions:
+    """What π_i chose."""
     found: dict[str, dict[int, Action]] = defaultdict(dict)
-    for result in records.results(stage):
+    for result in records.results(_stage(i)):
         for chosen in result.next_actions:
             found[chosen.episode_id][chosen.turn] = chosen.action
     return found
 
 
+def _stage(i: int) -> str:
+    return f"pi_{i}-next-actions"
+
+
 def _asked(
     collector: Collector,
-    job_id: str,
+    job: str,
     places: Sequence[tuple[Episode, int]],
     policy: str,
     sampling: Sampling,
 ) -> JobResult:
     started = time.monotonic()
-    seed = derive(collector.seed, job_id)
+    seed = derive(collector.seed, job)
     request = ActRequest(states=[e.state(t) for e, t in places], sampling=sampling, seed=seed)
-    answer = collector.services.policy.next.act(request)
-    if answer.policy_version != policy:
-        raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+    answer = collector.services.act(request, policy)
     chosen = [
         NextAction(
             episode_id=episode.id,
@@ -117,7 +117,7 @@ def _asked(
         for (episode, t), result in zip(places, answer.results, strict=True)
     ]
     seconds = time.monotonic() - started
-    return JobResult(job_id=job_id, worker="trainer", seconds=seconds, next_actions=chosen)
+    return JobResult(job_id=job, worker="trainer", seconds=seconds, next_actions=chosen)
 
 
 def _turn_by_turn(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, int]]:

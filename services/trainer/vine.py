@@ -25,11 +25,17 @@ from agentprm.protocol import (
     Start,
 )
 from services.trainer.collect import Collector
+from services.trainer.records import job_id
 from services.trainer.seeds import derive
 from services.trainer.targets import keys
 
 _SAMPLES = 4
 """Samples drawn from the policy for each action that is to be tried: many of them are alike."""
+
+
+def vine_stage(i: int) -> str:
+    """The stage in which π_i goes on from states of its rollouts."""
+    return f"pi_{i}-vine"
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def vine_jobs(
     size = collector.batch // plan.size
     groups = [places[first : first + size] for first in range(0, len(places), size)]
     finished = collector.records.finished(stage)
-    missing = {k: group for k, group in enumerate(groups) if f"{stage}-{k:04d}" not in finished}
+    missing = {k: group for k, group in enumerate(groups) if job_id(stage, k) not in finished}
     if missing:
         collector.serve(policy=policy)
     jobs = []
@@ -144,7 +150,7 @@ def vine_jobs(
         ]
         jobs.append(
             RolloutJob(
-                id=f"{stage}-{k:04d}",
+                id=job_id(stage, k),
                 games=[game for game, _ in branches],
                 starts=[start for _, start in branches],
                 seed=derive(collector.seed, stage, k),
@@ -173,9 +179,7 @@ def _tried(
             sampling=sampling,
             seed=seed,
         )
-        answer = collector.services.policy.next.act(request)
-        if answer.policy_version != policy:
-            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
+        answer = collector.services.act(request, policy)
         tried = [
             actions_to_try(place.recorded, sampled, plan.actions)
             for place, sampled in zip(places, answer.results, strict=True)

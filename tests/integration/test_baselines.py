@@ -36,7 +36,7 @@ from services.trainer.baselines import LOOPS
 from services.trainer.collect import Services
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from tests.env_server import KITCHEN
@@ -186,7 +186,7 @@ def test_a_baseline_trains_and_gives_the_rows_of_the_loop(
 ) -> None:
     settings, quiet = config(create_small(tmp_path), algorithm), Progress(Console(quiet=True))
     records = Records(tmp_path / "records")
-    with Metrics(tmp_path) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         loop: Loop = LOOPS[algorithm](
             tmp_path, settings, services, records, load_prompt("chat"), metrics, quiet
         )
@@ -217,7 +217,7 @@ def test_fine_tuning_on_what_was_won_has_no_prm(tmp_path: Path, services: Servic
         {"update": "outcome-rejection", "rollouts.vine.states": 2, "rejection.batch_tokens": 2000},
     )
     records, quiet = Records(tmp_path / "records"), Progress(Console(quiet=True))
-    with Metrics(tmp_path) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         loop = Loop(tmp_path, settings, services, records, load_prompt("chat"), metrics, quiet)
         rows = loop.train()
     assert [(row.policy, row.prm) for row in rows] == [(f"pi_{i}", None) for i in range(3)]

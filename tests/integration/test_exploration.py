@@ -30,7 +30,7 @@ from services.trainer.exploration import begin, rollout_jobs
 from services.trainer.fits import FitJob
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.online import sample_states
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -92,7 +92,7 @@ class Training:
 
     run: Path
     services: Services
-    metrics: Metrics
+    metrics: MetricsWriter
     player: Player
     played: list[RolloutJob]
 
@@ -134,10 +134,10 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
         )
         player = Talkative(env.url, policy)
         played = stack.enter_context(working(redis.url, player))
-        training = Training(run, services, stack.enter_context(Metrics(run)), player, played)
+        training = Training(run, services, stack.enter_context(MetricsWriter(run)), player, played)
         loop = training.loop()
         loop.demonstrate()
-        loop.explain()
+        loop.fit_explorer()
         loop.roll_out(0)
         yield training
 
@@ -153,9 +153,7 @@ def test_every_way_has_its_rollouts_and_targets_from_their_start(training: Train
     led = [e for e in episodes if e.turns[e.start].log_prob is None]
     assert (len(episodes), len(resets), len(steered), len(led)) == (8, 2, 2, 2)
     assert {episode.provenance.hint for episode in steered} == {STRATEGY}
-    for episode, targets in zip(
-        episodes, monte_carlo_targets(episodes, CONFIG.gamma).values, strict=True
-    ):
+    for episode, targets in zip(episodes, monte_carlo_targets(episodes, CONFIG.gamma), strict=True):
         assert len(episode.turns) <= CONFIG.max_steps
         played = episode.turns[episode.start :]
         assert {turn.policy_version for turn in played} == {"policy/0"}
@@ -197,7 +195,7 @@ def test_a_trainer_that_starts_again_asks_for_the_same(training: Training) -> No
     before = list(training.played)
     again = training.loop()
     again.demonstrate()
-    again.explain()
+    again.fit_explorer()
     again.roll_out(0)
     assert training.played == before, "what is recorded is not played again"
     plan = CONFIG.rollouts

@@ -41,7 +41,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """prm/0 is fitted, prm/1 to prm/3 come from elsewhere, prm/4 is of `state`, prm/5 1 to 3."""
     root = tmp_path_factory.mktemp("run")
     registry = Registry(root / "checkpoints")
-    targets = monte_carlo_targets(EPISODES, 0.8).values
+    targets = monte_carlo_targets(EPISODES, 0.8)
     settings = PRMSettings(epochs=1, batch_tokens=600, gamma=0.8, validation_fraction=0.34)
     with registry.write("prm/0") as draft:
         fit_prm(create_small(root), EPISODES, targets, draft, settings, load_prompt("chat"))

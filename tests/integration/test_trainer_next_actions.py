@@ -76,19 +76,19 @@ def test_each_state_is_asked_about_once_whatever_breaks_off(queue: Queue, tmp_pa
     with serving(app) as url:
         first = collector(queue, tmp_path / "records", policy=url)
         with pytest.raises(RuntimeError, match="answered with policy/9, not policy/3"):
-            sample_next_actions(first, STAGE, episodes, "policy/3", Sampling())
+            sample_next_actions(first, 3, episodes, Sampling())
         done = len(first.records.finished(STAGE))
         assert 4 <= done < 8
         asked.clear()
         breaks_at = 0
         again = collector(queue, tmp_path / "records", policy=url)
         for _ in range(2):
-            sample_next_actions(again, STAGE, episodes, "policy/3", Sampling())
+            sample_next_actions(again, 3, episodes, Sampling())
         assert len(asked) == 9 - done
-        chosen = read_next_actions(again.records, STAGE)
+        chosen = read_next_actions(again.records, 3)
         straight = collector(queue, tmp_path / "straight", policy=url)
-        sample_next_actions(straight, STAGE, episodes, "policy/3", Sampling())
-    assert read_next_actions(straight.records, STAGE) == chosen
+        sample_next_actions(straight, 3, episodes, Sampling())
+    assert read_next_actions(straight.records, 3) == chosen
     for each in episodes:
         assert sorted(chosen[each.id]) == list(range(each.start + 1, 5))
     commands = Counter(a.command for turns in chosen.values() for a in turns.values())

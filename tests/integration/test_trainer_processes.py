@@ -31,7 +31,7 @@ from agentprm.redis_server import RedisServer
 from services.trainer.app import TrainerSettings, connect
 from services.trainer.fits import FitJob, Fits
 from services.trainer.launch import FitFailed, Launcher
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from tests.processes import service
@@ -100,7 +100,7 @@ class Run:
     def fit_here(self, job: FitJob, config: Config) -> None:
         """As the trainer does it without processes of their own."""
         run, quiet = self.settings.run, Progress(Console(quiet=True))
-        with connect(self.settings) as services, Metrics(run) as metrics:
+        with connect(self.settings) as services, MetricsWriter(run) as metrics:
             records, prompt = Records(run / "records"), load_prompt("chat")
             Fits(run, config, records, prompt, metrics.log, quiet, services).perform(job)
 

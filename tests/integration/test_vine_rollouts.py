@@ -24,7 +24,7 @@ from services.rollout.player import Player
 from services.trainer.collect import Services
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive
@@ -54,7 +54,7 @@ class Training:
 
     run: Path
     services: Services
-    metrics: Metrics
+    metrics: MetricsWriter
     played: list[RolloutJob]
 
     def loop(self, records: str = "records") -> Loop:
@@ -83,7 +83,7 @@ def training(tmp_path: Path) -> Iterator[Training]:
             stack.enter_context(Queue(redis.url, "run")),
         )
         played = stack.enter_context(working(redis.url, Player(env, policy)))
-        metrics = stack.enter_context(Metrics(tmp_path))
+        metrics = stack.enter_context(MetricsWriter(tmp_path))
         yield Training(tmp_path, services, metrics, played)
 
 
@@ -95,7 +95,7 @@ def discounted(episode: Episode) -> float:
 def test_branches_are_played_become_targets_and_are_fitted(training: Training) -> None:
     loop = training.loop()
     loop.roll_out(0)
-    loop.branch(0)
+    loop.roll_out_vine(0)
     jobs = [job for job in training.played if job.starts is not None]
     assert [job.id for job in jobs] == [f"pi_0-vine-000{k}" for k in range(3)]
     rollouts = loop.records.episodes("pi_0-rollouts")
@@ -126,9 +126,9 @@ def test_branches_are_played_become_targets_and_are_fitted(training: Training) -
             if other.start <= t < len(pairs) and pairs[t] == names[i][t]
         ]
         assert len(through) >= 3
-        assert targets.values[i][t] == pytest.approx(sum(through) / len(through))
-        assert all(math.isnan(value) for value in targets.values[i][:t])
-        assert not any(math.isnan(value) for value in targets.values[i][t:])
+        assert targets[i][t] == pytest.approx(sum(through) / len(through))
+        assert all(math.isnan(value) for value in targets[i][:t])
+        assert not any(math.isnan(value) for value in targets[i][t:])
 
     with loop.registry.write("policy/0") as out:
         shutil.copytree(create_small(training.run), out, dirs_exist_ok=True)
@@ -143,11 +143,11 @@ def test_branches_are_played_become_targets_and_are_fitted(training: Training) -
 def test_a_trainer_that_starts_again_asks_for_what_is_missing(training: Training) -> None:
     loop = training.loop()
     loop.roll_out(0)
-    loop.branch(0)
+    loop.roll_out_vine(0)
     asked = list(training.played)
     again = training.loop()
     again.roll_out(0)
-    again.branch(0)
+    again.roll_out_vine(0)
     assert training.played == asked, "what is recorded is not played again"
 
     partly = training.loop("partly")  # killed when one of the jobs was recorded

@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`policy` and `prm` as the fits write them for the prompt `chat`, `state-*` for `state`."""
     root = tmp_path_factory.mktemp("trained")
     small = create_small(root)
-    targets = monte_carlo_targets(EPISODES, 0.8).values
+    targets = monte_carlo_targets(EPISODES, 0.8)
     sft = SFTSettings(epochs=15, learning_rate=1e-2, precision="fp32")
     prm = PRMSettings(
         epochs=15, learning_rate=1e-2, batch_tokens=600, validation_fraction=0, precision="fp32"

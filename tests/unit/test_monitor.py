@@ -34,6 +34,7 @@ from agentprm.registry import Registry
 from agentprm.trials import Trial, Trials, fell
 from services.policy.decoding import Decoder, Query
 from services.policy.engine.embedded import EmbeddedEngine
+from services.trainer.collect import Services
 from services.trainer.monitor.readings import Monitor, divergence, held_out_games
 from services.trainer.monitor.reference import Reference
 from services.trainer.monitor.watch import Watch, trial_games
@@ -137,7 +138,7 @@ class Before:
 
 
 def monitor(prm: str = "prm/0") -> Monitor:
-    services = type("Services", (), {"policy": Fleet(Policy()), "prm": Fleet(PRM())})()
+    services = Services(None, Fleet(Policy()), Fleet(PRM()), None)  # type: ignore[arg-type]
     plan, sampling = (
         MonitorSettings(samples=4),
         Sampling(temperature=0.7, reason_temperature=0.5, presence_penalty=5, max_tokens=9),

@@ -4,7 +4,7 @@ from pathlib import Path
 from agentprm import runs
 from agentprm.protocol import Episode, JobResult
 from services.trainer import demonstrations
-from services.trainer.records import Records, stage_of
+from services.trainer.records import Records, job_id, stage_of
 from tests.unit.trainer_episodes import episode
 
 
@@ -13,7 +13,9 @@ def result(job_id: str, worker: str = "w", played: Sequence[Episode] = ()) -> Jo
 
 
 def test_stage_of_a_job() -> None:
+    assert job_id("pi_0-rollouts", 7) == "pi_0-rollouts-0007"
     assert stage_of("pi_0-rollouts-0007") == "pi_0-rollouts"
+    assert stage_of(job_id("pi_0-rollouts", 12345)) == "pi_0-rollouts"
 
 
 def test_a_job_is_counted_once_also_after_a_restart(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from services.trainer.collect import Collector, Services
 from services.trainer.fits import FitJob, Fits
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.process_reward import mean_q, process_reward, validation_states
 from services.trainer.progress import Progress
 from services.trainer.records import Records
@@ -86,7 +86,7 @@ def test_several_prms_are_fitted_from_different_seeds_and_serve_as_one(tmp_path:
         (job.out / "weights").write_text(str(job.member))
 
     services = cast("Services", SimpleNamespace(queue=None))
-    with Metrics(tmp_path) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         records, prompt = Records(tmp_path / "records"), load_prompt()
         loop = Loop(tmp_path, config, services, records, prompt, metrics, Progress(), fit)
         loop.fit_prm(0)
@@ -128,7 +128,7 @@ def test_the_process_reward_is_the_mean_q_of_the_policys_own_actions(tmp_path: P
 
 
 def test_the_seconds_of_a_stage_are_measured(tmp_path: Path) -> None:
-    with Metrics(tmp_path) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         progress = Progress(log=metrics.log)
         for stage in ("pi_0", "q_0"):
             progress.start(stage, "something")

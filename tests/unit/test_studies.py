@@ -21,7 +21,7 @@ from agentprm.runs import read_episodes
 from agentprm.studies import STUDIES, Study, StudyError, Work, figures, run_study
 from agentprm.studies._derive import derive_run
 from agentprm.studies.hacking import parting
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from tests.finished_run import TASKS, finished_run
 
 
@@ -124,7 +124,7 @@ class Recorder:
         for step in (10, 20):
             with registry.write(f"online/1.{step}") as draft:
                 (draft / "weights").write_bytes(b"")
-        with Metrics(run) as metrics:
+        with MetricsWriter(run) as metrics:
             for step, kl in ((0, 0.0), (10, 0.5), (20, 2.0), (30, 2.5)):
                 metrics.log("pi_1", step, {"kl": kl, "process_reward": 0.5})
 

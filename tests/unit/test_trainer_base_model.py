@@ -23,7 +23,7 @@ from services.trainer.base_model import BaseModelError, base_model, require_trai
 from services.trainer.baselines import MoreSFT
 from services.trainer.collect import Services
 from services.trainer.loop import Loop
-from services.trainer.metrics import Metrics
+from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.records import Records
 from tests.models import tiny_causal_lm
@@ -81,7 +81,7 @@ def test_a_run_refuses_its_model_before_anything_is_played(
     config = load_config("smoke", overrides={"model": str(model)})
     nobody = cast("Services", SimpleNamespace(queue=None))
     records = Records(tmp_path / "records")
-    with Metrics(tmp_path) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         loop = kind(tmp_path, config, nobody, records, CHAT, metrics, Progress())
         with pytest.raises(BaseModelError, match="rewrites earlier messages"):
             loop.train()

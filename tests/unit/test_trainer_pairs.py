@@ -15,7 +15,7 @@ EPISODES = [
     episode(["inventory"], [0]),
     episode(["look"], [0], game="b"),
 ]
-TARGETS = monte_carlo_targets(EPISODES, 0.5).values
+TARGETS = monte_carlo_targets(EPISODES, 0.5)
 
 
 def commands(margin: float) -> list[tuple[str, str]]:
@@ -52,7 +52,7 @@ def test_the_turns_before_a_branch_are_no_visits() -> None:
     """They were given to a continuation, and their targets are NaN."""
     tried = episode(["inventory", "help"], [0, 1]).model_copy(update={"start": 1})
     episodes = [tried, episode(["look", "look"], [0, 0]), episode(["inventory", "look"], [0, 0])]
-    targets = monte_carlo_targets(episodes, 1.0).values
+    targets = monte_carlo_targets(episodes, 1.0)
     found = preference_pairs(episodes, targets, 0.1)
     assert [(p.chosen.command, p.rejected.command) for p in found.pairs] == [("help", "look")]
     assert (found.states, found.one_action, found.discarded) == (3, 1, 1)

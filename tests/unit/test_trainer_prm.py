@@ -42,7 +42,7 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
 ) -> None:
     small = create_small(tmp_path)
     out, prompt = tmp_path / "out", load_prompt(name)
-    metrics = fit_prm(small, EPISODES, TARGETS.values, out, SETTINGS, prompt)
+    metrics = fit_prm(small, EPISODES, TARGETS, out, SETTINGS, prompt)
     assert metrics["val_explained_variance"] > 0.9
     assert metrics["val_auc"] == 1
     assert metrics["val_bce"] - metrics["val_entropy"] < 0.1
@@ -77,9 +77,7 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
         for row in episode_rows(tokenizer, prompt, EPISODES[i], 2048):
             for (_, end), turn in zip(row.spans, row.turns, strict=True):
                 logit = model(torch.tensor([row.ids[:end]])).logits
-                assert torch.sigmoid(logit).item() == pytest.approx(
-                    TARGETS.values[i][turn], abs=0.15
-                )
+                assert torch.sigmoid(logit).item() == pytest.approx(TARGETS[i][turn], abs=0.15)
 
 
 def test_one_pass_scores_every_turn_as_plain_transformers_does_at_each_cut(
@@ -111,7 +109,7 @@ def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
     small = create_small(tmp_path)
     settings = PRMSettings(epochs=1, batch_tokens=600, validation_fraction=0, checkpointing=True)
     out = tmp_path / "out"
-    metrics = fit_prm(small, EPISODES[:2], TARGETS.values[:2], out, settings, load_prompt("chat"))
+    metrics = fit_prm(small, EPISODES[:2], TARGETS[:2], out, settings, load_prompt("chat"))
     assert metrics["validation_rows"] == 0
     assert read_facts(out).calibration is None
     earlier = load_prm(out, 0, seed=1).score.weight

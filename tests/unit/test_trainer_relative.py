@@ -33,7 +33,7 @@ EPISODES = [
         )
     )
 ]
-TARGETS = monte_carlo_targets(EPISODES, 0.8).values
+TARGETS = monte_carlo_targets(EPISODES, 0.8)
 
 
 def test_the_first_step_is_that_of_bradley_terry(tmp_path: Path) -> None:

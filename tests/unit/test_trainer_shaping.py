@@ -63,7 +63,7 @@ def test_the_advantage_is_what_an_action_gains_on_the_reference() -> None:
 
 
 def test_the_target_mixes_return_and_advantage_as_equation_13_says() -> None:
-    q = monte_carlo_targets([WALKED], GAMMA).values  # 0.9^4, 0.9^3, 0.9^2, 0.9, 1
+    q = monte_carlo_targets([WALKED], GAMMA)  # 0.9^4, 0.9^3, 0.9^2, 0.9, 1
     [target] = shaped(q, [BY_HAND], 0.25)
     for t, value in enumerate(target):
         mixed = 0.75 * 0.9 ** (4 - t) + 0.25 * BY_HAND[t]
@@ -175,7 +175,7 @@ def test_a_run_fits_the_value_and_shapes_its_targets(tmp_path: Path) -> None:
         quiet = Progress(Console(quiet=True))
         return Fits(tmp_path, config, records, prompt, ignore, quiet, None)
 
-    plain = monte_carlo_targets(EPISODES[:4], 0.95).values
+    plain = monte_carlo_targets(EPISODES[:4], 0.95)
     assert fits(0.0)._targets(EPISODES[:4]) == plain
     with registry.write(VALUE) as out:
         fits(0.5).perform(FitJob(kind="value", iteration=0, base=create_small(tmp_path), out=out))

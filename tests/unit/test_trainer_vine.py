@@ -31,20 +31,18 @@ VINE = [e.model_copy(update={"start": 1}) for e in (*SAME, *OTHER)]
 def test_a_pair_has_the_mean_of_its_continuations_and_of_the_visit_that_was_recorded() -> None:
     targets = monte_carlo_targets([ROLLOUT, *VINE], 0.5)
     recorded = (0 + 0.5 + 0.25 + 0) / 4  # discounted from the second turn, not from the first
-    assert targets.values[0] == pytest.approx([0, recorded, 0])
-    assert targets.values[1][1:] == pytest.approx([recorded, 1])
-    assert targets.values[2][1:] == pytest.approx([recorded, (0.5 + 0) / 2, 1])
-    assert targets.values[4][1:] == [1]
-    assert targets.visits == [[1, 4, 1], [0, 4, 1], [0, 4, 2, 1], [0, 4, 2], [0, 1]]
+    assert targets[0] == pytest.approx([0, recorded, 0])
+    assert targets[1][1:] == pytest.approx([recorded, 1])
+    assert targets[2][1:] == pytest.approx([recorded, (0.5 + 0) / 2, 1])
+    assert targets[3][1:] == pytest.approx([recorded, (0.5 + 0) / 2])
+    assert targets[4][1:] == [1]
 
 
 def test_the_turns_that_led_to_a_branch_are_no_visits() -> None:
     """Four continuations of which three win, and still the first turn has one lost visit."""
     targets = monte_carlo_targets([ROLLOUT, *VINE], 0.5)
-    assert targets.values[0][0] == 0
-    assert all(math.isnan(values[0]) for values in targets.values[1:])
-    # look; its two successors; fridge, cabinet and look after `inventory`; cabinet after that
-    assert targets.pairs == 7
+    assert targets[0][0] == 0
+    assert all(math.isnan(values[0]) for values in targets[1:])
 
 
 @pytest.mark.parametrize("name", ["chat", "state"])

@@ -1,14 +1,12 @@
 """Plays games in the compiled engine and in TextWorld in lock step, and reports any difference.
 
-    python -m services.env.engine.check --games DIR --split valid_seen --episodes 20 --json
-
-TextWorld is the judge. The commands are a seeded mix: what leads to the goal, possible ones with
-the rare verbs preferred, and nonsense; play goes on after a game is won.
+`agentprm games check` runs it. TextWorld is the judge. The commands are a seeded mix: what leads to
+the goal, possible ones with the rare verbs preferred, and nonsense; play goes on after a game is
+won.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
@@ -228,30 +226,3 @@ def sample(directory: Path, split: str | None, episodes: int | None, seed: int) 
     )
     random.Random(seed).shuffle(found)
     return found[:episodes]
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--games", type=Path, required=True, help="directory with json_2.1.1")
-    parser.add_argument("--split", help="train, valid_seen or valid_unseen; all if not given")
-    parser.add_argument("--episodes", type=int, default=20, help="number of games")
-    parser.add_argument("--steps", type=int, default=20, help="commands per game")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path, help="JSON lines, one a game; resumed if it exists")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    given = parser.parse_args()
-    games = sample(given.games, given.split, given.episodes, given.seed)
-    if not games:
-        parser.error(f"no games below {given.games}")
-    report = asdict(check(games, steps=given.steps, seed=given.seed, log=given.log))
-    if given.json:
-        print(json.dumps(report))
-    else:
-        for name, value in report.items():
-            print(f"{name}: {value}")
-    raise SystemExit(1 if report["mismatches"] else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -66,15 +66,17 @@ class Monitor:
             ServiceError: a service fails.
             RuntimeError: one answers with another version.
         """
-        acted = self._services.policy.next.act(self._request)
-        _require(version, acted.policy_version)
+        acted = self._services.act(self._request, version)
         candidates = [result.candidates for result in acted.results]
         choices = [
             Choice(state=state, actions=[candidate.action for candidate in found])
             for state, found in zip(self._states, candidates, strict=True)
         ]
         scored = self._services.prm.next.score(ScoreRequest(choices=choices))
-        _require(self._prm_version, scored.prm_version)
+        if scored.prm_version != self._prm_version:
+            raise RuntimeError(
+                f"the PRM answered with {scored.prm_version}, not {self._prm_version}"
+            )
         counts = [[candidate.count for candidate in found] for found in candidates]
         now = [[candidate.log_prob for candidate in found] for found in candidates]
         before = [
@@ -124,8 +126,3 @@ def held_out_games(registry: Registry, prm: str) -> set[str]:
 def _mean(values: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]) -> float:
     """The mean over states of the mean over samples."""
     return fmean(fmean(of_state, weights) for of_state, weights in zip(values, counts, strict=True))
-
-
-def _require(wanted: str, found: str) -> None:
-    if found != wanted:
-        raise RuntimeError(f"a service answered with {found}, not {wanted}")

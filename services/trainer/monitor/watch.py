@@ -11,6 +11,7 @@ from agentprm.facts import METADATA
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, Game, Sampling, Split
 from agentprm.registry import STABLE, Registry
+from agentprm.runs import DEMONSTRATIONS
 from agentprm.trials import Trial, Trials
 from services.trainer.collect import Collector, Services
 from services.trainer.monitor.readings import Monitor
@@ -22,7 +23,7 @@ from services.trainer.seeds import derive
 
 _ALL = 10**9
 
-Log = Callable[[int, Mapping[str, float]], None]
+LogReadings = Callable[[int, Mapping[str, float]], None]
 """Takes the optimizer step, and what was read."""
 
 
@@ -52,7 +53,9 @@ class Arena:
 class Watch:
     """Reads every published set of weights of one policy update, and lets it play."""
 
-    def __init__(self, monitor: Monitor, arena: Arena | None, patience: int, log: Log) -> None:
+    def __init__(
+        self, monitor: Monitor, arena: Arena | None, patience: int, log: LogReadings
+    ) -> None:
         self._monitor = monitor
         self._arena = arena
         self._patience = patience
@@ -109,7 +112,7 @@ def watch(
     i: int,
     attempt: str,
     progress: Progress,
-    log: Log,
+    log: LogReadings,
 ) -> Watch:
     """The watch over the update of π_{i-1}, in `base`, to π_i, with a first look at π_{i-1}.
 
@@ -163,9 +166,8 @@ def trial_games(collector: Collector, i: int, count: int) -> list[Game]:
         ValueError: the split has not so many.
     """
     order = collector.games(Split.TRAIN, _ALL, "rollouts", repeat=False)
-    stages = [f"pi_{k}-rollouts" for k in range(i)]
-    rolled_out = {game for stage in stages for game in _games(collector.records, stage)}
-    imitated = _games(collector.records, "demonstrations")
+    rolled_out = _games(collector.records.rollouts(*range(i)))
+    imitated = _games(collector.records.episodes(DEMONSTRATIONS))
     free = [game for game in reversed(order) if game.id not in rolled_out]
     if len(free) < count:
         raise ValueError(
@@ -174,5 +176,5 @@ def trial_games(collector: Collector, i: int, count: int) -> list[Game]:
     return sorted(free, key=lambda game: game.id in imitated)[:count]
 
 
-def _games(records: Records, stage: str) -> set[str]:
-    return {episode.game.id for episode in records.episodes(stage)}
+def _games(episodes: Sequence[Episode]) -> set[str]:
+    return {episode.game.id for episode in episodes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -15,20 +15,18 @@ from agentprm.config import Config
 from agentprm.prompts import PromptTemplate
 from agentprm.registry import STABLE, Registry
 from services.trainer.collect import Collector, Services
-from services.trainer.progress import Progress
+from services.trainer.fitting import LogMetrics, ReportStep
+from services.trainer.progress import LogStage, Progress
 from services.trainer.records import Records
 
 _log = structlog.get_logger()
-
-Log = Callable[[str, int, Mapping[str, float]], None]
-"""Takes the stage, its step, and what was measured."""
 
 
 class Reports(TypedDict):
     """The callbacks that every fit takes."""
 
-    log: Callable[[Mapping[str, float]], None]
-    progress: Callable[[int, int], None]
+    log: LogMetrics
+    progress: ReportStep
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Workplace:
     registry: Registry
     services: Services | None
     progress: Progress
-    log: Log
+    log: LogStage
     reports: Callable[[str], Reports]
     """Those of a stage."""
 

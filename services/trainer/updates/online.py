@@ -73,7 +73,7 @@ class OnlineUpdate(Update):
         plan = config.preferences.under(config.algorithm)
         stage = f"pi_{i}-{self.samples}"
         attempt = uuid.uuid4().hex[:8]
-        rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
+        rollouts = self.at.records.rollouts(i - 1)
         unseen = held_out_games(self.at.registry, f"prm/{i - 1}") if config.monitor else set()
         seen = [episode for episode in rollouts if episode.game.id not in unseen]
         states = sample_states(seen, plan.pairs, plan.per_game, derive(config.seed, stage))

@@ -24,7 +24,7 @@ class Rejection(Update):
         """π_{i-1} samples candidates at states of its rollouts, and Q_{i-1} scores them."""
         config, plan = self.at.config, self.at.config.preferences
         stage = f"pi_{i}-candidates"
-        rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
+        rollouts = self.at.records.rollouts(i - 1)
         states = sample_states(rollouts, plan.pairs, plan.per_game, derive(config.seed, stage))
         jobs = candidate_jobs(
             plan,
@@ -74,7 +74,7 @@ class OutcomeRejection(Update):
 
     def fit(self, i: int, base: Path, out: Path) -> None:
         """π_i on all actions of the won rollouts."""
-        rollouts = self.at.records.episodes(f"pi_{i - 1}-rollouts")
+        rollouts = self.at.records.rollouts(i - 1)
         won = [episode for episode in rollouts if episode.won]
         self.at.progress.start(f"pi_{i}", f"fine-tuning on {len(won)} rollouts that were won")
         if not won:

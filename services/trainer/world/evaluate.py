@@ -36,7 +36,7 @@ _DEADLINE = 900.0
 """Seconds that an outcome may take; on a CPU many wait for one another."""
 
 
-class EvaluateSettings(ProcessSettings):
+class WorldEvaluateSettings(ProcessSettings):
     """What is measured, on what, and where the result goes."""
 
     run: Path = Field(description="run directory, with its records")
@@ -84,7 +84,7 @@ def measure(
     return accuracy([t.before for t in drawn], [t.outcome for t in drawn], predicted)
 
 
-def _rows(settings: EvaluateSettings, model: WorldModel, progress: Progress) -> Iterator[Row]:
+def _rows(settings: WorldEvaluateSettings, model: WorldModel, progress: Progress) -> Iterator[Row]:
     checkpoint = Registry(settings.run / "checkpoints").path(settings.world)
     trained = set(orjson.loads((checkpoint / METADATA).read_bytes())["training_games"])
     episodes = held_out(Records(settings.run / "records"), trained)
@@ -104,7 +104,7 @@ def _rows(settings: EvaluateSettings, model: WorldModel, progress: Progress) -> 
 
 def main() -> int:
     """Measure, and write the rows."""
-    settings = EvaluateSettings.from_command_line()
+    settings = WorldEvaluateSettings.from_command_line()
     configure_logging("world")
     try:
         with (

@@ -21,12 +21,20 @@ from agentprm.lineage import die_with_parent
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
+from agentprm.runs import DEMONSTRATIONS
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from services.trainer.exclusive import RunTaken, exclusive
-from services.trainer.fitting import Log, Metrics, Progress, ignore, load_tokenizer, processes
-from services.trainer.metrics import Metrics as Curves
-from services.trainer.progress import Progress as Lines
+from services.trainer.fitting import (
+    LogMetrics,
+    Metrics,
+    ReportStep,
+    ignore,
+    load_tokenizer,
+    processes,
+)
+from services.trainer.metrics import MetricsWriter
+from services.trainer.progress import Progress
 from services.trainer.records import Records
 from services.trainer.seeds import derive
 from services.trainer.sft import fit_rows
@@ -34,7 +42,7 @@ from services.trainer.targets import split_by_game
 from services.trainer.world.transitions import world_rows
 
 
-class FitSettings(ProcessSettings):
+class WorldFitSettings(ProcessSettings):
     """What is fitted."""
 
     run: Path = Field(description="run directory, with its config.json")
@@ -48,8 +56,8 @@ def fit_world(
     config: Config,
     iteration: int,
     *,
-    log: Log = ignore,
-    progress: Progress = ignore,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
 ) -> Metrics:
     """Train the causal model in `base` to tell what follows a command; write it to `out`.
 
@@ -73,20 +81,19 @@ def fit_world(
 def whole_episodes(records: Records, iteration: int) -> list[Episode]:
     """The demonstrations and the rollouts of π_0..π_i, without those that begin in a later state:
     the turns that were given to them do not tell what was possible."""
-    stages = ["demonstrations", *(f"pi_{k}-rollouts" for k in range(iteration + 1))]
-    episodes = (episode for name in stages for episode in records.episodes(name))
+    episodes = [*records.episodes(DEMONSTRATIONS), *records.rollouts(*range(iteration + 1))]
     return [episode for episode in episodes if episode.start == 0]
 
 
-def _log(curves: Curves, stage: str, line: Metrics) -> None:
+def _log(writer: MetricsWriter, stage: str, line: Metrics) -> None:
     values = {name: value for name, value in line.items() if name != "step"}
-    curves.log(stage, int(line["step"]), values)
+    writer.log(stage, int(line["step"]), values)
 
 
 def main() -> int:
     """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
     die_with_parent()
-    settings = FitSettings.from_command_line()
+    settings = WorldFitSettings.from_command_line()
     configure_logging("world")
     transformers.logging.set_verbosity_error()
     run, i, config = settings.run, settings.iteration, read_config(settings.run)
@@ -94,9 +101,9 @@ def main() -> int:
     version, stage = f"world/{i}", f"world_{i}"
     state = processes()
     main_process = state.is_main_process
-    lines = Lines(None if main_process else Console(quiet=True))
+    progress = Progress(None if main_process else Console(quiet=True))
     if registry.exists(version):
-        lines.skip(stage)
+        progress.skip(stage)
         return 0
     base = registry.open(f"policy/{i}")
     with ExitStack() as stack:
@@ -109,14 +116,14 @@ def main() -> int:
             return 1
         state.wait_for_everyone()  # until the run is this fit's
         episodes = whole_episodes(Records(run / "records"), i)
-        lines.start(stage, f"fitting the world model on {len(episodes)} episodes")
-        log: Log = ignore
+        progress.start(stage, f"fitting the world model on {len(episodes)} episodes")
+        log: LogMetrics = ignore
         out = Path()
         if main_process:
-            log = partial(_log, stack.enter_context(Curves(run)), stage)
+            log = partial(_log, stack.enter_context(MetricsWriter(run)), stage)
             out = stack.enter_context(registry.write(version))
-        metrics = fit_world(base, episodes, out, config, i, log=log, progress=lines.update)
-    lines.end(metrics)
+        metrics = fit_world(base, episodes, out, config, i, log=log, progress=progress.update)
+    progress.end(metrics)
     state.destroy_process_group()
     return 0
 
