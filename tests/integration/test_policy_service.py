@@ -217,6 +217,20 @@ def test_chat_errors_have_openais_shape(
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
 
 
+def test_a_problem_of_a_chat_is_counted_and_says_when_to_come_back(url: str) -> None:
+    def counted() -> float:
+        name = 'agentprm_http_problems_total{problem="prm-unavailable",service="policy"} '
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = counted()
+    best = CHAT | {"model": "best-of-2", "max_tokens": 4}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=best, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "prm_unavailable")
+    assert answer.headers.get_list("retry-after") == ["1"]
+    assert counted() == before + 1
+
+
 def test_without_a_checkpoint_it_waits_and_after_a_restart_it_serves_the_last(
     registry: Registry, tmp_path: Path
 ) -> None:
