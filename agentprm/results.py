@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from agentprm.files import write_atomic
 from agentprm.protocol import ChoiceRule, Episode
-from agentprm.registry import write_atomic
 
 _WIDTH = 140
 """Columns of the table where there is no terminal."""

@@ -39,8 +39,9 @@ from agentprm.config import (
 )
 from agentprm.ensembles import write_ensemble
 from agentprm.facts import read_facts
+from agentprm.files import write_atomic
 from agentprm.protocol import ChoiceRule, Split
-from agentprm.registry import Registry, write_atomic
+from agentprm.registry import Registry
 
 app = typer.Typer(
     no_args_is_help=True,

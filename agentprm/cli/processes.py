@@ -22,10 +22,10 @@ import orjson
 import structlog
 
 from agentprm.cli.ports import answers, require_free
+from agentprm.files import write_atomic
 from agentprm.keys import own_key
 from agentprm.lineage import bound
 from agentprm.redis_server import RedisServer
-from agentprm.registry import write_atomic
 from agentprm.settings import LoadSettings
 
 log = structlog.get_logger()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from agentprm.config import Config, changed, read_config
-from agentprm.registry import Registry, write_atomic
+from agentprm.files import write_atomic
+from agentprm.registry import Registry
 
 Place = tuple[int, int]
 """Iteration, and the stage in it."""

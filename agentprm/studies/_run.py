@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from agentprm.config import Config, read_config
+from agentprm.files import write_atomic
 from agentprm.measurements import Measurement, read_measured
-from agentprm.registry import write_atomic
 from agentprm.results import read_results
 from agentprm.runs import read_episodes, read_stage_seconds
 from agentprm.studies._derive import derive_run
