@@ -21,6 +21,7 @@ from agentprm.client import AsyncPRMClient
 from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, ScoreRequest
 from agentprm.service import ProblemError, request_body, shape_problems, unless_left
 from agentprm.serving import Serving
+from agentprm.validation import first_error, first_field
 from services.policy.batching import Batcher
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
 from services.policy.chat_request import ChatRequest, best_of_named
@@ -108,9 +109,7 @@ def add_routes(
         try:
             request = ChatRequest.model_validate_json(await http.body())
         except ValidationError as error:
-            first = error.errors()[0]
-            param = ".".join(str(part) for part in first["loc"]) or None
-            return _error(400, f"{param or 'body'}: {first['msg']}", param=param)
+            return _error(400, first_error(error), param=first_field(error) or None)
         if request.model not in (ALIAS, serving.version) and not best_of_named(request.model):
             message = f"the model {request.model!r} is not served; GET /v1/models lists what is"
             return _error(404, message, param="model", code="model_not_found")
