@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from agentprm.protocol import MAX_STEPS
 from agentprm.settings import ServiceSettings
 
 
@@ -34,7 +35,9 @@ class EnvSettings(ServiceSettings):
     capacity: int = Field(default=4096, ge=1, description="most sessions, with the compiled engine")
     pool: int = Field(default=4, ge=1, le=256, description="TextWorld processes, one a session")
     recycle: int = Field(default=50, ge=1, description="games after which a process is replaced")
-    max_steps: int = Field(default=30, ge=1, le=200, description="step limit unless a request's")
+    max_steps: int = Field(
+        default=30, ge=1, le=MAX_STEPS, description="step limit unless a request's"
+    )
     idle_seconds: float = Field(default=300.0, gt=0, description="sessions idle longer are closed")
     privileged: bool = Field(default=False, description="offer the expert and the hidden state")
     expert: Literal["search", "handcoded"] = Field(
