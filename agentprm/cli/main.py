@@ -65,7 +65,11 @@ app.command()(report)
 def train(
     context: typer.Context,
     preset: Annotated[
-        str, typer.Option(help="smoke (minutes), tiny (worth watching), or a .toml file")
+        str,
+        typer.Option(
+            help="smoke (minutes), tiny (worth watching), best (a larger model), llama-3b (GPUs), "
+            "or a .toml file"
+        ),
     ] = "tiny",
     run: Annotated[
         Path | None, typer.Option(help="run directory; default runs/PRESET; goes on if it exists")

@@ -1,8 +1,8 @@
 """Settings from files: the presets, and what a run directory says of its run.
 
-A preset is a name (`smoke`, `tiny`) or a path to a TOML file of the same shape; `extends`
-names the one whose settings hold where a file has none. The resolved settings are written to
-`RUN/config.json` when the run starts; a resumed run reads them from there.
+A preset is the name of a file in `agentprm/presets` (`tiny`), or a path to a TOML file of the same
+shape; `extends` names the one whose settings hold where a file has none. The resolved settings are
+written to `RUN/config.json` when the run starts; a resumed run reads them from there.
 """
 
 from __future__ import annotations
