@@ -14,22 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from agentprm.cli.ports import free_port
 from agentprm.client import PolicyClient, ServiceError
-from agentprm.protocol import Action, ActRequest, Sampling, State, Step
+from agentprm.protocol import ActRequest, Sampling
 from agentprm.registry import Registry
 from tests.models import tiny_causal_lm
 from tests.processes import service
+from tests.states import STATE
 
-STATE = State(
-    task="put some mug in cabinet",
-    history=(
-        Step(
-            observation="You are in the middle of a room. You see a cabinet 1.",
-            action=Action(reason="find mug", command="go to cabinet 1"),
-        ),
-    ),
-    observation="You arrive at cabinet 1. You see a mug 1.",
-    admissible=("go to cabinet 1", "go to cabinet 10", "take mug 1 from cabinet 1", "look"),
-)
 CHAT = {"model": "policy", "messages": [{"role": "user", "content": "You see a mug 1."}]}
 
 
