@@ -17,6 +17,7 @@ from agentprm.encoding import Tokenizer, encode
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Message, Record, State, Step
 from agentprm.registry import CheckpointError
+from agentprm.validation import first_error
 
 FILE = "canary.json"
 FLOAT32 = "float32"
@@ -125,7 +126,7 @@ def read_canary(directory: Path, kind: Literal["policy", "prm"]) -> Canary | Non
     try:
         canary = Canary.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise CheckpointError(f"{file} is not a canary: {error.errors()[0]['msg']}") from error
+        raise CheckpointError(f"{file} is not a canary: {first_error(error)}") from error
     if canary.kind != kind:
         raise CheckpointError(f"{directory} is a {canary.kind}, and this service serves a {kind}")
     return canary

@@ -9,8 +9,8 @@ import orjson
 from pydantic import TypeAdapter
 
 from agentprm.config import Evaluation
+from agentprm.files import write_atomic
 from agentprm.protocol import ChoiceRule, Record
-from agentprm.registry import write_atomic
 from agentprm.results import Row
 
 

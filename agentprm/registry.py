@@ -9,18 +9,18 @@ versions.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
+
+from agentprm.files import locked, sync, write_atomic
 
 STABLE = "STABLE"
 KINDS = {
@@ -122,12 +122,12 @@ class Registry:
         try:
             yield draft
             mark = _seal(draft)
-            with _locked(target.parent):
+            with locked(target.parent):
                 self._refuse_existing(version)
                 if target.exists():  # unmarked, left by a process that was killed
                     shutil.rmtree(target)
                 draft.rename(target)
-                _sync(target.parent)
+                sync(target.parent)
                 write_atomic(target / STABLE, mark)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -190,15 +190,6 @@ def number(version: str) -> tuple[int, int]:
     return int(iteration), int(step or 0)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the file as a whole: readers see the old content or the new, also after a crash."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_bytes(content)
-    _sync(draft)
-    draft.rename(path)
-    _sync(path.parent)
-
-
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
@@ -220,10 +211,10 @@ def _seal(draft: Path) -> bytes:
     for file in sorted(_files(draft)):
         if file.suffix in _PICKLE:
             raise CheckpointError(f"{file.name} is a pickle; checkpoints are safetensors only")
-        _sync(file)
+        sync(file)
         mark[_name(file, draft)] = _digest(file)
     for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
-        _sync(folder)
+        sync(folder)
     return orjson.dumps(mark, option=orjson.OPT_INDENT_2)
 
 
@@ -245,25 +236,6 @@ def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process (or thread) at a time in this block."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _digest(file: Path) -> list[int | str]:
     with file.open("rb") as stream:
         return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

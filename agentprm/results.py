@@ -12,12 +12,13 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from agentprm.files import write_atomic
 from agentprm.protocol import ChoiceRule, Episode
-from agentprm.registry import write_atomic
 
 _WIDTH = 140
 """Columns of the table where there is no terminal."""
-_Z = 1.959964  # two-sided 95 %
+Z_95 = 1.959964
+"""Standard errors on either side of a mean in its two-sided 95 % interval."""
 
 SHORT = {
     "pick_and_place_simple": "pick",
@@ -75,9 +76,9 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     if trials == 0:
         return 0.0, 1.0
     p = successes / trials
-    centre = p + _Z**2 / (2 * trials)
-    spread = _Z * math.sqrt(p * (1 - p) / trials + _Z**2 / (4 * trials**2))
-    scale = 1 + _Z**2 / trials
+    centre = p + Z_95**2 / (2 * trials)
+    spread = Z_95 * math.sqrt(p * (1 - p) / trials + Z_95**2 / (4 * trials**2))
+    scale = 1 + Z_95**2 / trials
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
@@ -115,7 +116,7 @@ def summarise(
         max_steps=max_steps,
         temperature=provenance.sampling.temperature if provenance.sampling else 0.0,
         seed=seed,
-        actions_error=_Z * math.sqrt(variance / len(lengths)),
+        actions_error=Z_95 * math.sqrt(variance / len(lengths)),
         by_task={task: rate(group) for task, group in sorted(by_task.items())},
     )
 

@@ -31,11 +31,10 @@ import psutil
 import typer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from agentprm.cli.ports import free_port
-from agentprm.cli.processes import Machine
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActRequest, Decoding, Sampling, State, Step
 from agentprm.registry import Registry
+from benchmarks.serving import process_at, served
 from services.trainer.tiny.model import create_tiny
 
 PLACES = "cabinet drawer shelf countertop diningtable fridge microwave sinkbasin".split()
@@ -47,17 +46,16 @@ def main(
     n: int = 16,
     turns: int = 8,
     commands: int = 20,
-    reason_tokens: int = 12,
+    reason_tokens: int = 12,  # the act of a trained policy is REASON, ACTION and some ten more
     requests: Annotated[int, typer.Option(help="requests of each kind")] = 30,
     clients: int = 32,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Measure and print."""
     with contextlib.ExitStack() as stack:
-        url, pids = (policy_url, []) if policy_url else stack.enter_context(services())
-        # The act of a trained policy is REASON, ACTION and some ten tokens more.
+        url, processes = (policy_url, []) if policy_url else stack.enter_context(services())
         http = stack.enter_context(httpx.Client(base_url=url, timeout=300))
-        agent = Agent(http, reason_tokens, [psutil.Process(pid) for pid in pids])
+        agent = Agent(http, reason_tokens, processes)
         states = [state for seed in range(2) for state in episodes(seed, 4, turns, commands)]
         for kind in KINDS:
             agent.ask(kind, states[0], n)
@@ -91,8 +89,8 @@ def main(
 
 
 @contextlib.contextmanager
-def services() -> Iterator[tuple[str, list[int]]]:
-    """A policy and its PRM with random weights; the policy's URL, and the ids of both."""
+def services() -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A policy and its PRM with random weights; the policy's URL, and the processes of both."""
     with tempfile.TemporaryDirectory() as directory:
         registry = Registry(Path(directory) / "checkpoints")
         with registry.write("policy/0") as draft:
@@ -103,16 +101,12 @@ def services() -> Iterator[tuple[str, list[int]]]:
                 policy, num_labels=1
             ).save_pretrained(draft)
             AutoTokenizer.from_pretrained(policy).save_pretrained(draft)
-        with Machine(Path(directory), {"OMP_NUM_THREADS": "1"}) as machine:
-            common = ["--registry", str(registry.root), "--device", "cpu"]
-            prm = machine.start(
-                "prm", "services.prm", *common, "--checkpoint", "prm/0", port=free_port()
-            )
-            flags = [*common, "--checkpoint", "policy/0", "--prm-url", prm]
-            url = machine.start("policy", "services.policy", *flags, port=free_port())
-            machine.wait_reachable(["prm", "policy"])
-            started = json.loads((machine.run / "processes.json").read_text())
-            yield url, [process["pid"] for process in started.values()]
+        common = ["--registry", registry.root, "--device", "cpu", "--checkpoint"]
+        with (
+            served("prm", *common, "prm/0") as prm,
+            served("policy", *common, "policy/0", "--prm-url", prm) as url,
+        ):
+            yield url, [process_at(url), process_at(prm)]
 
 
 KINDS = ("act, admissible", "act, free", "chat")

@@ -15,9 +15,6 @@ import json
 import os
 import platform
 import random
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +25,11 @@ from typing import Any
 import httpx
 import orjson
 import psutil
-import tenacity
 
 from agentprm.client import EnvClient
 from agentprm.protocol import MAX_STEPS, CreateSessions, Session, Split, StepSession, StepSessions
 from benchmarks.env import cpu
+from benchmarks.serving import process_at, served
 
 BATCH = 64
 TEXTWORLD_BATCH = 4
@@ -46,34 +43,20 @@ WANDERING = ("go ", "look", "open ", "close ", "examine ")
 
 
 @contextmanager
-def served(games: Path, engine: str) -> Iterator[tuple[EnvClient, psutil.Process]]:
-    """A server of its own, on the first core."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = ["--data", str(games), "--engine", engine, "--port", str(port)]
-    flags += ["--pool", str(TEXTWORLD_BATCH + 1), "--capacity", str(CAPACITY)]
-    process = subprocess.Popen([sys.executable, "-m", "services.env", *flags])
-    pin(process.pid, 0)
-    client = EnvClient(f"http://127.0.0.1:{port}")
-    waiting = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(httpx.TransportError),
-        wait=tenacity.wait_fixed(0.2),
-        stop=tenacity.stop_after_delay(300),
-    )
-    try:
-        waiting(client.health)
-        yield client, psutil.Process(process.pid)
-    finally:
-        client.close()
-        process.terminate()
-        process.wait(30)
+def environment(games: Path, engine: str) -> Iterator[tuple[EnvClient, str, psutil.Process]]:
+    """A server of its own on the first core, and a client of it on the second."""
+    flags = ["--data", games, "--engine", engine]
+    flags += ["--pool", TEXTWORLD_BATCH + 1, "--capacity", CAPACITY]
+    pin(0)  # what is started is kept to the core of who starts it
+    with served("env", *flags) as url, EnvClient(url) as client:
+        pin(1)
+        yield client, url, process_at(url)
 
 
-def pin(pid: int, core: int) -> None:
-    """Keep a process on one of the cores."""
+def pin(core: int) -> None:
+    """Keep this process on one of the cores, where there are two."""
     if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(pid, {core})
+        os.sched_setaffinity(0, {core})
 
 
 def wander(admissible: list[str], rng: random.Random) -> str:
@@ -86,12 +69,11 @@ def create(client: EnvClient, count: int, seed: int) -> list[Session]:
 
 
 def batches(
-    client: EnvClient, server: psutil.Process, size: int, turns: int, seed: int
+    client: EnvClient, url: str, server: psutil.Process, size: int, turns: int, seed: int
 ) -> dict[str, float]:
     """Steps a second, seconds of the server's core a step, and bytes of an answer a step."""
     rng = random.Random(seed)
     sessions = create(client, size, seed)
-    url = str(client._http.base_url)
     admissible = [session.admissible for session in sessions]
     received = 0
     with httpx.Client(base_url=url, headers={"content-type": "application/json"}) as http:
@@ -186,17 +168,17 @@ def session_bytes(client: EnvClient, server: psutil.Process, seed: int) -> float
 
 def measure(games: Path, seed: int, batch_turns: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    with served(games, "compiled") as (client, server):
-        batches(client, server, BATCH, batch_turns, seed)  # warms up: the games are parsed
+    with environment(games, "compiled") as (client, url, server):
+        batches(client, url, server, BATCH, batch_turns, seed)  # warms up: the games are parsed
         found["compiled"] = {
-            **batches(client, server, BATCH, batch_turns, seed),
+            **batches(client, url, server, BATCH, batch_turns, seed),
             **single_steps(client, MAX_STEPS, seed),
             **forks(client, FORKS, 10, seed),
             "session_bytes": session_bytes(client, server, seed),
         }
-    with served(games, "textworld") as (client, server):
+    with environment(games, "textworld") as (client, url, server):
         found["textworld"] = {
-            **batches(client, server, TEXTWORLD_BATCH, 10, seed),
+            **batches(client, url, server, TEXTWORLD_BATCH, 10, seed),
             **single_steps(client, 20, seed),
             **forks(client, 1, 3, seed),
         }
@@ -231,7 +213,6 @@ def main() -> None:
     given = parser.parse_args()
     if given.games is None:
         parser.error("give --games or set $ALFWORLD_DATA")
-    pin(os.getpid(), 1)
     found = measure(given.games, given.seed, given.turns)
     found["conditions"] = {
         "turns": given.turns,

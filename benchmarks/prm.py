@@ -14,14 +14,12 @@ import itertools
 import os
 import platform
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from agentprm.client import PRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Choice, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import Registry
+from benchmarks.serving import served
 from services.prm.scorer import Scorer
 from tests.scorers import tiny_scorer
 
@@ -145,27 +144,10 @@ def in_process(registry: Path, repetitions: int) -> Iterator[Figure]:
         yield Figure(name, None, seconds)
 
 
-@contextmanager
-def server(registry: Path, *more: str) -> Iterator[str]:
+def server(registry: Path, *more: str) -> AbstractContextManager[str]:
     """A PRM process on `registry` that serves prm/0, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ["--port", str(port), "--registry", str(registry), "--device", "cpu", *more]
-    process = subprocess.Popen([sys.executable, "-m", "services.prm", *flags])
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            with suppress(httpx.TransportError):
-                httpx.get(f"{url}/health")
-                break
-            time.sleep(0.1)
-        with PRMClient(url) as prm:
-            prm.load("prm/0")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
+    flags = ["--registry", str(registry), "--checkpoint", "prm/0", "--device", "cpu"]
+    return served("prm", *flags, *more)
 
 
 async def client(port: int, bodies: list[bytes]) -> None:

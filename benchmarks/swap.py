@@ -24,7 +24,7 @@ from rich.table import Table
 
 from agentprm.protocol import Loaded, ScoreRequest
 from agentprm.registry import Registry
-from tests.processes import service
+from benchmarks.serving import served
 from tests.scorers import episode, tiny_scorer
 
 PAUSE_BETWEEN = 0.5
@@ -97,7 +97,7 @@ def main() -> None:
         for k in range(2):
             with registry.write(f"prm/{k}") as draft:
                 tiny_scorer(draft, k, width=128, layers=4, heads=4, feedforward=384)
-        with service("prm", "--registry", registry.root, "--device", "cpu") as (_, url):
+        with served("prm", "--registry", registry.root, "--device", "cpu") as url:
             figures = asyncio.run(measure(url, options.swaps, options.clients))
     if options.json:
         result = {"conditions": conditions, "figures": figures}

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from agentprm.cli.common import Games, Json, console, digest_of, explained, fail, print_json
+from agentprm.cli.common import (
+    Count,
+    Games,
+    Json,
+    MaxSteps,
+    Played,
+    console,
+    digest_of,
+    explained,
+    fail,
+    print_results,
+)
 from agentprm.cli.games import games_directory
 from agentprm.cli.machine import evaluate_chat_model
 from agentprm.cli.services import Options
@@ -31,9 +42,9 @@ def react(
     ],
     model: Annotated[str, typer.Option(help="the model's name there")],
     games: Games = None,
-    split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
-    count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
-    max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
+    split: Played = Split.VALID_SEEN,
+    count: Count = 10_000,
+    max_steps: MaxSteps = 30,
     temperature: Annotated[float, typer.Option(help="of the sampling", min=0)] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="of an answer", min=1, max=4096)] = 256,
     prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
@@ -65,4 +76,4 @@ def react(
             quiet=as_json,
         )
         if as_json:
-            print_json(run)
+            print_results(run)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 
 from agentprm.canary import FILE
+from agentprm.cli.common import Json, fail, print_json
 from agentprm.export import Dtype, export
 from agentprm.registry import KINDS, CheckpointError, Registry
 
@@ -23,10 +22,7 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_checkpoints(
-    registry: Root,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
-) -> None:
+def list_checkpoints(registry: Root, as_json: Json = False) -> None:
     """The finished checkpoints, with their size, and whether they carry a canary."""
     found = Registry(registry)
     paths = {version: found.path(version) for kind in KINDS for version in found.versions(kind)}
@@ -36,7 +32,7 @@ def list_checkpoints(
     ]
     if as_json:
         content = [dict(zip(("version", "bytes", "canary"), row, strict=True)) for row in rows]
-        sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_json(content)
         return
     for version, size, canary in rows:
         mark = "canary" if canary else "no canary"
@@ -53,8 +49,7 @@ def adopt(
     try:
         Registry(registry).adopt(source, version)
     except (CheckpointError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+        fail(str(error))
     typer.echo(f"{version} is {Registry(registry).path(version)}")
 
 
@@ -68,8 +63,7 @@ def export_checkpoints(
     try:
         written = export(Registry(registry), out, dtype)
     except (CheckpointError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+        fail(str(error))
     for path in written:
         size = sum(file.stat().st_size for file in path.rglob("*"))
         typer.echo(f"{size / 2**20:>10,.1f} MiB  {path}")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import orjson
 import structlog
@@ -21,7 +21,7 @@ from agentprm.cli.games import GamesError
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, read_config
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Sampling
+from agentprm.protocol import MAX_STEPS, Sampling, Split
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError
 from agentprm.results import read_results
@@ -40,6 +40,9 @@ Games = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+Played = Annotated[Split, typer.Option(help="the games that are played")]
+Count = Annotated[int, typer.Option(help="how many games, at most", min=1)]
+MaxSteps = Annotated[int, typer.Option(help="turns of an episode", min=1, max=MAX_STEPS)]
 
 
 @contextmanager
@@ -81,10 +84,14 @@ def digest_of(games: Path, prompt: str, *settings: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def print_json(run: Path) -> None:
-    """The rows of a run, on stdout."""
-    rows = [row.model_dump() for row in read_results(run)]
-    sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+def print_json(value: Any) -> None:
+    """A value, on stdout."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def print_results(run: Path) -> None:
+    """The rows of a run, as JSON."""
+    print_json([row.model_dump() for row in read_results(run)])
 
 
 def fail(message: str) -> NoReturn:

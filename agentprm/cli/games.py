@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from agentprm import __version__
-from agentprm.registry import write_atomic
+from agentprm.files import user_cache, write_atomic
 
 _MODULE = "services.env.games"
 FRACTION = 1.0
@@ -82,8 +81,7 @@ def games_directory(games: Path | None, console: Console) -> Path:
         return games
     if (downloaded / "json_2.1.1").is_dir():
         return downloaded
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    directory = cache / "agentprm" / "generated" / f"{__version__}-seed0"
+    directory = user_cache() / "generated" / f"{__version__}-seed0"
     console.print(
         f"No games given: this run plays generated ones, in {directory}. For the real ones run "
         "alfworld-download, and give its directory as ALFWORLD_DATA or by --games."

@@ -26,11 +26,12 @@ from agentprm.cli.services import (
     start_world,
 )
 from agentprm.config import Config, Evaluation, PolicyEngine
+from agentprm.files import write_atomic
 from agentprm.measurements import Measurement, write_plan
 from agentprm.protocol import ChoiceRule
 from agentprm.queue import CurrentRun, Queue, QueueError
 from agentprm.redis_server import RedisServer, given_url
-from agentprm.registry import CheckpointError, Registry, write_atomic
+from agentprm.registry import CheckpointError, Registry
 
 QUEUE_NAME = "AGENTPRM_QUEUE_NAME"
 """Names the run in Redis, for what has to know its streams before it starts, such as an

@@ -12,15 +12,18 @@ import typer
 from agentprm.cli.baseline import app as baseline_app
 from agentprm.cli.checkpoints import app as checkpoints_app
 from agentprm.cli.common import (
+    Count,
     Device,
     Games,
     Json,
+    MaxSteps,
+    Played,
     at_temperature,
     config_of,
     console,
     explained,
     fail,
-    print_json,
+    print_results,
 )
 from agentprm.cli.games import app as games_app
 from agentprm.cli.games import games_directory, games_of_run
@@ -39,8 +42,9 @@ from agentprm.config import (
 )
 from agentprm.ensembles import write_ensemble
 from agentprm.facts import read_facts
-from agentprm.protocol import ChoiceRule, Split
-from agentprm.registry import Registry, write_atomic
+from agentprm.files import write_atomic
+from agentprm.protocol import MAX_CANDIDATES, ChoiceRule, Split
+from agentprm.registry import Registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,7 +65,11 @@ app.command()(report)
 def train(
     context: typer.Context,
     preset: Annotated[
-        str, typer.Option(help="smoke (minutes), tiny (worth watching), or a .toml file")
+        str,
+        typer.Option(
+            help="smoke (minutes), tiny (worth watching), best (a larger model), llama-3b (GPUs), "
+            "or a .toml file"
+        ),
     ] = "tiny",
     run: Annotated[
         Path | None, typer.Option(help="run directory; default runs/PRESET; goes on if it exists")
@@ -113,7 +121,7 @@ def train(
             played = games_of_run(directory, games, console)
             train_run(directory, config, played, quiet=as_json)
     if as_json:
-        print_json(directory)
+        print_results(directory)
     else:
         console.print(f"Table: {directory}/results.json   curves: tensorboard --logdir {directory}")
 
@@ -128,12 +136,12 @@ def evaluate(
         ChoiceRule, typer.Option(help="or, without a PRM: which of N samples is played")
     ] = ChoiceRule.PRM,
     best_of: Annotated[
-        int, typer.Option(help="N, where a PRM or a choice is given", min=2, max=64)
+        int, typer.Option(help="N, where a PRM or a choice is given", min=2, max=MAX_CANDIDATES)
     ] = 16,
     games: Games = None,
-    split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
-    count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
-    max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
+    split: Played = Split.VALID_SEEN,
+    count: Count = 10_000,
+    max_steps: MaxSteps = 30,
     preset: Annotated[
         str, typer.Option(help="actions are sampled as this preset's evaluations sample them")
     ] = "tiny",
@@ -178,7 +186,7 @@ def evaluate(
             quiet=as_json,
         )
         if as_json:
-            print_json(run)
+            print_results(run)
 
 
 @app.command()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from agentprm.cli.common import (
+    Count,
     Device,
     Games,
     Json,
+    MaxSteps,
+    Played,
     at_temperature,
     config_of,
     console,
     digest_of,
     explained,
     fail,
+    print_results,
 )
 from agentprm.cli.games import games_directory
 from agentprm.cli.machine import plan_run
@@ -45,9 +48,9 @@ def plan(
     prm: Annotated[str | None, typer.Option(help="such as prm/0; default the newest")] = None,
     world: Annotated[str | None, typer.Option(help="such as world/0; default the newest")] = None,
     games: Games = None,
-    split: Annotated[Split, typer.Option(help="the games that are played")] = Split.VALID_SEEN,
-    count: Annotated[int, typer.Option(help="how many games, at most", min=1)] = 10_000,
-    max_steps: Annotated[int, typer.Option(help="turns of an episode", min=1, max=200)] = 30,
+    split: Played = Split.VALID_SEEN,
+    count: Count = 10_000,
+    max_steps: MaxSteps = 30,
     temperature: Annotated[
         float | None, typer.Option(help="of the samples; as for the run's Best-of-N", min=0)
     ] = None,
@@ -108,4 +111,4 @@ def plan(
             quiet=as_json,
         )
         if as_json:
-            sys.stdout.write((home / "results.json").read_text() + "\n")
+            print_results(home)

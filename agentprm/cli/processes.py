@@ -15,17 +15,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import orjson
 import structlog
 
 from agentprm.cli.ports import answers, require_free
+from agentprm.files import write_atomic
 from agentprm.keys import own_key
 from agentprm.lineage import bound
 from agentprm.redis_server import RedisServer
-from agentprm.registry import write_atomic
 from agentprm.settings import LoadSettings
 
 log = structlog.get_logger()
@@ -91,9 +90,7 @@ class Machine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start_redis(self, server: RedisServer) -> str:

@@ -14,8 +14,8 @@ from agentprm.cli.common import Games, config_of, console, explained, fail
 from agentprm.cli.games import games_of_run
 from agentprm.cli.machine import measure_run, train_run
 from agentprm.config import Config, parse_overrides
+from agentprm.files import write_atomic
 from agentprm.measurements import Measurement
-from agentprm.registry import write_atomic
 from agentprm.studies import STUDIES, Work, run_study
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agentprm.cli.common import Device, Json, config_of, explained
+from agentprm.cli.common import Device, Json, config_of, explained, print_json
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import Options, start_world
 from agentprm.config import Config, accelerate_file
@@ -74,10 +73,11 @@ def evaluate(
             module = "services.trainer.world.evaluate"
             machine.start("world-eval", module, *flags, in_terminal=True)
             _finish(machine, "world-eval")
+        rows = orjson.loads(out.read_bytes())
         if as_json:
-            sys.stdout.write(out.read_text() + "\n")
+            print_json(rows)
         else:
-            Console().print(_table(orjson.loads(out.read_bytes())))
+            Console().print(_table(rows))
 
 
 def newest_world(run: Path) -> str:

@@ -15,7 +15,7 @@ from agentprm.config._monitor import MonitorSettings
 from agentprm.config._settings import Settings
 from agentprm.config._shaping import Shaping
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
-from agentprm.protocol import Sampling, Split
+from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, Sampling, Split
 
 _ACCELERATE = Path(__file__).parents[1] / "accelerate"
 
@@ -92,7 +92,7 @@ class Preferences(Settings):
     """States asked about in all. Not every state gives a pair."""
     per_game: int = Field(default=12, ge=1)
     """Most states of one game."""
-    candidates: int = Field(default=8, ge=2, le=64)
+    candidates: int = Field(default=8, ge=2, le=MAX_CANDIDATES)
     """Actions sampled in a state; the best is set against the worst."""
     margin: float = Field(default=0.05, ge=0, lt=1)
     """Least difference in Q between the two; smaller ones are noise of the PRM and are dropped."""
@@ -128,7 +128,7 @@ class Evaluation(Settings):
     """How many of them; all where the split has fewer."""
     sampling: Sampling = Sampling(temperature=0.5)
     """How the policy is sampled when it acts alone."""
-    best_of: int = Field(default=16, ge=2, le=64)
+    best_of: int = Field(default=16, ge=2, le=MAX_CANDIDATES)
     """N of Best-of-N."""
     best_of_sampling: Sampling = Sampling(temperature=1.0)
     """How the N candidates are sampled."""
@@ -211,7 +211,7 @@ class Config(Settings):
     every worker asks one of them."""
     batch: int = Field(default=8, ge=1)
     """Episodes of one job; a worker plays them side by side."""
-    max_steps: int = Field(default=30, ge=1, le=200)
+    max_steps: int = Field(default=30, ge=1, le=MAX_STEPS)
     """The horizon T."""
     gamma: float = Field(default=0.95, gt=0, le=1)
     """The discount of eq. 1."""

@@ -1,8 +1,8 @@
 """Settings from files: the presets, and what a run directory says of its run.
 
-A preset is a name (`smoke`, `tiny`) or a path to a TOML file of the same shape; `extends`
-names the one whose settings hold where a file has none. The resolved settings are written to
-`RUN/config.json` when the run starts; a resumed run reads them from there.
+A preset is the name of a file in `agentprm/presets` (`tiny`), or a path to a TOML file of the same
+shape; `extends` names the one whose settings hold where a file has none. The resolved settings are
+written to `RUN/config.json` when the run starts; a resumed run reads them from there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from agentprm.config._config import Config
 from agentprm.config._overrides import dotted, merged
 from agentprm.config._shaping import EXPERT, FIRST
+from agentprm.validation import first_error
 
 _PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -86,11 +87,9 @@ def read_config(run: Path) -> Config:
     try:
         return Config.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        if first["type"] not in ("missing", "extra_forbidden"):
-            raise ValueError(f"{path} cannot be read: {where}: {first['msg']}") from error
+        if error.errors()[0]["type"] not in ("missing", "extra_forbidden"):
+            raise ValueError(f"{path} cannot be read: {first_error(error)}") from error
         raise ValueError(
-            f"{path} is of another version of agentprm ({where}: {first['msg']}): "
+            f"{path} is of another version of agentprm ({first_error(error)}): "
             "begin a new run, by another --run; in compose `docker compose down -v` removes the old"
         ) from error

@@ -10,6 +10,7 @@ from agentprm.protocol._base import (
     MAX_BATCH,
     MAX_CANDIDATES,
     MAX_MESSAGES,
+    MAX_STEPS,
     Probability,
     Record,
     Request,
@@ -43,7 +44,7 @@ class Transcript(Request):
     """A whole episode; every turn is scored in one forward pass."""
 
     task: Text
-    steps: list[Step] = Field(min_length=1, max_length=200)
+    steps: list[Step] = Field(min_length=1, max_length=MAX_STEPS)
 
 
 class Continuations(Request):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from agentprm.protocol._base import Command, Request, Text
+from agentprm.protocol._base import MAX_STEPS, Command, Request, Text
 
 
 class Action(Request):
@@ -27,7 +27,7 @@ class State(Request):
     """s_t. `admissible` lists the commands possible now; empty where the environment cannot say."""
 
     task: Text
-    history: tuple[Step, ...] = Field(default=(), max_length=200)
+    history: tuple[Step, ...] = Field(default=(), max_length=MAX_STEPS)
     observation: Text
     admissible: tuple[Command, ...] = Field(default=(), max_length=1000)
 

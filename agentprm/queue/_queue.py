@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import TracebackType
 from typing import Literal, Self
 
 import orjson
@@ -21,6 +20,7 @@ from agentprm.queue._heartbeat import Heartbeat
 from agentprm.queue._link import QueueError
 from agentprm.queue._streams import GROUPS, Row, Streams
 from agentprm.queue._values import DeadJob, Entry, Offer, QueueSettings, Results
+from agentprm.validation import first_error
 
 _CONSUMER = "trainer"
 """Results have one consumer, always of this name, so that a restarted trainer finds at once what
@@ -64,9 +64,7 @@ class Queue:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -267,7 +265,7 @@ class Queue:
         try:
             return Entry(entry_id, _job.validate_json(data), deliveries)
         except ValidationError as error:
-            reason = f"not a job that a worker of this version can read: {_first(error)}"
+            reason = f"not a job that a worker of this version can read: {first_error(error)}"
             self._to_dead_letters("jobs", entry_id, job_id, reason, data)
             return None
 
@@ -278,7 +276,7 @@ class Queue:
         except ValidationError as error:
             reason = (
                 "its result cannot be read, as that of a worker of another version; have workers "
-                f"of the trainer's version, and the job is played again: {_first(error)}"
+                f"of the trainer's version, and the job is played again: {first_error(error)}"
             )
             # Without the data: results are large, and this one is of no use.
             self._to_dead_letters(stream, row.id, row.fields[b"job"].decode(), reason, b"")
@@ -309,13 +307,6 @@ class Queue:
         except (QueueError, redis.RedisError):
             return True
         return bool(held)
-
-
-def _first(error: ValidationError) -> str:
-    """The first of its errors. A record of another version may have one in each of its turns."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def _attempt(job: RolloutJob | PreferenceJob) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from agentprm.config import Config, changed, read_config
-from agentprm.registry import Registry, write_atomic
+from agentprm.files import write_atomic
+from agentprm.registry import Registry
 from agentprm.runs import DEMONSTRATIONS, STAGE
 
 Place = tuple[int, int]

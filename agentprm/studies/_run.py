@@ -14,12 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from agentprm.config import Config, read_config
+from agentprm.files import write_atomic
 from agentprm.measurements import Measurement, read_measured
-from agentprm.registry import write_atomic
 from agentprm.results import read_results
 from agentprm.runs import evaluation_stage, read_episodes, read_stage_seconds
 from agentprm.studies._derive import derive_run
 from agentprm.studies._study import Cells, Study, StudyError, Variant
+from agentprm.validation import first_error
 
 _PACKAGES = ("agentprm", "torch", "transformers", "trl")
 
@@ -75,9 +76,7 @@ def _variant(
     try:
         derive_run(run, directory, {**variant.overrides, **overrides})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StudyError(f"variant {variant.name}: {where}: {first['msg']}") from error
+        raise StudyError(f"variant {variant.name}: {first_error(error)}") from error
     except ValueError as error:
         raise StudyError(str(error)) from error
     config = read_config(directory)

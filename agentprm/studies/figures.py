@@ -91,11 +91,11 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         legend.remove()
 
 
-def write(figure: Figure, directory: Path, stem: str = "figure") -> None:
-    """As `stem.png`, on white, and `stem.svg`."""
+def write(figure: Figure, directory: Path) -> None:
+    """As `figure.png`, on white, and `figure.svg`."""
     with mpl.rc_context(_STYLE):
-        figure.savefig(directory / f"{stem}.png", dpi=200, facecolor="white")
-        figure.savefig(directory / f"{stem}.svg", transparent=True, metadata=_NO_METADATA)
+        figure.savefig(directory / "figure.png", dpi=200, facecolor="white")
+        figure.savefig(directory / "figure.svg", transparent=True, metadata=_NO_METADATA)
 
 
 def inline(figure: Figure, description: str) -> str:

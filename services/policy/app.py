@@ -17,7 +17,7 @@ from agentprm.service import create_app, json_response, problems, unless_left
 from agentprm.serving import add_checkpoint_routes
 from services.policy import chat
 from services.policy.backend import open_backend
-from services.policy.batching import Batcher, running
+from services.policy.batching import Batcher
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
@@ -43,7 +43,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with backend.running(), running(batcher):
+        async with backend.running(), batcher.running():
             await serving.resume(settings.checkpoint)
             yield
         if prm is not None:

@@ -96,8 +96,18 @@ class Batcher(Generic[W]):
         weights = self._serving.current().weights
         await asyncio.get_running_loop().run_in_executor(self._beside, work, weights)
 
-    async def run(self) -> None:
-        """Compute until cancelled."""
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Compute what is asked for inside this block."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as computing:
                 while True:
@@ -168,15 +178,3 @@ class Batcher(Generic[W]):
     def _count(self, change: int) -> None:
         self.waiting += change
         WAITING.set(self.waiting)
-
-
-@contextlib.asynccontextmanager
-async def running(batcher: Batcher[W]) -> AsyncIterator[None]:
-    """Run the batcher while the block runs."""
-    task = asyncio.create_task(batcher.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

@@ -21,6 +21,7 @@ from agentprm.client import AsyncPRMClient
 from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, ScoreRequest
 from agentprm.service import ProblemError, request_body, shape_problems, unless_left
 from agentprm.serving import Serving
+from agentprm.validation import first_error, first_field
 from services.policy.batching import Batcher
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
 from services.policy.chat_request import ChatRequest, best_of_named
@@ -108,19 +109,14 @@ def add_routes(
         try:
             request = ChatRequest.model_validate_json(await http.body())
         except ValidationError as error:
-            first = error.errors()[0]
-            param = ".".join(str(part) for part in first["loc"]) or None
-            return _error(400, f"{param or 'body'}: {first['msg']}", param=param)
+            return _error(400, first_error(error), param=first_field(error) or None)
         if request.model not in (ALIAS, serving.version) and not best_of_named(request.model):
             message = f"the model {request.model!r} is not served; GET /v1/models lists what is"
             return _error(404, message, param="model", code="model_not_found")
         wrong = request.contradiction()
         if wrong is not None:
             return _error(400, wrong[1], param=wrong[0])
-        try:
-            return _json(await unless_left(http, _answer(request)))
-        except ProblemError as error:
-            return _problem(error)
+        return _json(await unless_left(http, _answer(request)))
 
     async def _answer(request: ChatRequest) -> dict[str, Any]:
         seed = secrets.randbits(31) if request.seed is None else request.seed % 2**31
@@ -244,19 +240,11 @@ def _problem(error: ProblemError) -> Response:
     if isinstance(error, PRMUnavailableError):
         code = "prm_unavailable"
     status = 400 if problem.status == 422 else problem.status
-    headers = (
-        {} if error.retry_after is None else {"Retry-After": f"{max(1, round(error.retry_after))}"}
-    )
-    return _error(status, problem.detail or problem.title, code=code, headers=headers)
+    return _error(status, problem.detail or problem.title, code=code)
 
 
 def _error(
-    status: int,
-    message: str,
-    *,
-    param: str | None = None,
-    code: str | None = None,
-    headers: dict[str, str] | None = None,
+    status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Response:
     kind = (
         "invalid_request_error"
@@ -266,8 +254,8 @@ def _error(
         else "server_error"
     )
     error = {"message": message, "type": kind, "param": param, "code": code}
-    return _json({"error": error}, status, headers)
+    return _json({"error": error}, status)
 
 
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")

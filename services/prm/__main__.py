@@ -4,17 +4,17 @@ import torch
 from transformers.utils import logging
 
 from agentprm.service import configure_logging, serve
-from services.prm.app import build
-from services.prm.settings import Settings
+from services.prm.app import build_app
+from services.prm.settings import PRMServiceSettings
 
 
 def main() -> None:
     """Run the service until it is told to stop."""
-    settings = Settings.from_command_line()
+    settings = PRMServiceSettings.from_command_line()
     configure_logging("prm", requests=settings.log_requests)
     logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)
-    serve(build(settings), settings.host, settings.port)
+    serve(build_app(settings), settings.host, settings.port)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from agentprm.serving import add_checkpoint_routes
 from services.prm.backend import open_backend
 from services.prm.batching import Batcher
 from services.prm.facades import add_facades
-from services.prm.settings import Settings
+from services.prm.settings import PRMServiceSettings
 
 
-def build(settings: Settings) -> FastAPI:
+def build_app(settings: PRMServiceSettings) -> FastAPI:
     """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
     prompt = load_prompt(settings.prompt)
     backend = open_backend(settings, prompt)

@@ -11,18 +11,18 @@ from agentprm.registry import Registry
 from agentprm.serving import Serving
 from services.prm.ensemble import Ensemble, load_ensemble
 from services.prm.scorer import BaseScorer, Scorer
-from services.prm.settings import Settings
+from services.prm.settings import PRMServiceSettings
 from services.prm.sglang import OnServers, SGLangScorer
 
 
-def open_backend(settings: Settings, prompt: PromptTemplate) -> Backend:
+def open_backend(settings: PRMServiceSettings, prompt: PromptTemplate) -> Backend:
     """Nothing is loaded yet, no server asked."""
     if settings.engine == "sglang":
         return _sglang(settings, prompt)
     return _embedded(settings, prompt)
 
 
-def _embedded(settings: Settings, prompt: PromptTemplate) -> Backend:
+def _embedded(settings: PRMServiceSettings, prompt: PromptTemplate) -> Backend:
     registry = Registry(settings.registry)
 
     def scorer(path: Path) -> BaseScorer:
@@ -41,7 +41,7 @@ def _embedded(settings: Settings, prompt: PromptTemplate) -> Backend:
     return Backend(serving)
 
 
-def _sglang(settings: Settings, prompt: PromptTemplate) -> Backend:
+def _sglang(settings: PRMServiceSettings, prompt: PromptTemplate) -> Backend:
     replicas = open_replicas(settings)
     registry = Registry(settings.registry)
 

@@ -26,7 +26,7 @@ from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State
 from agentprm.registry import CheckpointError
 from agentprm.remembering import RememberingTokenizer
 from agentprm.service import ProblemError
-from agentprm.vocabulary import within
+from agentprm.surplus_tokens import without_surplus
 from services.prm.model import Classifier
 from services.prm.packing import Row, fork_row
 
@@ -232,7 +232,7 @@ class Scorer(BaseScorer):
         """
         model = Classifier(path, device=device, dtype=dtype, cache_bytes=cache_bytes)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        tokenizer = within(path, tokenizer, model.vocabulary)
+        tokenizer = without_surplus(path, tokenizer, model.vocabulary)
         super().__init__(prompt, tokenizer, model.max_tokens, packs=model.packs)
         self.model = model
         self.device = model.device

@@ -7,8 +7,8 @@ from pydantic import Field
 from agentprm.settings import EngineSettings
 
 
-class Settings(EngineSettings):
-    """Serve Q(s, a)."""
+class PRMServiceSettings(EngineSettings):
+    """The PRM service: tells Q(s, a)."""
 
     port: int = Field(default=8003, description="port to listen on")
     cache_gib: float = Field(

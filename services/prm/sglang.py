@@ -23,7 +23,7 @@ from agentprm.prompts import PromptTemplate
 from agentprm.registry import CheckpointError
 from agentprm.replicas import Replicas
 from agentprm.sglang import SGLangClient, SGLangError
-from agentprm.vocabulary import within
+from agentprm.surplus_tokens import without_surplus
 from services.prm.ensemble import Ensemble
 from services.prm.packing import Row
 from services.prm.scorer import CANARY, CANARY_TOLERANCE, BaseScorer, sigmoid
@@ -60,7 +60,7 @@ class SGLangScorer(BaseScorer):
             raise CheckpointError(
                 f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
             )
-        tokenizer = within(path, tokenizer, text.vocab_size)
+        tokenizer = without_surplus(path, tokenizer, text.vocab_size)
         length = getattr(text, "max_position_embeddings", None)
         super().__init__(prompt, tokenizer, length and length - RESERVED, packs=False)
         self.path = path

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import start_http_server
-from pydantic import Field
 
 from agentprm.prompts import load_prompt
 from agentprm.queue import CurrentRun, Queue, QueueError, QueueSettings
 from agentprm.redis_server import given_url
 from agentprm.service import configure_logging
-from agentprm.settings import ProcessSettings
 from services.rollout.player import Player
+from services.rollout.settings import RolloutSettings
 from services.rollout.shutdown import Shutdown
 from services.rollout.worker import Worker
 
@@ -26,51 +25,6 @@ if TYPE_CHECKING:
 
 _UNANNOUNCED = 1.0
 """Seconds between two looks for a run, while there is none."""
-
-
-class RolloutSettings(ProcessSettings):
-    """A rollout worker: plays the jobs of a run."""
-
-    redis_url: str | None = Field(default=None, description="by default what REDIS_URL names")
-    run: str | None = Field(
-        default=None, description="name of the run; by default the one that was announced last"
-    )
-    env_url: str = Field(description="the environment service")
-    policy_url: str = Field(
-        description="the policy service; of several replicas a,b,... this worker asks one"
-    )
-    prm_url: str | None = Field(
-        default=None,
-        description="the PRM service; jobs that need it wait until it is healthy. Of several "
-        "replicas a,b,... this worker asks one",
-    )
-    chat_url: str | None = Field(
-        default=None,
-        description="an OpenAI-compatible endpoint, as https://api.openai.com/v1, for the jobs "
-        "that a chat model plays; its key is in OPENAI_API_KEY",
-    )
-    prompt: str = Field(
-        default="chat", description="how it is prompted: chat, state, or a Jinja2 file"
-    )
-    world_url: str | None = Field(
-        default=None, description="a world model, for jobs that look ahead in a learned one"
-    )
-    name: str = Field(default="worker", description="name in logs and records")
-    claim_after: float = Field(
-        default=QueueSettings().claim_after,
-        gt=0,
-        description="seconds without a heartbeat after which another worker takes a job over",
-    )
-    max_episodes: int = Field(
-        default=QueueSettings().max_episodes,
-        ge=1,
-        description="results that may wait for the trainer, before workers wait for it",
-    )
-    max_preferences: int = Field(
-        default=QueueSettings().max_preferences, ge=1, description="the same for preferences"
-    )
-    metrics_host: str = Field(default="127.0.0.1", description="where metrics are served")
-    metrics_port: int | None = Field(default=None, description="by default they are not")
 
 
 def _queue(url: str, run: str, settings: RolloutSettings, shutdown: Shutdown) -> Queue:

@@ -39,7 +39,7 @@ from transformers.trainer_callback import PrinterCallback
 from agentprm.config import FitSettings
 from agentprm.devices import computes_bf16, pick_device
 from agentprm.facts import METADATA
-from agentprm.vocabulary import within
+from agentprm.surplus_tokens import without_surplus
 from services.trainer.attention import attend_on_cpu
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import MakeCanary
@@ -110,7 +110,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         CheckpointError: it knows more tokens than the model, or has none that could be padding.
     """
     text = AutoConfig.from_pretrained(directory).get_text_config()
-    tokenizer: PreTrainedTokenizerBase = within(
+    tokenizer: PreTrainedTokenizerBase = without_surplus(
         directory, AutoTokenizer.from_pretrained(directory), text.vocab_size
     )
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

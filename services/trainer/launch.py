@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 from agentprm.config import accelerate_file
+from agentprm.files import write_atomic
 from agentprm.lineage import bound
-from agentprm.registry import write_atomic
 from services.trainer.app import TrainerSettings
 from services.trainer.fits import FitJob
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from agentprm.config import Evaluation
 from agentprm.measurements import ProcessReward
 from agentprm.protocol import ActRequest, ActResult, State
+from agentprm.results import Z_95
 from agentprm.runs import evaluation_stage
 from services.trainer.collect import Collector
 from services.trainer.online import sample_states
@@ -18,7 +19,6 @@ _SAMPLES = 8
 """Actions sampled in a state."""
 _BATCH = 16
 """States of one request."""
-_Z = 1.959964  # two-sided 95 %
 
 
 def validation_states(records: Records, count: int, seed: int) -> list[State]:
@@ -54,7 +54,7 @@ def process_reward(
         answer = collector.services.act(request, policy, prm)
         means += [mean_q(result) for result in answer.results]
     spread = statistics.stdev(means) if len(means) > 1 else 0.0
-    error = _Z * spread / len(means) ** 0.5
+    error = Z_95 * spread / len(means) ** 0.5
     return ProcessReward(states=len(means), mean=statistics.fmean(means), error=error)
 
 

@@ -37,24 +37,13 @@ from agentprm.protocol import (
     Decoding,
     Message,
     Sampling,
-    State,
-    Step,
 )
 from agentprm.registry import Registry
 from services.trainer.tiny.model import create_tiny
+from tests import states
 
 COMMANDS = ("go to cabinet 1", "take mug 1 from cabinet 1", "look", "inventory")
-STATE = State(
-    task="put some mug in cabinet",
-    history=(
-        Step(
-            observation="You are in the middle of a room. You see a cabinet 1.",
-            action=Action(reason="find mug", command="go to cabinet 1"),
-        ),
-    ),
-    observation="You arrive at cabinet 1. You see a mug 1.",
-    admissible=COMMANDS,
-)
+STATE = states.STATE.model_copy(update={"admissible": COMMANDS})
 PROMPT = load_prompt("chat")
 MESSAGES = PROMPT.messages(STATE)
 CHAT: Any = [message.model_dump() for message in MESSAGES]

@@ -14,22 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from agentprm.cli.ports import free_port
 from agentprm.client import PolicyClient, ServiceError
-from agentprm.protocol import Action, ActRequest, Sampling, State, Step
+from agentprm.protocol import ActRequest, Sampling
 from agentprm.registry import Registry
 from tests.models import tiny_causal_lm
 from tests.processes import service
+from tests.states import STATE
 
-STATE = State(
-    task="put some mug in cabinet",
-    history=(
-        Step(
-            observation="You are in the middle of a room. You see a cabinet 1.",
-            action=Action(reason="find mug", command="go to cabinet 1"),
-        ),
-    ),
-    observation="You arrive at cabinet 1. You see a mug 1.",
-    admissible=("go to cabinet 1", "go to cabinet 10", "take mug 1 from cabinet 1", "look"),
-)
 CHAT = {"model": "policy", "messages": [{"role": "user", "content": "You see a mug 1."}]}
 
 
@@ -215,6 +205,20 @@ def test_chat_errors_have_openais_shape(
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+
+
+def test_a_problem_of_a_chat_is_counted_and_says_when_to_come_back(url: str) -> None:
+    def counted() -> float:
+        name = 'agentprm_http_problems_total{problem="prm-unavailable",service="policy"} '
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = counted()
+    best = CHAT | {"model": "best-of-2", "max_tokens": 4}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=best, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "prm_unavailable")
+    assert answer.headers.get_list("retry-after") == ["1"]
+    assert counted() == before + 1
 
 
 def test_without_a_checkpoint_it_waits_and_after_a_restart_it_serves_the_last(

@@ -16,8 +16,8 @@ from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State
 from agentprm.registry import Registry
 from agentprm.replicas import Replicas
 from agentprm.service import ProblemError
-from services.prm.app import build
-from services.prm.settings import Settings
+from services.prm.app import build_app
+from services.prm.settings import PRMServiceSettings
 from services.prm.sglang import RESERVED, SGLangScorer
 from tests.scorers import episode, tiny_scorer
 from tests.sglang_server import SGLangServer
@@ -95,14 +95,14 @@ def expected(path: Path) -> list[list[float]]:
 def test_scores_equal_plain_transformers_before_and_after_swaps(
     registry: Registry, servers: list[str]
 ) -> None:
-    settings = Settings(
+    settings = PRMServiceSettings(
         registry=registry.root, checkpoint="prm/0", engine="sglang", engine_url=servers
     )
     right = {version: expected(registry.path(version)) for version in ("prm/0", "prm/1")}
     assert max(abs(a - b) for a, b in zip(*[r[0] for r in right.values()], strict=True)) > 0.01
 
     async def main() -> None:
-        app = build(settings)
+        app = build_app(settings)
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),

@@ -11,7 +11,8 @@ from agentprm.cli.machine import QUEUE_NAME, _announce
 from agentprm.protocol import RolloutJob
 from agentprm.queue import CurrentRun, Queue
 from agentprm.redis_server import RedisServer
-from services.rollout.__main__ import RolloutSettings, _wanted
+from services.rollout.__main__ import _wanted
+from services.rollout.settings import RolloutSettings
 
 
 def announce(run: Path, url: str) -> str:

@@ -28,8 +28,7 @@ from services.trainer.fitting import Save
 from services.trainer.prm import fit_prm
 from services.trainer.sft import fit_sft
 from services.trainer.targets import monte_carlo_targets
-from tests.unit.test_trainer_dpo import Source
-from tests.unit.trainer_episodes import create_small, episode
+from tests.unit.trainer_episodes import create_small, episode, preferences
 
 EPISODES = [
     episode(["go to sidetable 1", "take mug 1 from sidetable 1"], [0.0, 1.0], "a", 0),
@@ -116,7 +115,7 @@ def test_online_weights_have_a_canary_of_their_own(trained: Path, tmp_path: Path
     )
     policy = trained / "policy"
     out = tmp_path / "out"
-    fit_dpo(policy, policy, Source(), out, settings, load_prompt("chat"), publish)
+    fit_dpo(policy, policy, preferences(), out, settings, load_prompt("chat"), publish)
     for path in (*published, out):
         try_policy(path)
     shutil.copy(published[0] / FILE, out / FILE)

@@ -9,10 +9,10 @@ import pytest
 from fastapi import FastAPI
 
 from agentprm.redis_server import RedisServer
-from services.policy.app import build_app
+from services.policy import app as policy
 from services.policy.settings import PolicySettings
-from services.prm.app import build
-from services.prm.settings import Settings
+from services.prm import app as prm
+from services.prm.settings import PRMServiceSettings
 from services.trainer.app import TrainerSettings, connect
 
 
@@ -28,8 +28,8 @@ def seconds(app: FastAPI) -> float:
 
 
 def test_the_services(tmp_path: Path) -> None:
-    assert seconds(build(Settings(registry=tmp_path))) == 2300
-    assert seconds(build_app(PolicySettings(registry=tmp_path))) == 2300
+    assert seconds(prm.build_app(PRMServiceSettings(registry=tmp_path))) == 2300
+    assert seconds(policy.build_app(PolicySettings(registry=tmp_path))) == 2300
 
 
 def test_the_trainer(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ from services.trainer.monitor.reference import Reference
 from services.trainer.monitor.watch import Watch, trial_games
 from services.trainer.records import Records
 from tests.models import tiny_causal_lm
-from tests.unit.test_policy_decoding import STATE, brute_force
+from tests.states import STATE
+from tests.unit.test_policy_decoding import brute_force
 from tests.unit.trainer_episodes import episode
 
 NOW = {"a": 0.7, "b": 0.2, "c": 0.1}

@@ -14,7 +14,7 @@ from agentprm.protocol import ActRequest, State
 from agentprm.registry import Registry
 from agentprm.serving import Serving
 from services.policy.app import build_app
-from services.policy.batching import Batcher, running
+from services.policy.batching import Batcher
 from services.policy.engine import Draw, Prompt, Sample
 from services.policy.engine.embedded import EmbeddedEngine
 from services.policy.settings import PolicySettings
@@ -46,7 +46,7 @@ def test_as_many_batches_are_computed_side_by_side_as_told(
         serving = Serving("policy", registry, lambda path: path, lambda *_: None)
         await serving.load("policy/0")
         batcher = Batcher(serving, max_waiting=100, concurrency=concurrency)
-        async with running(batcher):
+        async with batcher.running():
             # Kinds differ, so that none are merged.
             return await asyncio.gather(*(batcher.submit(k, work, [k], 1) for k in range(4)))
 
@@ -76,7 +76,7 @@ def test_what_was_given_up_is_not_computed_alone_after_a_fault(tmp_path: Path) -
         left = asyncio.create_task(batcher.submit("kind", work, ["left"], 1))
         stays = asyncio.create_task(batcher.submit("kind", work, ["stays"], 1))
         await asyncio.sleep(0)  # both wait before the first is taken
-        async with running(batcher):
+        async with batcher.running():
             return await stays
 
     assert asyncio.run(main()) == ("policy/0", ["stays"])

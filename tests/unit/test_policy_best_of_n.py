@@ -32,7 +32,7 @@ from agentprm.protocol import (
 from agentprm.registry import Registry
 from agentprm.service import ProblemError, create_app
 from agentprm.serving import Serving
-from services.policy.batching import Batcher, running
+from services.policy.batching import Batcher
 from services.policy.best_of_n import PRMUnavailableError, best, choose_best, ranking, score
 from services.policy.chat_request import ChatRequest, best_of_named
 from tests.fake_services import serving as served
@@ -273,7 +273,7 @@ def test_waiting_jobs_share_a_batch_but_not_each_others_faults(tmp_path: Path) -
         given_up = asyncio.create_task(batcher.submit("a", double, [4], 1))
         await asyncio.sleep(0)
         given_up.cancel()
-        async with running(batcher):
+        async with batcher.running():
             return list(await asyncio.gather(*jobs, return_exceptions=True))
 
     *answers, unlucky, refused = asyncio.run(scenario())

@@ -20,24 +20,13 @@ from agentprm.protocol import (
     Message,
     Sampling,
     State,
-    Step,
 )
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
 from tests.models import tiny_causal_lm
+from tests.states import STATE
 
-STATE = State(
-    task="put some mug in cabinet",
-    history=(
-        Step(
-            observation="You are in the middle of a room. You see a cabinet 1.",
-            action=Action(reason="find mug", command="go to cabinet 1"),
-        ),
-    ),
-    observation="You arrive at cabinet 1. You see a mug 1.",
-    admissible=("go to cabinet 1", "go to cabinet 10", "take mug 1 from cabinet 1", "look"),
-)
 COMMANDS = ("go to cabinet 1", "go to cabinet 10", "open the fridge 1", "use desk lamp 1")
 
 

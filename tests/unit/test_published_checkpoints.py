@@ -32,7 +32,7 @@ from agentprm.protocol import (
     Transcript,
 )
 from agentprm.registry import CheckpointError, Registry
-from agentprm.vocabulary import within
+from agentprm.surplus_tokens import without_surplus
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Draw, Prompt
 from services.policy.engine.embedded import EmbeddedEngine
@@ -88,14 +88,14 @@ def test_a_padding_token_that_the_model_lacks_is_plain_text(
 ) -> None:
     size = len(tokenizer) - 1
     assert tokenizer.encode("a [PAD]")[-1] == size
-    held = within(published.root, tokenizer, size)
+    held = without_surplus(published.root, tokenizer, size)
     assert max(held.encode("a [PAD]")) < size
     text = "<|start_header_id|>user<|end_header_id|>\n\nGo to drawer 2.<|eot_id|>"
     assert held.encode(text) == tokenizer.encode(text)
     assert held.decode(held.encode(text), skip_special_tokens=True) == "user\n\nGo to drawer 2."
     assert (held.eos_token_id, held.pad_token_id) == (tokenizer.eos_token_id, None)
     with pytest.raises(CheckpointError, match=rf"knows {size + 1} tokens, the model {size - 1}"):
-        within(published.root, tokenizer, size - 1)
+        without_surplus(published.root, tokenizer, size - 1)
 
 
 def whole_ids(tokenizer: Any, messages: list[Message], *, answer: bool = False) -> list[int]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,31 +11,22 @@ from transformers import AutoModelForCausalLM
 
 from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, Preference, State
+from agentprm.protocol import Action, State
 from services.trainer.dpo import fit_dpo
 from services.trainer.fitting import Metrics, Save, load_tokenizer
 from services.trainer.rows import action_row
 from services.trainer.streaming import NoSamplesError
-from tests.unit.trainer_episodes import create_small, episode, log_prob, preference
+from tests.unit.trainer_episodes import (
+    BAD,
+    GOOD,
+    STATES,
+    create_small,
+    log_prob,
+    preference,
+    preferences,
+)
 
 PROMPT = load_prompt("chat")
-STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in range(6)]
-GOOD = Action(reason="find mug", command="go to cabinet 1")
-BAD = Action(reason="find mug", command="go to fridge 1")
-
-
-class Source:
-    """Preferences without end, or up to `last`, that knows how many were taken."""
-
-    def __init__(self, last: int | None = None) -> None:
-        self.taken = 0
-        self.last = last
-
-    def __iter__(self) -> Iterator[Preference]:
-        while self.taken != self.last:
-            self.taken += 1
-            state = STATES[self.taken % len(STATES)]
-            yield preference(state, GOOD, BAD, str(self.taken))
 
 
 def margin(directory: Path) -> float:
@@ -120,7 +110,7 @@ def test_it_learns_what_is_preferred_and_reads_no_preference_before_it_is_due(
     accumulation: int,
 ) -> None:
     small = create_small(tmp_path)
-    source, published, lines = Source(), list[tuple[int, int, Path]](), list[Metrics]()
+    source, published, lines = preferences(), list[tuple[int, int, Path]](), list[Metrics]()
 
     def publish(save: Save, step: int) -> None:
         directory = tmp_path / str(step)
@@ -149,7 +139,7 @@ def test_it_learns_what_is_preferred_and_reads_no_preference_before_it_is_due(
 
 def test_of_a_tie_only_the_likelihood_counts(tmp_path: Path) -> None:
     small = create_small(tmp_path)
-    ties = [tie.model_copy(update={"rejected": GOOD}) for tie in Source(last=12)]
+    ties = [tie.model_copy(update={"rejected": GOOD}) for tie in preferences(last=12)]
     losses = list[Metrics]()
     settings = DPOSettings(max_steps=3, batch_pairs=4, chosen_weight=0.0, log_every=1)
     fit_dpo(small, small, ties, tmp_path / "flat", settings, PROMPT, log=losses.append)
@@ -162,7 +152,7 @@ def test_of_a_tie_only_the_likelihood_counts(tmp_path: Path) -> None:
 def test_it_ends_with_the_preferences(tmp_path: Path) -> None:
     small = create_small(tmp_path)
     settings = DPOSettings(max_steps=100, batch_pairs=4, checkpointing=True)
-    metrics = fit_dpo(small, small, Source(last=10), tmp_path / "out", settings, PROMPT)
+    metrics = fit_dpo(small, small, preferences(last=10), tmp_path / "out", settings, PROMPT)
     assert metrics["steps"] == 3  # of 4, 4 and 2
     assert metrics["preferences"] == 10
     assert (tmp_path / "out" / "model.safetensors").is_file()
@@ -174,4 +164,4 @@ def test_without_a_preference_that_fits_there_is_nothing_to_train_on(
     small = create_small(tmp_path)
     settings = DPOSettings(max_tokens=16)
     with pytest.raises(NoSamplesError, match="none was short enough"):
-        fit_dpo(small, small, Source(last=3), tmp_path / "out", settings, PROMPT)
+        fit_dpo(small, small, preferences(last=3), tmp_path / "out", settings, PROMPT)

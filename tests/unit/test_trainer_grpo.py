@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,27 +16,16 @@ from services.trainer.log_probs import plain_log_probs
 from services.trainer.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.rows import action_row
 from services.trainer.streaming import NoSamplesError
-from tests.unit.trainer_episodes import create_small, episode, group, log_prob
+from tests.unit.trainer_episodes import BAD, GOOD, STATES, Source, create_small, group, log_prob
 
 PROMPT = load_prompt("chat")
-STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in range(6)]
-GOOD = Action(reason="find mug", command="go to cabinet 1")
-BAD = Action(reason="find mug", command="go to fridge 1")
 WORST = Action(reason="look", command="help")
 SCORED = [(GOOD, 0.9, 1), (BAD, 0.5, 2), (WORST, 0.1, 1)]
 
 
-class Source:
-    """Groups without end, or up to `last`, that knows how many were taken."""
-
-    def __init__(self, last: int | None = None) -> None:
-        self.taken = 0
-        self.last = last
-
-    def __iter__(self) -> Iterator[Group]:
-        while self.taken != self.last:
-            self.taken += 1
-            yield group(STATES[self.taken % len(STATES)], SCORED, str(self.taken))
+def groups(last: int | None = None) -> Source[Group]:
+    """`SCORED` in all states."""
+    return Source(lambda state, name: group(state, SCORED, name), last)
 
 
 def test_the_advantage_is_q_less_the_mean_over_the_samples() -> None:
@@ -135,7 +123,7 @@ def test_it_learns_what_the_prm_prefers_and_reads_no_group_before_it_is_due(
     tmp_path: Path, accumulation: int
 ) -> None:
     small = create_small(tmp_path)
-    source, published, lines = Source(), list[tuple[int, int, Path]](), list[Metrics]()
+    source, published, lines = groups(), list[tuple[int, int, Path]](), list[Metrics]()
 
     def publish(save: Save, step: int) -> None:
         directory = tmp_path / str(step)
@@ -177,7 +165,7 @@ def test_beta_holds_the_policy_back(tmp_path: Path) -> None:
     for beta in (0.0, 1.0):
         settings = GRPOSettings(learning_rate=2e-3, max_steps=8, batch_groups=4, beta=beta)
         out = tmp_path / str(beta)
-        fit_grpo(small, small, Source(), out, settings, PROMPT)
+        fit_grpo(small, small, groups(), out, settings, PROMPT)
         before, after = (log_prob(d, PROMPT, STATES[1], GOOD) for d in (small, out))
         moved[beta] = after - before
     assert 0 < moved[1.0] < moved[0.0]
@@ -186,4 +174,4 @@ def test_beta_holds_the_policy_back(tmp_path: Path) -> None:
 def test_without_a_group_that_fits_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     settings = GRPOSettings(max_tokens=16)
     with pytest.raises(NoSamplesError, match="none was short enough"):
-        fit_grpo(create_small(tmp_path), tmp_path, Source(3), tmp_path / "o", settings, PROMPT)
+        fit_grpo(create_small(tmp_path), tmp_path, groups(3), tmp_path / "o", settings, PROMPT)

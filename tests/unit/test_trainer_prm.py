@@ -15,20 +15,15 @@ from services.trainer.fitting import load_tokenizer
 from services.trainer.prm import fit_prm, load_prm
 from services.trainer.rows import episode_rows
 from services.trainer.targets import monte_carlo_targets
-from tests.unit.trainer_episodes import create_small, episode
+from tests.unit.trainer_episodes import (
+    INVENTORY_LOSES,
+    LOOK_WINS,
+    create_small,
+    episode,
+    in_eight_games,
+)
 
-# In every game `look` leads to a win, `inventory` to a loss.
-EPISODES = [
-    episode(commands, rewards, game=game, index=i)
-    for i, (game, commands, rewards) in enumerate(
-        (game, commands, rewards)
-        for game in "abcdefgh"
-        for commands, rewards in (
-            (["look", "go to cabinet 1"], [0.0, 1.0]),
-            (["inventory", "go to fridge 1"], [0.0, 0.0]),
-        )
-    )
-]
+EPISODES = in_eight_games(LOOK_WINS, INVENTORY_LOSES)
 TARGETS = monte_carlo_targets(EPISODES, 0.8)
 SETTINGS = PRMSettings(
     epochs=30, learning_rate=1e-2, batch_tokens=600, gamma=0.8, validation_fraction=0.25

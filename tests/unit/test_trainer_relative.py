@@ -16,23 +16,16 @@ from services.trainer.prm import load_prm
 from services.trainer.relative import CENTER, fit_relative_prm, ranking_measures
 from services.trainer.rows import action_row
 from services.trainer.targets import monte_carlo_targets
-from tests.unit.trainer_episodes import create_small, episode
+from tests.unit.trainer_episodes import INVENTORY_LOSES, LOOK_WINS, create_small, in_eight_games
 
 PROMPT = load_prompt("chat")
 # In every game `look` leads to a win, `inventory` to a loss, and `help` to a win every other time.
-EPISODES = [
-    episode(commands, rewards, game=game, index=i)
-    for i, (game, commands, rewards) in enumerate(
-        (game, commands, rewards)
-        for game in "abcdefgh"
-        for commands, rewards in (
-            (["look", "go to cabinet 1"], [0.0, 1.0]),
-            (["inventory", "go to fridge 1"], [0.0, 0.0]),
-            (["help", "go to cabinet 1"], [0.0, 1.0]),
-            (["help", "go to fridge 1"], [0.0, 0.0]),
-        )
-    )
-]
+EPISODES = in_eight_games(
+    LOOK_WINS,
+    INVENTORY_LOSES,
+    (["help", "go to cabinet 1"], [0.0, 1.0]),
+    (["help", "go to fridge 1"], [0.0, 0.0]),
+)
 TARGETS = monte_carlo_targets(EPISODES, 0.8)
 
 

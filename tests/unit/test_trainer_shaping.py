@@ -25,7 +25,13 @@ from services.trainer.reference import VALUE, predict_values, reference_values
 from services.trainer.rows import episode_rows
 from services.trainer.shaping import advantages, shaped
 from services.trainer.targets import monte_carlo_targets
-from tests.unit.trainer_episodes import create_small, episode
+from tests.unit.trainer_episodes import (
+    INVENTORY_LOSES,
+    LOOK_WINS,
+    create_small,
+    episode,
+    in_eight_games,
+)
 
 # --- eq. 13 on a corridor of three rooms --------------------------------------------------------
 #
@@ -113,17 +119,7 @@ def test_the_map_to_0_and_1_keeps_the_order(
 # --- V^μ ------------------------------------------------------------------------------------------
 
 # The first turn of the reference is as often `look`, which wins, as `inventory`, which does not.
-EPISODES = [
-    episode(commands, rewards, game=game, index=i)
-    for i, (game, commands, rewards) in enumerate(
-        (game, commands, rewards)
-        for game in "abcdefgh"
-        for commands, rewards in (
-            (["look", "go to cabinet 1"], [0.0, 1.0]),
-            (["inventory", "go to fridge 1"], [0.0, 0.0]),
-        )
-    )
-]
+EPISODES = in_eight_games(LOOK_WINS, INVENTORY_LOSES)
 SETTINGS = PRMSettings(
     epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25, precision="fp32"
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -25,6 +27,8 @@ from agentprm.protocol import (
 from services.trainer.fitting import load_tokenizer
 from services.trainer.rows import action_row
 from services.trainer.tiny import create_tiny
+
+T = TypeVar("T")
 
 FIRST = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, "
@@ -63,6 +67,22 @@ def episode(
             engine="test", package_version="0", data_version="0", template_hash="0"
         ),
     )
+
+
+def in_eight_games(*played: tuple[list[str], list[float]]) -> list[Episode]:
+    """In each of eight games one episode of each of these commands and rewards."""
+    return [
+        episode(commands, rewards, game=game, index=i)
+        for i, (game, (commands, rewards)) in enumerate(product("abcdefgh", played))
+    ]
+
+
+LOOK_WINS = (["look", "go to cabinet 1"], [0.0, 1.0])
+INVENTORY_LOSES = (["inventory", "go to fridge 1"], [0.0, 0.0])
+
+STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in range(6)]
+GOOD = Action(reason="find mug", command="go to cabinet 1")
+BAD = Action(reason="find mug", command="go to fridge 1")
 
 
 def create_small(parent: Path) -> Path:
@@ -106,6 +126,25 @@ def preference(state: State, chosen: Action, rejected: Action, name: str = "0") 
         prm_version="prm/0",
         template_hash="0",
     )
+
+
+class Source(Generic[T]):
+    """What `make` makes of `STATES`, without end or up to `last`; it knows how many were taken."""
+
+    def __init__(self, make: Callable[[State, str], T], last: int | None = None) -> None:
+        self.taken = 0
+        self.last = last
+        self._make = make
+
+    def __iter__(self) -> Iterator[T]:
+        while self.taken != self.last:
+            self.taken += 1
+            yield self._make(STATES[self.taken % len(STATES)], str(self.taken))
+
+
+def preferences(last: int | None = None) -> Source[Preference]:
+    """GOOD against BAD in all states."""
+    return Source(lambda state, name: preference(state, GOOD, BAD, name), last)
 
 
 def log_prob(directory: Path, prompt: PromptTemplate, state: State, action: Action) -> float:

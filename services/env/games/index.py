@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 import structlog
 
+from agentprm.files import user_cache, write_atomic
 from agentprm.protocol import Game, Split
 from services.env.games.placement import Placement, PlacementCounter
 
@@ -87,7 +88,7 @@ class GameIndex:
         root = _root(data)
         files = dict(_files(root))
         fingerprint = hashlib.sha256(orjson.dumps(sorted(files.items()))).hexdigest()
-        places = [cache] if cache else [root / CACHE_NAME, _user_cache(root)]
+        places = [cache] if cache else [root / CACHE_NAME, _cache_of(root)]
         for place in places:
             found = _read(place, fingerprint)
             if found is not None:
@@ -171,9 +172,8 @@ def _index(root: Path, content: dict[str, Any]) -> GameIndex:
     )
 
 
-def _user_cache(root: Path) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return base / "agentprm" / f"games-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}.json"
+def _cache_of(root: Path) -> Path:
+    return user_cache() / f"games-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}.json"
 
 
 def _read(place: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -189,13 +189,11 @@ def _read(place: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def _write(places: list[Path], content: dict[str, Any]) -> None:
-    """Into the first place that can be written; a reader sees the old file or the new one."""
+    """Into the first place that can be written."""
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = place.with_name(f".{place.name}.{os.getpid()}")
-            temporary.write_bytes(orjson.dumps(content))
-            temporary.replace(place)
+            write_atomic(place, orjson.dumps(content))
         except OSError as error:
             _log.warning("cannot cache the index", path=str(place), reason=str(error))
         else:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 
+from agentprm.files import locked
 from agentprm.protocol import Split
 from services.env.games.generate import GenerationError, generate
 from services.env.games.index import LAYOUT, DataError
@@ -34,7 +31,7 @@ def provide(directory: Path, fraction: float = 1.0) -> None:
     if _provided(directory):
         return
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory):
+    with locked(directory):
         if _provided(directory):
             return
         structlog.get_logger().info("generating games", directory=str(directory))
@@ -52,13 +49,3 @@ def _provided(directory: Path) -> bool:
     return any(
         (root / split).is_dir() for root in (directory / LAYOUT, directory) for split in Split
     )
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from agentprm.service import ProblemError
+from agentprm.validation import first_error, is_no_json
 from services.env.openenv.episode import Episode, Play
-from services.env.openenv.problems import is_no_json, where
 
 
 class Call(BaseModel):
@@ -28,7 +28,7 @@ async def answer(episode: Episode, body: bytes | dict[str, Any]) -> dict[str, An
         else:
             call = Call.model_validate(body)
     except ValidationError as error:
-        return _error(None, -32700 if is_no_json(error) else -32600, where(error))
+        return _error(None, -32700 if is_no_json(error) else -32600, first_error(error))
     if call.method == "tools/list":
         tool = {
             "name": "play",
@@ -44,7 +44,7 @@ async def answer(episode: Episode, body: bytes | dict[str, Any]) -> dict[str, An
         action = Play.model_validate(call.params.get("arguments"))
         played = await episode.step(action)
     except ValidationError as error:
-        return _error(call.id, -32602, where(error))
+        return _error(call.id, -32602, first_error(error))
     except ProblemError as error:
         content = [{"type": "text", "text": str(error)}]
         result: dict[str, Any] = {"content": content, "isError": True}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from agentprm import __version__
 from agentprm.protocol import Split
 from agentprm.service import ProblemError, json_response, problems
+from agentprm.validation import first_error, is_no_json
 from services.env.games import GameIndex
 from services.env.openenv import mcp
 from services.env.openenv.episode import (
@@ -25,7 +26,6 @@ from services.env.openenv.episode import (
     State,
     Step,
 )
-from services.env.openenv.problems import is_no_json, where
 from services.env.sessions import Sessions
 
 
@@ -130,7 +130,9 @@ async def _answer(episode: Episode, frame: str | bytes) -> dict[str, Any] | None
             case _:
                 return _error("UNKNOWN_TYPE", f"unknown message type {message.type[:40]!r}")
     except ValidationError as error:
-        return _error("INVALID_JSON" if is_no_json(error) else "VALIDATION_ERROR", where(error))
+        return _error(
+            "INVALID_JSON" if is_no_json(error) else "VALIDATION_ERROR", first_error(error)
+        )
     except ProblemError as error:
         code = "CAPACITY_REACHED" if error.problem.status == 429 else "EXECUTION_ERROR"
         return _error(code, str(error))

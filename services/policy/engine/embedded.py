@@ -17,7 +17,7 @@ from agentprm.devices import pick_device, pick_dtype
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.segments import bytes_per_token
-from agentprm.vocabulary import within
+from agentprm.surplus_tokens import without_surplus
 from agentprm.weights import copy_from_file, require_all
 from services.policy.engine import (
     PROMPT_TOKENS,
@@ -105,7 +105,7 @@ class EmbeddedEngine(Engine):
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        tokenizer = within(path, tokenizer, model.get_input_embeddings().num_embeddings)
+        tokenizer = without_surplus(path, tokenizer, model.get_input_embeddings().num_embeddings)
         return cls(model, tokenizer, cache_bytes=cache_bytes)
 
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:

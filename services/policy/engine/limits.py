@@ -1,4 +1,4 @@
-"""What a checkpoint's configuration says: its length, its end-of-sequence tokens, its device."""
+"""What a checkpoint's configuration says: its length and its end-of-sequence tokens."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from agentprm.protocol import Message
 from agentprm.replicas import Replicas
 from agentprm.service import ProblemError
 from agentprm.sglang import Generate, Generated, SGLangClient
-from agentprm.vocabulary import within
+from agentprm.surplus_tokens import without_surplus
 from services.policy.engine import (
     PROMPT_TOKENS,
     Draw,
@@ -73,7 +73,7 @@ class SGLangEngine(Engine):
         config = AutoConfig.from_pretrained(path, **options).get_text_config()
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         # A token that the model does not know ends the server's process.
-        tokenizer = within(path, tokenizer, config.vocab_size)
+        tokenizer = without_surplus(path, tokenizer, config.vocab_size)
         if (path / "generation_config.json").is_file():
             generation = GenerationConfig.from_pretrained(path, local_files_only=True)
         else:

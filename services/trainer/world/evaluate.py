@@ -18,8 +18,9 @@ from pydantic import Field
 
 from agentprm.client import PolicyClient, ServiceError
 from agentprm.facts import METADATA
+from agentprm.files import write_atomic
 from agentprm.protocol import Episode, Split
-from agentprm.registry import Registry, write_atomic
+from agentprm.registry import Registry
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from agentprm.world import WorldModel, read_outcome

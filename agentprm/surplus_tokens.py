@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, held to what its model knows."""
+"""Tokens that a checkpoint's tokenizer knows, and its model does not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from agentprm.registry import CheckpointError
 
 
-def within(path: Path, tokenizer: Any, size: int) -> Any:
+def without_surplus(path: Path, tokenizer: Any, size: int) -> Any:
     """The tokenizer, if it has no id that a model of `size` embeddings lacks.
 
     Trainers add a padding token and leave the embeddings as they are, since padding is never read
