@@ -63,6 +63,7 @@ def predict_values(
     however long they are: `settings.max_tokens` limits what is trained. Several processes share
     the work, and each has all values.
     """
+    torch.set_num_threads(settings.threads)
     state = processes()
     tokenizer = load_tokenizer(model)
     found = all_rows(tokenizer, prompt, episodes, max_tokens=_NO_LIMIT)
