@@ -13,8 +13,6 @@ from agentprm.ensembles import MAX_MEMBERS
 class FitSettings(Settings):
     """What every fit takes."""
 
-    seed: int = Field(default=0, ge=0)
-    """Seed of batches, new weights and dropout."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -65,12 +63,9 @@ class PRMSettings(FitSettings):
     """Tokens in a batch, padding included."""
     warm_start: bool = False
     """Begin with the PRM of the iteration before, where there is one, and not with the policy."""
-    gamma: float = Field(default=0.95, gt=0, le=1)
-    """The discount that the targets were made with; recorded beside the weights."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Part of the games that is held out to measure the fit, about; a hash of a game decides."""
-    split_seed: int = Field(default=0, ge=0)
-    """Which games these are. In a run all PRMs hold out the same, whatever is given here."""
+    """Part of the games that is held out to measure the fit, about; a hash of a game decides.
+    All PRMs of a run hold out the same."""
     members: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     """PRMs fitted alike but for their seeds, `prm/<i>.1` and so on; more than one serve together
     as `prm/<i>`, by their mean."""

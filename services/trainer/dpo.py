@@ -47,6 +47,7 @@ def fit_dpo(
     prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
+    seed: int,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
@@ -56,7 +57,8 @@ def fit_dpo(
     its optimizer step is due, and nothing ahead of it (the first preference is read at the start).
     Training ends after `settings.max_steps`, or when there are no more. Every
     `settings.publish_every` steps `publish` gets the weights; training waits until it returns.
-    With several processes only the main one reads `preferences` and calls `publish`.
+    With several processes only the main one reads `preferences` and calls `publish`. `seed` is that
+    of dropout.
 
     Raises:
         NoSamplesError: too few preferences came that were short enough.
@@ -69,7 +71,7 @@ def fit_dpo(
         rows=settings.batch_pairs,
         passes=passes(settings),
     )
-    with common_arguments(settings, settings.max_steps) as arguments:
+    with common_arguments(settings, settings.max_steps, seed) as arguments:
         trainer = _OnlineDPO(
             model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
             ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
@@ -96,6 +98,7 @@ def fit_dpo(
             "kind": "dpo",
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
+            "seed": seed,
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))

@@ -63,11 +63,11 @@ def ignore(*_: object) -> None:
 
 
 @contextmanager
-def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, Any]]:
+def common_arguments(settings: FitSettings, steps: int, seed: int) -> Iterator[dict[str, Any]]:
     """Keyword arguments for any `TrainingArguments`, for a fit of `steps` optimizer steps.
 
-    Trainer wants a directory of its own: it gets one that is gone afterwards. Nothing is saved
-    there, and nothing is reported but through `report`.
+    `seed` is that of dropout. Trainer wants a directory of its own: it gets one that is gone
+    afterwards. Nothing is saved there, and nothing is reported but through `report`.
     """
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -78,7 +78,7 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
         yield {
             "output_dir": scratch,
             "max_steps": steps,
-            "seed": settings.seed,
+            "seed": seed,
             "use_cpu": not cuda,
             "ddp_find_unused_parameters": False,
             "bf16": autocasts(settings),

@@ -64,6 +64,7 @@ def fit_grpo(
     prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
+    seed: int,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
@@ -75,7 +76,7 @@ def fit_grpo(
     π_old of the clipped ratio is the policy as it first sees the group; how far that has moved
     on from the weights that sampled it is bounded by `Preferences.max_age` and not corrected.
 
-    How `groups` is read, and what `publish` gets, is as in `fit_dpo`.
+    How `groups` is read, and what `publish` and `seed` are, is as in `fit_dpo`.
 
     Raises:
         NoSamplesError: too few groups came that were short enough.
@@ -90,7 +91,7 @@ def fit_grpo(
         reuse=settings.reuse,
     )
     stream.first()
-    with common_arguments(settings, settings.max_steps) as arguments:
+    with common_arguments(settings, settings.max_steps, seed) as arguments:
         trainer = _GRPO(
             model=_model(policy),
             args=TrainingArguments(**arguments),
@@ -109,6 +110,7 @@ def fit_grpo(
             "kind": "grpo",
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
+            "seed": seed,
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))

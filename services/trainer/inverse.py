@@ -64,13 +64,17 @@ def fit_inverse_prm(
     prompt: PromptTemplate,
     max_steps: int,
     *,
+    seed: int,
+    split_seed: int,
+    gamma: float,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
     """Fit Q on the transitions of D+ (`expert`) and D− (`learner`), and write it to `out`.
 
     An optimizer step takes `settings.accumulation` batches of either set, and both sets have the
-    same weight in the fit. `settings.epochs` are passes over the set with fewer batches.
+    same weight in the fit. `settings.epochs` are passes over the set with fewer batches. The seeds
+    are as in `fit_prm`; `gamma` is γ of the reward.
 
     The games of the validation side take no part in the fit. Measured on them: `val_bce`, the loss
     (nats), `val_auc` and `val_ece` of telling the transitions apart, and the mean of what is served
@@ -81,7 +85,7 @@ def fit_inverse_prm(
     """
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
-    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
+    sides = split_by_game(episodes, settings.validation_fraction, split_seed)
 
     def samples(side: Sequence[int], *, of_expert: bool) -> Iterator[Sample]:
         for i in side:
@@ -104,21 +108,21 @@ def fit_inverse_prm(
         [len(sample.fork) for sample in negative],
         settings.batch_tokens,
         settings.epochs,
-        settings.seed,
+        seed,
     )
     training = _evened_out([*positive, *negative], batches)
     in_pairs = settings.model_copy(update={"accumulation": 2 * settings.accumulation})
-    model = load_prm(base, tokenizer.pad_token_id, settings.seed)
+    model = load_prm(base, tokenizer.pad_token_id, seed)
     require_full_attention(model.config)
-    horizon = effective_horizon(settings.gamma, max_steps)
-    with common_arguments(in_pairs, steps_of(batches, in_pairs)) as arguments:
+    horizon = effective_horizon(gamma, max_steps)
+    with common_arguments(in_pairs, steps_of(batches, in_pairs), seed) as arguments:
         trainer = InversePRMTrainer(
             model=model,
             args=TrainingArguments(**arguments),
             train_dataset=training,
             data_collator=Collator(tokenizer.pad_token_id),
         )
-        trainer.gamma, trainer.horizon = settings.gamma, horizon
+        trainer.gamma, trainer.horizon = gamma, horizon
         trainer.batches, trainer.accumulation = batches, in_pairs.accumulation
         report(trainer, log, progress)
         result = trainer.train()
@@ -135,7 +139,7 @@ def fit_inverse_prm(
         known = PRMFacts(
             template_hash=prompt.hash,
             algorithm=Algorithm.INVERSE_PRM,
-            gamma=settings.gamma,
+            gamma=gamma,
             data=training_data(episodes, sides),
         )
         facts = {
@@ -143,6 +147,8 @@ def fit_inverse_prm(
             **known.model_dump(mode="json"),
             "effective_horizon": horizon,
             "settings": settings.model_dump(),
+            "seed": seed,
+            "split_seed": split_seed,
             "training_games": games_of(episodes, sides[0]),
             "validation_games": games_of(episodes, sides[1]),
             "metrics": metrics,

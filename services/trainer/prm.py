@@ -60,6 +60,9 @@ def fit_prm(
     settings: PRMSettings,
     prompt: PromptTemplate,
     *,
+    seed: int,
+    split_seed: int,
+    gamma: float,
     of: By = "action",
     log: Log = ignore,
     progress: Progress = ignore,
@@ -70,6 +73,9 @@ def fit_prm(
     fitted, on the value of the state of each turn.
 
     `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
+    `seed` is that of batches, a new head and dropout, `split_seed` that of the games held out, and
+    `gamma` the discount of the targets, which is recorded.
+
     The games of the validation side take no part in the fit; what is measured on them has the
     prefix `val_` (see `calibration`). `out` becomes an ordinary one-label classifier with its
     tokenizer, and `agentprm.json` that says how it was made.
@@ -78,16 +84,16 @@ def fit_prm(
         ValueError: there is nothing to train on.
     """
     tokenizer = load_tokenizer(base)
-    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
+    sides = split_by_game(episodes, settings.validation_fraction, split_seed)
     training, validation = (
         _samples(tokenizer, prompt, episodes, targets, side, settings, of) for side in sides
     )
     lengths = [len(sample.row.ids) for sample in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     steps = steps_of(batches, settings)
-    with common_arguments(settings, steps) as arguments:
+    with common_arguments(settings, steps, seed) as arguments:
         trainer = _PRMTrainer(
-            model=load_prm(base, tokenizer.pad_token_id, settings.seed),
+            model=load_prm(base, tokenizer.pad_token_id, seed),
             args=TrainingArguments(**arguments),
             train_dataset=training,
             data_collator=Collator(tokenizer.pad_token_id),
@@ -105,7 +111,7 @@ def fit_prm(
         known = PRMFacts(
             template_hash=prompt.hash,
             algorithm=Algorithm.AGENT_PRM,
-            gamma=settings.gamma,
+            gamma=gamma,
             data=training_data(episodes, sides),
             objective="absolute",
         )
@@ -124,6 +130,8 @@ def fit_prm(
             "kind": "prm" if of == "action" else "value",
             **known.model_dump(mode="json"),
             "settings": settings.model_dump(),
+            "seed": seed,
+            "split_seed": split_seed,
             "training_games": games_of(episodes, sides[0]),
             "validation_games": games_of(episodes, sides[1]),
             "metrics": metrics,

@@ -58,20 +58,23 @@ def fit_relative_prm(
     settings: PRMSettings,
     prompt: PromptTemplate,
     *,
+    seed: int,
+    split_seed: int,
+    gamma: float,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
     """Fit the order of the actions of a state by `targets[i][t]`; write the PRM to `out`.
 
     A pair is of two actions whose targets differ by `settings.pair_margin` or more. The split by
-    game, `base` and `out` are as in `fit_prm`. Of held-out games it measures `val_pair_accuracy`,
-    how often the better action has the higher score, and `val_pair_loss`.
+    game, the seeds, `base` and `out` are as in `fit_prm`. Of held-out games it measures
+    `val_pair_accuracy`, how often the better action has the higher score, and `val_pair_loss`.
 
     Raises:
         ValueError: there is no pair to train on.
     """
     tokenizer = load_tokenizer(base)
-    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
+    sides = split_by_game(episodes, settings.validation_fraction, split_seed)
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
     encoded = _encoded(tokenizer, prompt, episodes, found.pairs, settings.max_tokens)
@@ -81,11 +84,11 @@ def fit_relative_prm(
     if not training:
         raise ValueError(_nothing(found, settings))
     lengths = [_length(row) for row in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     steps = steps_of(batches, settings)
-    with common_arguments(settings, steps) as arguments:
+    with common_arguments(settings, steps, seed) as arguments:
         trainer = _RelativeTrainer(
-            model=load_prm(base, tokenizer.pad_token_id, settings.seed),
+            model=load_prm(base, tokenizer.pad_token_id, seed),
             args=RewardConfig(**arguments, max_length=None, center_rewards_coefficient=CENTER),
             train_dataset=Dataset.from_list(training),
             data_collator=_Collator(tokenizer.pad_token_id),
@@ -105,7 +108,7 @@ def fit_relative_prm(
         }
         known = PRMFacts(
             template_hash=prompt.hash,
-            gamma=settings.gamma,
+            gamma=gamma,
             data=training_data(episodes, sides),
             objective="relative",
         )
@@ -126,6 +129,8 @@ def fit_relative_prm(
             "kind": "prm",
             **known.model_dump(mode="json"),
             "settings": settings.model_dump(),
+            "seed": seed,
+            "split_seed": split_seed,
             "training_games": games_of(episodes, sides[0]),
             "validation_games": games_of(episodes, sides[1]),
             "metrics": metrics,

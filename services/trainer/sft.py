@@ -43,6 +43,7 @@ def fit_sft(
     settings: SFTSettings,
     prompt: PromptTemplate,
     *,
+    seed: int,
     hints: Sequence[str] | None = None,
     log: Log = ignore,
     progress: Progress = ignore,
@@ -56,7 +57,7 @@ def fit_sft(
     """
     rows = all_rows(load_tokenizer(base), prompt, episodes, settings.max_tokens, hints)
     found = [row for _, row in rows]
-    return fit_rows(base, found, out, settings, prompt, log=log, progress=progress)
+    return fit_rows(base, found, out, settings, prompt, seed=seed, log=log, progress=progress)
 
 
 def fit_rows(
@@ -67,6 +68,7 @@ def fit_rows(
     prompt: PromptTemplate,
     facts: Mapping[str, Any] | None = None,
     *,
+    seed: int,
     log: Log = ignore,
     progress: Progress = ignore,
 ) -> Metrics:
@@ -74,13 +76,14 @@ def fit_rows(
 
     The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
     any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
-    What `facts` say of the fit goes into `agentprm.json`, and `prompt` makes the canary.
+    What `facts` say of the fit goes into `agentprm.json`, and `prompt` makes the canary. `seed` is
+    that of batches and dropout.
     """
     tokenizer = load_tokenizer(base)
     lengths = [len(row.ids) for row in rows]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     steps = steps_of(batches, settings)
-    with common_arguments(settings, steps) as arguments:
+    with common_arguments(settings, steps, seed) as arguments:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         trainer = _WeightedSFT(
             model=model,
@@ -109,6 +112,7 @@ def fit_rows(
             **(facts or {"kind": "sft"}),
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
+            "seed": seed,
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, known, policy_canary(prompt))

@@ -30,9 +30,7 @@ EPISODES = [
     )
 ]
 TARGETS = monte_carlo_targets(EPISODES, 0.8)
-SETTINGS = PRMSettings(
-    epochs=30, learning_rate=1e-2, batch_tokens=600, gamma=0.8, validation_fraction=0.25
-)
+SETTINGS = PRMSettings(epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25)
 
 
 @pytest.mark.parametrize("name", ["chat", "state"])
@@ -42,13 +40,15 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
 ) -> None:
     small = create_small(tmp_path)
     out, prompt = tmp_path / "out", load_prompt(name)
-    metrics = fit_prm(small, EPISODES, TARGETS.values, out, SETTINGS, prompt)
+    metrics = fit_prm(
+        small, EPISODES, TARGETS.values, out, SETTINGS, prompt, seed=0, split_seed=0, gamma=0.8
+    )
     assert metrics["val_explained_variance"] > 0.9
     assert metrics["val_auc"] == 1
     assert metrics["val_bce"] - metrics["val_entropy"] < 0.1
 
     metadata = orjson.loads((out / METADATA).read_bytes())
-    assert metadata["settings"]["gamma"] == 0.8
+    assert (metadata["seed"], metadata["split_seed"], metadata["gamma"]) == (0, 0, 0.8)
     assert metadata["template_hash"] == prompt.hash
     assert len(metadata["validation_games"]) == 2
     facts = read_facts(out)
@@ -111,7 +111,17 @@ def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
     small = create_small(tmp_path)
     settings = PRMSettings(epochs=1, batch_tokens=600, validation_fraction=0, checkpointing=True)
     out = tmp_path / "out"
-    metrics = fit_prm(small, EPISODES[:2], TARGETS.values[:2], out, settings, load_prompt("chat"))
+    metrics = fit_prm(
+        small,
+        EPISODES[:2],
+        TARGETS.values[:2],
+        out,
+        settings,
+        load_prompt("chat"),
+        seed=0,
+        split_seed=0,
+        gamma=0.8,
+    )
     assert metrics["validation_rows"] == 0
     assert read_facts(out).calibration is None
     earlier = load_prm(out, 0, seed=1).score.weight

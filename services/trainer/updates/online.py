@@ -54,9 +54,10 @@ class OnlineUpdate(Update):
                 base,
                 online.source if online else (),
                 out,
-                settings.model_copy(update={"seed": derive(self.at.config.seed, f"pi_{i}")}),
+                settings,
                 self.at.prompt,
                 online.publish if online else ignore,
+                seed=derive(self.at.config.seed, f"pi_{i}"),
                 **self.at.reports(f"pi_{i}"),
             )
         except NoSamplesError as error:
