@@ -107,4 +107,7 @@ def _as_now(values: dict[str, Any]) -> dict[str, Any]:
     for fit in _FITS:
         for name in _FORMER:
             values.get(fit, {}).pop(name, None)
+    # There was but one `keep_every`, that of DPO.
+    kept = values.get("dpo", {}).get("keep_every", 0)
+    values.get("grpo", {}).setdefault("keep_every", kept)
     return values

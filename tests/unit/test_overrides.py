@@ -103,11 +103,13 @@ def test_settings_of_another_version_and_impossible_ones_are_told_apart(tmp_path
 
 
 def test_a_run_from_when_fits_had_seeds_among_their_settings_is_still_read(tmp_path: Path) -> None:
-    config = load_config("smoke", seed=3)
+    kept = {"dpo.keep_every": 20, "grpo.keep_every": 20}
+    config = load_config("smoke", seed=3, overrides=kept)
     values = config.model_dump(mode="json")
     for fit in ("sft", "prm", "dpo", "grpo", "rejection"):
         values[fit]["seed"] = 0
     values["prm"] |= {"gamma": 0.95, "split_seed": 0}
+    del values["grpo"]["keep_every"]
     (tmp_path / "config.json").write_bytes(orjson.dumps(values))
     assert read_config(tmp_path) == config
 

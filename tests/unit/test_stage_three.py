@@ -74,6 +74,20 @@ def test_pairs_differ_by_the_margin_of_the_algorithm(
     assert {job.margin for job in jobs} == {margin}
 
 
+@pytest.mark.parametrize(("update", "kept"), [("online-dpo", 20), ("grpo", 30)])
+def test_each_update_keeps_weights_by_its_own_settings(
+    tmp_path: Path, update: str, kept: int
+) -> None:
+    finished_run(tmp_path)
+    settings = {"dpo.keep_every": 20, "grpo.keep_every": 30}
+    config = load_config("tiny", overrides={"update": update, **settings})
+    services = cast("Services", SimpleNamespace(queue=None))
+    records, prompt = Records(tmp_path / "records"), load_prompt()
+    fits = Fits(tmp_path, config, records, prompt, lambda *_: None, Progress(), services)
+    assert isinstance(fits.update, OnlineUpdate)
+    assert fits.update._online(services, 1, tmp_path).keep_every == kept
+
+
 def test_several_prms_are_fitted_from_different_seeds_and_serve_as_one(tmp_path: Path) -> None:
     config = load_config("smoke", overrides={"prm.members": 2})
     registry = Registry(tmp_path / "checkpoints")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agentprm.config import FitSettings
+from agentprm.config import OnlineSettings
 from agentprm.protocol import State
 from agentprm.registry import Registry, number
 from services.trainer.collect import Collector, Services
@@ -37,7 +37,7 @@ class OnlineUpdate(Update):
     source: ClassVar[type[OnlineSource[Any]]]
 
     @abstractmethod
-    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
+    def learner(self) -> tuple[Callable[..., Metrics], OnlineSettings]:
         """What fits π_i on the samples, called as `fit_dpo` is, and its settings."""
 
     def prepare(self, collector: Collector, i: int) -> None:
@@ -106,7 +106,7 @@ class OnlineUpdate(Update):
                 progress=self.at.progress,
                 log=partial(self._seen, f"pi_{i}"),
             )
-        every = config.dpo.keep_every
+        every = self.learner()[1].keep_every
         return _Online(services, self.at.registry, i, states, source, every, watched)
 
     def _seen(self, stage: str, step: int, values: Mapping[str, float]) -> None:
@@ -122,7 +122,7 @@ class OnlineDPO(OnlineUpdate):
     samples = "preferences"
     source = PreferenceSource
 
-    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
+    def learner(self) -> tuple[Callable[..., Metrics], OnlineSettings]:
         """See `fit_dpo`."""
         return fit_dpo, self.at.config.dpo
 
@@ -134,7 +134,7 @@ class GRPO(OnlineUpdate):
     samples = "groups"
     source = GroupSource
 
-    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
+    def learner(self) -> tuple[Callable[..., Metrics], OnlineSettings]:
         """See `fit_grpo`."""
         return fit_grpo, self.at.config.grpo
 
