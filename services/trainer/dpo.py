@@ -125,13 +125,8 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         return _chosen(batch["completion_mask"]).sum()
 
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], *, num_items_in_batch: Tensor
+    ) -> Tensor:
         """TRL's loss, and the chosen actions' negative log-likelihood from the same pass.
 
         TRL's own term for the latter is a mean over a batch. That of the preferences is so too,
@@ -140,11 +135,11 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         passed: list[Any] = []
         handle = model.register_forward_hook(lambda _model, _inputs, given: passed.append(given))
         try:
-            loss = super().compute_loss(model, inputs)
+            loss = DPOTrainer.compute_loss(self, model, inputs)
         finally:
             handle.remove()
         nll = weighted_nll(passed[0].log_probs.chunk(2)[0], _chosen(inputs["completion_mask"]))
-        own = loss / self.current_gradient_accumulation_steps
+        own: Tensor = loss / self.current_gradient_accumulation_steps
         return own + self.chosen_weight * self.scaled(nll, num_items_in_batch)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:

@@ -164,8 +164,7 @@ class StepMeanTrainer(Trainer):
     """A Trainer whose loss is a mean over an optimizer step: all its batches, of all processes.
 
     A mean of the batches' means would depend on how the rows of the step are shared out. Combine
-    it with another trainer class; `compute_loss` gets the weight of the step as
-    `num_items_in_batch`, and uses `scaled`.
+    it with another trainer class, and say what `total` and `weight` are.
     """
 
     loss_is_scaled_for_ga = True
@@ -178,6 +177,16 @@ class StepMeanTrainer(Trainer):
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         """What a batch, as it is collated, contributes to the denominator of the mean."""
         raise NotImplementedError
+
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The sum of a batch's losses."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], *, num_items_in_batch: Tensor
+    ) -> Tensor:
+        """The batch's part of the mean; `num_items_in_batch` is the weight of the step."""
+        return self.scaled(self.total(model, inputs), num_items_in_batch)
 
     def scaled(self, total: Tensor, weight: Tensor) -> Tensor:
         """A batch's sum of losses as its part of the mean over a step of that weight."""

@@ -162,23 +162,15 @@ class _GRPO(StepMeanTrainer):
             said["old"] = _action_log_probs(self.model_wrapped, inputs)
         return said
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The clipped policy loss and the KL penalty of the samples."""
         mask, counts = inputs["actions"][:, 1:], inputs["counts"]
         log_probs = _action_log_probs(model, inputs)
         old = inputs.get("old", log_probs.detach())
         gains = clipped_policy_loss(log_probs, old, inputs["advantages"], mask, self.settings.clip)
         penalties = squared_log_ratio(log_probs, inputs["reference"], mask)
-        total = (counts * (gains + self.settings.beta * penalties)).sum()
         self._measure(inputs, log_probs.detach(), old, mask)
-        loss = self.scaled(total, num_items_in_batch)
-        return (loss, log_probs) if return_outputs else loss
+        return (counts * (gains + self.settings.beta * penalties)).sum()
 
     def _measure(
         self, inputs: dict[str, Tensor], log_probs: Tensor, old: Tensor, mask: Tensor

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -172,21 +171,12 @@ class InversePRMTrainer(TokenBatchTrainer):
         """The weight of all transitions."""
         return batch["weights"].sum()
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """−log σ(r) of the expert's transitions, −log σ(−r) of the learner's."""
-        rewards, values = self.rewards(model, inputs)
-        total = F.binary_cross_entropy_with_logits(
+        rewards, _ = self.rewards(model, inputs)
+        return F.binary_cross_entropy_with_logits(
             rewards, inputs["expert"], weight=inputs["weights"], reduction="sum"
         )
-        loss = self.scaled(total, num_items_in_batch)
-        return (loss, values) if return_outputs else loss
 
     def rewards(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """r = Q(s, a) − γ Q(s', a'), and z of (s, a), both of shape [rows, transitions]."""

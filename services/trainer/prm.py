@@ -195,18 +195,10 @@ class _PRMTrainer(TokenBatchTrainer):
         """The number of turns."""
         return batch["turns"].sum()
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Soft cross-entropy of the turns."""
         logits = model(inputs["input_ids"], inputs["attention_mask"], inputs["positions"])
-        total = soft_bce(logits, inputs["targets"], inputs["turns"])
-        loss = self.scaled(total, num_items_in_batch)
-        return (loss, logits) if return_outputs else loss
+        return soft_bce(logits, inputs["targets"], inputs["turns"])
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample], batch_tokens: int) -> Scored:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,22 +154,15 @@ class _RelativeTrainer(TokenBatchTrainer, RewardTrainer):
         """The number of pairs."""
         return batch["pairs"]
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
-        """TRL's loss, which is a mean over the batch."""
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """TRL's loss, which is a mean over the batch, times its pairs."""
         pairs = inputs.pop("pairs")
 
         def rewards(**given: Tensor) -> SequenceClassifierOutputWithPast:
             return SequenceClassifierOutputWithPast(logits=_last_logits(model, given))
 
-        mean = super().compute_loss(rewards, inputs)
-        return self.scaled(mean * pairs, num_items_in_batch)
+        mean: Tensor = RewardTrainer.compute_loss(self, rewards, inputs)
+        return mean * pairs
 
     @torch.no_grad()
     def differences(self, rows: Sequence[_Row], batch_tokens: int) -> Tensor:

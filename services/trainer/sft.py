@@ -141,20 +141,13 @@ class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
         """The weight of all tokens that are predicted."""
         return batch["weights"][:, 1:].sum()
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The weighted negative log-likelihood of the tokens."""
         weights = inputs["weights"]
         log_probs = token_log_probs(
             model, inputs["input_ids"], inputs["attention_mask"], weights > 0
         )
-        loss = self.scaled(weighted_nll(log_probs, weights[:, 1:]), num_items_in_batch)
-        return (loss, log_probs) if return_outputs else loss
+        return weighted_nll(log_probs, weights[:, 1:])
 
 
 class _Collator:
