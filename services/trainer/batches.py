@@ -19,6 +19,7 @@ class TokenBatches(Sampler[list[int]]):
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, epochs: int, seed: int) -> None:
+        self._lengths = lengths
         self._batches = [
             batch
             for epoch in range(epochs)
@@ -30,6 +31,11 @@ class TokenBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all batches together, without padding."""
+        return sum(self._lengths[i] for batch in self._batches for i in batch)
 
     def share(self, accumulation: int, world: int, rank: int) -> list[list[int]]:
         """What process `rank` of `world` computes of steps of `accumulation` batches.
@@ -59,6 +65,7 @@ class AlternatingBatches(TokenBatches):
         self, first: Sequence[int], second: Sequence[int], budget: int, epochs: int, seed: int
     ) -> None:
         """`first` and `second` are the lengths of their rows, the rest as for `TokenBatches`."""
+        self._lengths = [*first, *second]
         self._batches = []
         for epoch in range(epochs):
             one, other = (

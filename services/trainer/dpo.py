@@ -22,7 +22,6 @@ from services.trainer.fitting import (
     Log,
     Metrics,
     Progress,
-    StepMeanTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
@@ -34,6 +33,7 @@ from services.trainer.losses import weighted_nll
 from services.trainer.rows import answer_rows
 from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
+from services.trainer.trainers import StepMeanTrainer
 
 _Row = dict[str, list[int]]
 

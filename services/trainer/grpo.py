@@ -29,7 +29,6 @@ from services.trainer.fitting import (
     Log,
     Metrics,
     Progress,
-    StepMeanTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
@@ -42,6 +41,7 @@ from services.trainer.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.rows import answer_rows
 from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
+from services.trainer.trainers import StepMeanTrainer
 
 
 @dataclass(frozen=True)

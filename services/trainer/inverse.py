@@ -29,18 +29,16 @@ from services.trainer.fitting import (
     Log,
     Metrics,
     Progress,
-    TokenBatchTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
-    report,
     save_fit,
     steps_of,
-    throughput,
 )
 from services.trainer.forks import Fork, episode_forks
 from services.trainer.prm import games_of, load_prm, training_data
 from services.trainer.targets import split_by_game
+from services.trainer.trainers import TokenBatchTrainer, train_through
 from services.trainer.transitions import NextActions
 
 
@@ -122,16 +120,10 @@ def fit_inverse_prm(
             data_collator=Collator(tokenizer.pad_token_id),
         )
         trainer.gamma, trainer.horizon = gamma, horizon
-        trainer.batches, trainer.accumulation = batches, in_pairs.accumulation
-        report(trainer, log, progress)
-        result = trainer.train()
-        tokens = sum(len(training[i].fork) for batch in batches for i in batch)
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
+        metrics = train_through(batches, trainer, in_pairs.accumulation, log, progress)
+        metrics |= {
             "expert_transitions": float(sum(len(sample.fork.ends) for sample in positive)),
             "learner_transitions": float(sum(len(sample.fork.ends) for sample in negative)),
-            **throughput(tokens, result.metrics["train_runtime"]),
         }
         if validation:
             metrics |= trainer.measure(validation, settings.batch_tokens)

@@ -27,18 +27,16 @@ from services.trainer.fitting import (
     Log,
     Metrics,
     Progress,
-    TokenBatchTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
-    report,
     save_fit,
     steps_of,
-    throughput,
 )
 from services.trainer.losses import soft_bce
 from services.trainer.rows import Row, all_rows
 from services.trainer.targets import By, split_by_game
+from services.trainer.trainers import TokenBatchTrainer, train_through
 
 
 @dataclass(frozen=True)
@@ -98,15 +96,10 @@ def fit_prm(
             train_dataset=training,
             data_collator=Collator(tokenizer.pad_token_id),
         )
-        trainer.batches, trainer.accumulation = batches, settings.accumulation
-        report(trainer, log, progress)
-        result = trainer.train()
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
+        metrics = train_through(batches, trainer, settings.accumulation, log, progress)
+        metrics |= {
             "training_rows": float(len(training)),
             "validation_rows": float(len(validation)),
-            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
         }
         known = PRMFacts(
             template_hash=prompt.hash,

@@ -29,19 +29,17 @@ from services.trainer.fitting import (
     Log,
     Metrics,
     Progress,
-    TokenBatchTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
-    report,
     save_fit,
     steps_of,
-    throughput,
 )
 from services.trainer.pairs import Pair, Pairs, preference_pairs
 from services.trainer.prm import games_of, load_prm, training_data
 from services.trainer.rows import action_row
 from services.trainer.targets import split_by_game
+from services.trainer.trainers import TokenBatchTrainer, train_through
 
 CENTER = 0.01
 """Weight of (z + z')² of a pair beside its Bradley–Terry loss, as TRL recommends it."""
@@ -93,17 +91,12 @@ def fit_relative_prm(
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
         )
-        trainer.batches, trainer.accumulation = batches, settings.accumulation
-        report(trainer, log, progress)
-        result = trainer.train()
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
+        metrics = train_through(batches, trainer, settings.accumulation, log, progress)
+        metrics |= {
             **found.counts,
             "training_rows": float(len(training)),
             "validation_rows": float(len(held_out)),
             "too_long": float(len(found.pairs) - len(encoded)),
-            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
         }
         known = PRMFacts(
             template_hash=prompt.hash,

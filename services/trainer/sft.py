@@ -21,19 +21,17 @@ from services.trainer.fitting import (
     Log,
     Metrics,
     Progress,
-    TokenBatchTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
-    report,
     save_fit,
     steps_of,
-    throughput,
 )
 from services.trainer.log_probs import token_log_probs
 from services.trainer.losses import weighted_nll
 from services.trainer.optim import MuonAdamW
 from services.trainer.rows import Row, all_rows
+from services.trainer.trainers import TokenBatchTrainer, train_through
 
 
 def fit_sft(
@@ -99,15 +97,8 @@ def fit_rows(
             processing_class=tokenizer,
         )
         trainer.settings = settings
-        trainer.batches, trainer.accumulation = batches, settings.accumulation
-        report(trainer, log, progress)
-        result = trainer.train()
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
-            "rows": float(len(rows)),
-            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
-        }
+        metrics = train_through(batches, trainer, settings.accumulation, log, progress)
+        metrics["rows"] = float(len(rows))
         known = {
             **(facts or {"kind": "sft"}),
             "template_hash": prompt.hash,
