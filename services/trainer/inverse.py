@@ -36,7 +36,8 @@ from services.trainer.fitting import (
     steps_of,
 )
 from services.trainer.forks import Fork, episode_forks
-from services.trainer.prm import games_of, load_prm, training_data
+from services.trainer.prm_facts import facts_of
+from services.trainer.prm_model import load_prm
 from services.trainer.targets import split_by_game
 from services.trainer.trainers import TokenBatchTrainer, train_through
 from services.trainer.transitions import NextActions
@@ -127,23 +128,11 @@ def fit_inverse_prm(
         }
         if validation:
             metrics |= trainer.measure(validation, settings.batch_tokens)
-        known = PRMFacts(
-            template_hash=prompt.hash,
-            algorithm=Algorithm.INVERSE_PRM,
-            gamma=gamma,
-            data=training_data(episodes, sides),
+        known = PRMFacts(template_hash=prompt.hash, algorithm=Algorithm.INVERSE_PRM, gamma=gamma)
+        facts = facts_of(
+            known, episodes, sides, settings, metrics, seed=seed, split_seed=split_seed
         )
-        facts = {
-            "kind": "prm",
-            **known.model_dump(mode="json"),
-            "effective_horizon": horizon,
-            "settings": settings.model_dump(),
-            "seed": seed,
-            "split_seed": split_seed,
-            "training_games": games_of(episodes, sides[0]),
-            "validation_games": games_of(episodes, sides[1]),
-            "metrics": metrics,
-        }
+        facts["effective_horizon"] = horizon
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 

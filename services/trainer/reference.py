@@ -16,7 +16,7 @@ from agentprm.registry import Registry
 from services.trainer.batches import under_budget
 from services.trainer.collect import Collector
 from services.trainer.fitting import autocasts, load_tokenizer, processes
-from services.trainer.prm import Collator, Sample, load_prm, read_at
+from services.trainer.prm_model import Collator, Sample, load_prm, read_at
 from services.trainer.rows import all_rows
 from services.trainer.targets import averaged, discounted_returns
 

@@ -36,7 +36,8 @@ from services.trainer.fitting import (
     steps_of,
 )
 from services.trainer.pairs import Pair, Pairs, preference_pairs
-from services.trainer.prm import games_of, load_prm, training_data
+from services.trainer.prm_facts import facts_of, games_of
+from services.trainer.prm_model import load_prm
 from services.trainer.rows import action_row
 from services.trainer.targets import split_by_game
 from services.trainer.trainers import TokenBatchTrainer, train_through
@@ -82,8 +83,7 @@ def fit_relative_prm(
         raise ValueError(_nothing(found, settings))
     lengths = [_length(row) for row in training]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
-    steps = steps_of(batches, settings)
-    with common_arguments(settings, steps, seed) as arguments:
+    with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         trainer = _RelativeTrainer(
             model=load_prm(base, tokenizer.pad_token_id, seed),
             args=RewardConfig(**arguments, max_length=None, center_rewards_coefficient=CENTER),
@@ -98,12 +98,7 @@ def fit_relative_prm(
             "validation_rows": float(len(held_out)),
             "too_long": float(len(found.pairs) - len(encoded)),
         }
-        known = PRMFacts(
-            template_hash=prompt.hash,
-            gamma=gamma,
-            data=training_data(episodes, sides),
-            objective="relative",
-        )
+        ranking = None
         if held_out:
             rows = [row for _, row in held_out]
             differences = trainer.differences(rows, settings.batch_tokens)
@@ -116,17 +111,12 @@ def fit_relative_prm(
                 states=len({pair.state for pair, _ in held_out}),
                 games=len({episodes[pair.episode].game.id for pair, _ in held_out}),
             )
-            known = known.model_copy(update={"ranking": ranking})
-        facts = {
-            "kind": "prm",
-            **known.model_dump(mode="json"),
-            "settings": settings.model_dump(),
-            "seed": seed,
-            "split_seed": split_seed,
-            "training_games": games_of(episodes, sides[0]),
-            "validation_games": games_of(episodes, sides[1]),
-            "metrics": metrics,
-        }
+        known = PRMFacts(
+            template_hash=prompt.hash, gamma=gamma, objective="relative", ranking=ranking
+        )
+        facts = facts_of(
+            known, episodes, sides, settings, metrics, seed=seed, split_seed=split_seed
+        )
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 

@@ -80,8 +80,7 @@ def fit_rows(
     tokenizer = load_tokenizer(base)
     lengths = [len(row.ids) for row in rows]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
-    steps = steps_of(batches, settings)
-    with common_arguments(settings, steps, seed) as arguments:
+    with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         trainer = _WeightedSFT(
             model=model,

@@ -34,7 +34,7 @@ from services.trainer.inverse import (
     fit_inverse_prm,
     require_full_attention,
 )
-from services.trainer.prm import load_prm
+from services.trainer.prm_model import load_prm
 from services.trainer.records import Records
 from services.trainer.rows import action_row
 from services.trainer.transitions import NextActions, draw_transitions

@@ -12,7 +12,8 @@ from agentprm.config import PRMSettings
 from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
 from services.trainer.fitting import load_tokenizer
-from services.trainer.prm import fit_prm, load_prm
+from services.trainer.prm import fit_prm
+from services.trainer.prm_model import load_prm
 from services.trainer.rows import episode_rows
 from services.trainer.targets import monte_carlo_targets
 from tests.unit.trainer_episodes import create_small, episode

@@ -12,7 +12,7 @@ from agentprm.config import PRMSettings
 from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
 from services.trainer.fitting import Metrics, load_tokenizer
-from services.trainer.prm import load_prm
+from services.trainer.prm_model import load_prm
 from services.trainer.relative import CENTER, fit_relative_prm, ranking_measures
 from services.trainer.rows import action_row
 from services.trainer.targets import monte_carlo_targets
