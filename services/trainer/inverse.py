@@ -10,7 +10,7 @@ of them: z = Q / H for the effective horizon H = 1 + γ + ... + γ^{T-1}, as σ(
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, TrainingArguments
 
 from agentprm.config import Algorithm, PRMSettings
+from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts
 from services.trainer.batches import AlternatingBatches, under_budget
@@ -84,18 +85,12 @@ def fit_inverse_prm(
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
-
-    def samples(side: Sequence[int], *, of_expert: bool) -> Iterator[Sample]:
-        for i in side:
-            if (i < len(expert)) == of_expert:
-                chosen = next_actions.get(episodes[i].id, {})
-                for fork in episode_forks(
-                    tokenizer, prompt, episodes[i], chosen, settings.max_tokens
-                ):
-                    yield Sample(fork, of_expert)
-
-    positive, negative = (list(samples(sides[0], of_expert=whose)) for whose in (True, False))
-    validation = [s for whose in (True, False) for s in samples(sides[1], of_expert=whose)]
+    training, validation = (
+        _samples(tokenizer, prompt, episodes, len(expert), side, next_actions, settings.max_tokens)
+        for side in sides
+    )
+    positive = [sample for sample in training if sample.expert]
+    negative = [sample for sample in training if not sample.expert]
     if not (positive and negative):
         raise ValueError(
             f"{len(positive)} rows of the expert and {len(negative)} of the learner have "
@@ -108,7 +103,7 @@ def fit_inverse_prm(
         settings.epochs,
         seed,
     )
-    training = _evened_out([*positive, *negative], batches)
+    training = _evened_out(training, batches)
     in_pairs = settings.model_copy(update={"accumulation": 2 * settings.accumulation})
     model = load_prm(base, tokenizer.pad_token_id, seed)
     require_full_attention(model.config)
@@ -237,6 +232,24 @@ class Collator:
             "expert": expert,
             "weights": weights,
         }
+
+
+def _samples(
+    tokenizer: Tokenizer,
+    prompt: PromptTemplate,
+    episodes: Sequence[Episode],
+    experts: int,
+    side: Sequence[int],
+    next_actions: NextActions,
+    max_tokens: int,
+) -> list[Sample]:
+    """The rows of one side, the expert's first, as the first `experts` episodes are."""
+    found = []
+    for i in side:
+        chosen = next_actions.get(episodes[i].id, {})
+        for fork in episode_forks(tokenizer, prompt, episodes[i], chosen, max_tokens):
+            found.append(Sample(fork, expert=i < experts))
+    return found
 
 
 def _evened_out(samples: Sequence[Sample], batches: AlternatingBatches) -> list[Sample]:
