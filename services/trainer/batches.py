@@ -6,6 +6,9 @@ import bisect
 import random
 from collections.abc import Iterator, Sequence
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 CHUNK = 16
@@ -76,7 +79,20 @@ class AlternatingBatches(TokenBatches):
                 self._batches += [own, [len(first) + i for i in others]]
 
 
-def under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """All rows once, from the shortest to the longest, in batches within `budget` when padded."""
+    return _under_budget(lengths, sorted(range(len(lengths)), key=lambda i: lengths[i]), budget)
+
+
+def padded(
+    rows: Sequence[Sequence[float]], value: float = 0, dtype: torch.dtype = torch.long
+) -> Tensor:
+    """The rows as one tensor of shape (rows, longest), filled up with `value` on the right."""
+    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def _under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
     """`order` cut into runs whose padded size stays within `budget`."""
     batches: list[list[int]] = []
     longest = 0
@@ -108,8 +124,8 @@ def _balanced(lengths: Sequence[int], order: Sequence[int], budget: int) -> list
     Each batch weighs the same in the loss, so a remainder of one row would weigh as much as all
     the rows of a full batch. The smallest budget that makes no more batches evens them out.
     """
-    fewest = len(under_budget(lengths, order, budget))
+    fewest = len(_under_budget(lengths, order, budget))
     least = bisect.bisect_left(
-        range(budget), True, key=lambda b: len(under_budget(lengths, order, b)) <= fewest
+        range(budget), True, key=lambda b: len(_under_budget(lengths, order, b)) <= fewest
     )
-    return under_budget(lengths, order, least)
+    return _under_budget(lengths, order, least)

@@ -24,6 +24,7 @@ from agentprm.config import GRPOSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
+from services.trainer.batches import padded
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
     Log,
@@ -203,18 +204,11 @@ class _Collator:
 
     def __call__(self, groups: Sequence[_Row]) -> dict[str, Tensor]:
         rows = [(ids, group.start) for group in groups for ids in group.ids]
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.full((len(rows), width), self.pad_token_id)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        actions = torch.zeros(len(rows), width, dtype=torch.bool)
-        for i, (row, start) in enumerate(rows):
-            ids[i, : len(row)] = torch.as_tensor(row)
-            mask[i, : len(row)] = 1
-            actions[i, start : len(row)] = True
+        actions = [[False] * start + [True] * (len(ids) - start) for ids, start in rows]
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "actions": actions,
+            "input_ids": padded([ids for ids, _ in rows], self.pad_token_id),
+            "attention_mask": padded([[1] * len(ids) for ids, _ in rows]),
+            "actions": padded(actions, dtype=torch.bool),
             "advantages": torch.tensor([a for group in groups for a in group.advantages]),
             "counts": torch.tensor([c for group in groups for c in group.counts]),
             "q": torch.tensor([q for group in groups for q in group.q]),

@@ -23,7 +23,7 @@ from agentprm.config import Algorithm, PRMSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts
-from services.trainer.batches import AlternatingBatches, under_budget
+from services.trainer.batches import AlternatingBatches, by_length, padded
 from services.trainer.calibration import Scored, calibration
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
@@ -170,12 +170,10 @@ class InversePRMTrainer(TokenBatchTrainer):
     def measure(self, samples: Sequence[Sample], batch_tokens: int) -> Metrics:
         """How well transitions that took no part are told apart. All processes do it, in step."""
         self.model.eval()
-        lengths = [len(sample.fork) for sample in samples]
-        order = sorted(range(len(samples)), key=lambda i: lengths[i])
         probabilities: list[float] = []
         labels: list[float] = []
         served: list[float] = []
-        for batch in under_budget(lengths, order, batch_tokens):
+        for batch in by_length([len(sample.fork) for sample in samples], batch_tokens):
             inputs = self._prepare_inputs(self.data_collator([samples[i] for i in batch]))
             rewards, values = self.rewards(self.model_wrapped, inputs)
             real = inputs["weights"] > 0
@@ -204,33 +202,22 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """A batch."""
         samples = samples or [Sample(Fork([self.pad_token_id], [], [0], [None]), False, 0.0)]
-        width = max(len(sample.fork) for sample in samples)
-        most = max(len(sample.fork.ends) for sample in samples)
-        count = len(samples)
-        ids = torch.full((count, width), self.pad_token_id)
-        position_ids = torch.zeros(count, width, dtype=torch.long)
-        mask = torch.stack([sample.fork.mask(width) for sample in samples])
-        positions = torch.zeros(count, 2, most, dtype=torch.long)
-        ends = torch.ones(count, most, dtype=torch.bool)
-        expert, weights = torch.zeros(count, most), torch.zeros(count, most)
-        for i, sample in enumerate(samples):
-            fork = sample.fork
-            n, k = len(fork), len(fork.ends)
-            ids[i, :n] = torch.as_tensor(fork.ids)
-            position_ids[i, :n] = torch.as_tensor(fork.position_ids)
-            positions[i, 0, :k] = torch.as_tensor(fork.ends)
-            positions[i, 1, :k] = torch.as_tensor([end or 0 for end in fork.next_ends])
-            ends[i, :k] = torch.as_tensor([end is None for end in fork.next_ends])
-            expert[i, :k] = float(sample.expert)
-            weights[i, :k] = sample.weight
+        forks = [sample.fork for sample in samples]
+        ids = padded([fork.ids for fork in forks], self.pad_token_id)
+        mask = torch.stack([fork.mask(ids.shape[1]) for fork in forks])
+        now = padded([fork.ends for fork in forks])
+        after = padded([[end or 0 for end in fork.next_ends] for fork in forks])
+        over = [[end is None for end in fork.next_ends] for fork in forks]
+        expert = [[sample.expert] * len(sample.fork.ends) for sample in samples]
+        weights = [[sample.weight] * len(sample.fork.ends) for sample in samples]
         return {
             "input_ids": ids,
             "attention_mask": mask[:, None],
-            "position_ids": position_ids,
-            "positions": positions.flatten(1),
-            "ends": ends,
-            "expert": expert,
-            "weights": weights,
+            "position_ids": padded([fork.position_ids for fork in forks]),
+            "positions": torch.cat([now, after], dim=1),
+            "ends": padded(over, True, torch.bool),
+            "expert": padded(expert, dtype=torch.float),
+            "weights": padded(weights, dtype=torch.float),
         }
 
 

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from agentprm.config import Algorithm, PRMSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Calibration, Episode, PRMFacts
-from services.trainer.batches import TokenBatches, under_budget
+from services.trainer.batches import TokenBatches, by_length
 from services.trainer.calibration import Scored, calibration, reliability
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
@@ -135,10 +135,8 @@ class _PRMTrainer(TokenBatchTrainer):
     def score(self, samples: Sequence[Sample], batch_tokens: int) -> Scored:
         """Q of every turn of the samples. All processes compute all of it, in step."""
         self.model.eval()
-        lengths = [len(sample.row.ids) for sample in samples]
-        order = sorted(range(len(samples)), key=lambda i: lengths[i])
         scored = Scored([], [], [])
-        for batch in under_budget(lengths, order, batch_tokens):
+        for batch in by_length([len(sample.row.ids) for sample in samples], batch_tokens):
             inputs = self._prepare_inputs(self.data_collator([samples[i] for i in batch]))
             logits = self.model_wrapped(
                 inputs["input_ids"], inputs["attention_mask"], inputs["positions"]

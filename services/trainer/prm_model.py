@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from services.trainer.batches import padded
 from services.trainer.rows import Row
 from services.trainer.targets import By
 
@@ -88,25 +89,12 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The tensors of a batch, those of turns of shape (batch, most turns)."""
         samples = samples or [Sample(Row([self.pad_token_id], [], []), [], [], 0.0)]
-        width = max(len(sample.row.ids) for sample in samples)
-        most = max(len(sample.targets) for sample in samples)
-        count = len(samples)
-        ids = torch.full((count, width), self.pad_token_id)
-        mask = torch.zeros(count, width, dtype=torch.long)
-        positions = torch.zeros(count, most, dtype=torch.long)
-        targets = torch.zeros(count, most)
-        turns = torch.zeros(count, most, dtype=torch.bool)
-        for i, sample in enumerate(samples):
-            n, k = len(sample.row.ids), len(sample.targets)
-            ids[i, :n] = torch.as_tensor(sample.row.ids)
-            mask[i, :n] = 1
-            positions[i, :k] = torch.as_tensor(sample.positions)
-            targets[i, :k] = torch.as_tensor(sample.targets)
-            turns[i, :k] = True
+        ids = [sample.row.ids for sample in samples]
+        targets = [sample.targets for sample in samples]
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "positions": positions,
-            "targets": targets,
-            "turns": turns,
+            "input_ids": padded(ids, self.pad_token_id),
+            "attention_mask": padded([[1] * len(row) for row in ids]),
+            "positions": padded([sample.positions for sample in samples]),
+            "targets": padded(targets, dtype=torch.float),
+            "turns": padded([[True] * len(row) for row in targets], dtype=torch.bool),
         }

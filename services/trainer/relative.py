@@ -23,7 +23,7 @@ from agentprm.config import PRMSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts, Ranking
-from services.trainer.batches import TokenBatches, under_budget
+from services.trainer.batches import TokenBatches, by_length
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
     Log,
@@ -151,10 +151,8 @@ class _RelativeTrainer(TokenBatchTrainer, RewardTrainer):
     def differences(self, rows: Sequence[_Row], batch_tokens: int) -> Tensor:
         """z(better) − z(worse) of each row. All processes compute all of it, in step."""
         self.model.eval()
-        lengths = [_length(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: lengths[i])
         found = torch.zeros(len(rows))
-        for batch in under_budget(lengths, order, batch_tokens):
+        for batch in by_length([_length(row) for row in rows], batch_tokens):
             inputs = self._prepare_inputs(self.data_collator([rows[i] for i in batch]))
             chosen, rejected = _last_logits(self.model_wrapped, inputs)[:, 0].float().chunk(2)
             found[batch] = (chosen - rejected).cpu()

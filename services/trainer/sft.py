@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from agentprm.config import SFTSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
-from services.trainer.batches import TokenBatches
+from services.trainer.batches import TokenBatches, padded
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
     Log,
@@ -148,16 +148,12 @@ class _Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         rows = rows or [{"input_ids": [self.pad_token_id] * 2, "weights": [0.0, 0.0]}]
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_token_id)
-        weights = torch.zeros(len(rows), width)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            n = len(row["input_ids"])
-            ids[i, :n] = torch.as_tensor(row["input_ids"])
-            weights[i, :n] = torch.as_tensor(row["weights"])
-            mask[i, :n] = 1
-        return {"input_ids": ids, "attention_mask": mask, "weights": weights}
+        ids = [row["input_ids"] for row in rows]
+        return {
+            "input_ids": padded(ids, self.pad_token_id),
+            "attention_mask": padded([[1] * len(row) for row in ids]),
+            "weights": padded([row["weights"] for row in rows], dtype=torch.float),
+        }
 
 
 def _weights(row: Row, settings: SFTSettings) -> list[float]:
