@@ -169,6 +169,14 @@ def _end_of_turn(tokenizer: Tokenizer, ids: list[int], text: str, answer: str) -
     return len(ids) - len(behind) if ids[-len(behind) :] == behind else len(ids)
 
 
+def eos_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
+    """The end-of-sequence tokens of the checkpoint's generation settings and of its tokenizer."""
+    found: set[int] = set()
+    for eos in (generation_config.eos_token_id, tokenizer.eos_token_id):
+        found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
+    return found
+
+
 def closed(tokenizer: Tokenizer, text: str) -> str:
     """A conversation that was rendered elsewhere, ended by the chat template's end-of-turn mark.
 

@@ -13,7 +13,13 @@ from agentprm.config._config import (
     accelerate_file,
 )
 from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
-from agentprm.config._fits import DPOSettings, FitSettings, PRMSettings, SFTSettings
+from agentprm.config._fits import (
+    DPOSettings,
+    FitSettings,
+    OnlineSettings,
+    PRMSettings,
+    SFTSettings,
+)
 from agentprm.config._load import changed, load_config, read_config
 from agentprm.config._monitor import MonitorSettings
 from agentprm.config._overrides import parse_overrides
@@ -32,6 +38,7 @@ __all__ = [
     "FitSettings",
     "GRPOSettings",
     "MonitorSettings",
+    "OnlineSettings",
     "PRMSettings",
     "PolicyEngine",
     "PolicyUpdate",

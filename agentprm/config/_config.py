@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
-from agentprm.config._fits import DPOSettings, PRMSettings, SFTSettings
+from agentprm.config._fits import DPOSettings, OnlineSettings, PRMSettings, SFTSettings
 from agentprm.config._monitor import MonitorSettings
 from agentprm.config._settings import Settings
 from agentprm.config._shaping import Shaping
@@ -239,7 +239,7 @@ class Config(Settings):
         return not baseline and self.update is not PolicyUpdate.OUTCOME_REJECTION
 
     @property
-    def online(self) -> DPOSettings | GRPOSettings | None:
+    def online(self) -> OnlineSettings | None:
         """The settings of the policy update, where it is one that publishes weights on its way."""
         if self.update is PolicyUpdate.ONLINE_DPO:
             return self.dpo

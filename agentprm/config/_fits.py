@@ -13,8 +13,6 @@ from agentprm.ensembles import MAX_MEMBERS
 class FitSettings(Settings):
     """What every fit takes."""
 
-    seed: int = Field(default=0, ge=0)
-    """Seed of batches, new weights and dropout."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -65,12 +63,9 @@ class PRMSettings(FitSettings):
     """Tokens in a batch, padding included."""
     warm_start: bool = False
     """Begin with the PRM of the iteration before, where there is one, and not with the policy."""
-    gamma: float = Field(default=0.95, gt=0, le=1)
-    """The discount that the targets were made with; recorded beside the weights."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Part of the games that is held out to measure the fit, about; a hash of a game decides."""
-    split_seed: int = Field(default=0, ge=0)
-    """Which games these are. In a run all PRMs hold out the same, whatever is given here."""
+    """Part of the games that is held out to measure the fit, about; a hash of a game decides.
+    All PRMs of a run hold out the same."""
     members: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     """PRMs fitted alike but for their seeds, `prm/<i>.1` and so on; more than one serve together
     as `prm/<i>`, by their mean."""
@@ -81,15 +76,25 @@ class PRMSettings(FitSettings):
     """With `relative`, least difference in Q̂ between the two actions of a pair."""
 
 
-class DPOSettings(FitSettings):
-    """Online DPO against the previous policy."""
+class OnlineSettings(FitSettings):
+    """Fitting a policy on samples of it that come in meanwhile."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     max_steps: int = Field(default=200, ge=1)
-    """Optimizer steps, if the preferences last as long. Warm-up and decay are laid over all of
-    them: where the preferences end before, the fit ends at the rate that it then has, the peak if
-    no decay has begun. If a decay is wanted, set this near what the states give."""
+    """Optimizer steps, if the samples last as long. Warm-up and decay are laid over all of them:
+    where the samples end before, the fit ends at the rate that it then has, the peak if no decay
+    has begun. If a decay is wanted, set this near what the states give."""
+    publish_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two sets of weights handed to the policy service."""
+    keep_every: int = Field(default=0, ge=0)
+    """Optimizer steps between two sets of weights that stay, as `online/<i>.<step>`; 0 keeps none.
+    Those that are not handed to the policy service are not kept: take a multiple."""
+
+
+class DPOSettings(OnlineSettings):
+    """Online DPO against the previous policy."""
+
     batch_pairs: int = Field(default=16, ge=1)
     """Preferences, anchors among them, in an optimizer step, over all processes; `accumulation`
     cuts them in parts."""
@@ -97,8 +102,3 @@ class DPOSettings(FitSettings):
     """Strength of the KL penalty towards the reference policy (eq. 3)."""
     chosen_weight: float = Field(default=0.05, ge=0)
     """Weight of the chosen action's negative log-likelihood (a mean over tokens) in the loss."""
-    publish_every: int = Field(default=10, ge=1)
-    """Optimizer steps between two sets of weights handed to the policy service."""
-    keep_every: int = Field(default=0, ge=0)
-    """Optimizer steps between two sets of weights that stay, as `online/<i>.<step>`; 0 keeps none.
-    Those that are not handed to the policy service are not kept: take a multiple. So with GRPO."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
 
 from agentprm.config._config import Config
@@ -20,6 +21,9 @@ from agentprm.config._shaping import EXPERT, FIRST
 from agentprm.validation import first_error
 
 _PRESETS = Path(__file__).parents[1] / "presets"
+_FITS = ("sft", "prm", "dpo", "grpo", "rejection")
+_FORMER = ("seed", "split_seed", "gamma")
+"""What earlier versions had among the settings of these fits. A run never read it from there."""
 
 
 def load_config(preset: str, seed: int = 0, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -85,7 +89,9 @@ def read_config(run: Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no config.json: not the directory of a run")
     try:
-        return Config.model_validate_json(path.read_bytes())
+        return Config.model_validate(_as_now(orjson.loads(path.read_bytes())))
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         if error.errors()[0]["type"] not in ("missing", "extra_forbidden"):
             raise ValueError(f"{path} cannot be read: {first_error(error)}") from error
@@ -93,3 +99,14 @@ def read_config(run: Path) -> Config:
             f"{path} is of another version of agentprm ({first_error(error)}): "
             "begin a new run, by another --run; in compose `docker compose down -v` removes the old"
         ) from error
+
+
+def _as_now(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, of an earlier version as well."""
+    for fit in _FITS:
+        for name in _FORMER:
+            values.get(fit, {}).pop(name, None)
+    # There was but one `keep_every`, that of DPO.
+    kept = values.get("dpo", {}).get("keep_every", 0)
+    values.get("grpo", {}).setdefault("keep_every", kept)
+    return values

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from agentprm.config._fits import FitSettings, SFTSettings
+from agentprm.config._fits import OnlineSettings, SFTSettings
 
 
 class PolicyUpdate(StrEnum):
@@ -22,14 +22,9 @@ class PolicyUpdate(StrEnum):
     """Fine-tuning on the rollouts of π_{i-1} that were won; a control without a PRM."""
 
 
-class GRPOSettings(FitSettings):
+class GRPOSettings(OnlineSettings):
     """Policy gradient with the PRM's scores as rewards, relative to the candidates of a state."""
 
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate of AdamW."""
-    max_steps: int = Field(default=200, ge=1)
-    """Optimizer steps, if the states last as long. The learning rate is laid over all of them, and
-    where it is at the end of a shorter fit it stays: see `DPOSettings.max_steps`."""
     batch_groups: int = Field(default=16, ge=1)
     """States in an optimizer step, over all processes; `accumulation` cuts them in parts."""
     reuse: int = Field(default=2, ge=1)
@@ -39,8 +34,6 @@ class GRPOSettings(FitSettings):
     """
     beta: float = Field(default=0.05, ge=0)
     """Weight of the KL divergence from π_{i-1} (eq. 3): what a nat of it costs, in units of Q."""
-    publish_every: int = Field(default=10, ge=1)
-    """Optimizer steps between two sets of weights handed to the policy service."""
 
 
 class RejectionSettings(SFTSettings):

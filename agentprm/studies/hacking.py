@@ -51,7 +51,7 @@ class Hacking(Study):
         common = {
             "iterations": 1,
             f"{group}.publish_every": every,
-            "dpo.keep_every": every,
+            f"{group}.keep_every": every,
             "monitor.games": 0,
         }
         few = {**common, **with_few_rollouts(config)}

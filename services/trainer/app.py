@@ -47,7 +47,6 @@ class TrainerSettings(LoadSettings):
     accelerate: str | None = Field(
         default=None, description="ddp, fsdp, or an accelerate file; default the preset's"
     )
-    threads: int = Field(default=1, ge=1, description="torch threads on a CPU")
 
 
 @contextmanager

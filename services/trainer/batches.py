@@ -6,6 +6,9 @@ import bisect
 import random
 from collections.abc import Iterator, Sequence
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 CHUNK = 16
@@ -19,6 +22,7 @@ class TokenBatches(Sampler[list[int]]):
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, epochs: int, seed: int) -> None:
+        self._lengths = lengths
         self._batches = [
             batch
             for epoch in range(epochs)
@@ -30,6 +34,11 @@ class TokenBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all batches together, without padding."""
+        return sum(self._lengths[i] for batch in self._batches for i in batch)
 
     def share(self, accumulation: int, world: int, rank: int) -> list[list[int]]:
         """What process `rank` of `world` computes of steps of `accumulation` batches.
@@ -59,6 +68,7 @@ class AlternatingBatches(TokenBatches):
         self, first: Sequence[int], second: Sequence[int], budget: int, epochs: int, seed: int
     ) -> None:
         """`first` and `second` are the lengths of their rows, the rest as for `TokenBatches`."""
+        self._lengths = [*first, *second]
         self._batches = []
         for epoch in range(epochs):
             one, other = (
@@ -69,7 +79,20 @@ class AlternatingBatches(TokenBatches):
                 self._batches += [own, [len(first) + i for i in others]]
 
 
-def under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """All rows once, from the shortest to the longest, in batches within `budget` when padded."""
+    return _under_budget(lengths, sorted(range(len(lengths)), key=lambda i: lengths[i]), budget)
+
+
+def padded(
+    rows: Sequence[Sequence[float]], value: float = 0, dtype: torch.dtype = torch.long
+) -> Tensor:
+    """The rows as one tensor of shape (rows, longest), filled up with `value` on the right."""
+    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def _under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
     """`order` cut into runs whose padded size stays within `budget`."""
     batches: list[list[int]] = []
     longest = 0
@@ -101,8 +124,8 @@ def _balanced(lengths: Sequence[int], order: Sequence[int], budget: int) -> list
     Each batch weighs the same in the loss, so a remainder of one row would weigh as much as all
     the rows of a full batch. The smallest budget that makes no more batches evens them out.
     """
-    fewest = len(under_budget(lengths, order, budget))
+    fewest = len(_under_budget(lengths, order, budget))
     least = bisect.bisect_left(
-        range(budget), True, key=lambda b: len(under_budget(lengths, order, b)) <= fewest
+        range(budget), True, key=lambda b: len(_under_budget(lengths, order, b)) <= fewest
     )
-    return under_budget(lengths, order, least)
+    return _under_budget(lengths, order, least)

@@ -22,6 +22,7 @@ def fit_dagger(
     settings: SFTSettings,
     prompt: PromptTemplate,
     *,
+    seed: int,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
@@ -39,7 +40,7 @@ def fit_dagger(
         row = labelled_row(tokenizer, prompt, episode, t)
         if len(row.ids) <= settings.max_tokens:
             rows.append(row)
-    return fit_rows(base, rows, out, settings, prompt, log=log, progress=progress)
+    return fit_rows(base, rows, out, settings, prompt, seed=seed, log=log, progress=progress)
 
 
 def labelled_row(tokenizer: Tokenizer, prompt: PromptTemplate, episode: Episode, t: int) -> Row:

@@ -22,7 +22,6 @@ from services.trainer.fitting import (
     LogMetrics,
     Metrics,
     ReportStep,
-    StepMeanTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
@@ -34,6 +33,7 @@ from services.trainer.losses import weighted_nll
 from services.trainer.rows import answer_rows
 from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
+from services.trainer.trainers import StepMeanTrainer
 
 _Row = dict[str, list[int]]
 
@@ -47,6 +47,7 @@ def fit_dpo(
     prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
+    seed: int,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
@@ -56,7 +57,8 @@ def fit_dpo(
     its optimizer step is due, and nothing ahead of it (the first preference is read at the start).
     Training ends after `settings.max_steps`, or when there are no more. Every
     `settings.publish_every` steps `publish` gets the weights; training waits until it returns.
-    With several processes only the main one reads `preferences` and calls `publish`.
+    With several processes only the main one reads `preferences` and calls `publish`. `seed` is that
+    of dropout.
 
     Raises:
         NoSamplesError: too few preferences came that were short enough.
@@ -69,7 +71,7 @@ def fit_dpo(
         rows=settings.batch_pairs,
         passes=passes(settings),
     )
-    with common_arguments(settings, settings.max_steps) as arguments:
+    with common_arguments(settings, settings.max_steps, seed) as arguments:
         trainer = _OnlineDPO(
             model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
             ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
@@ -96,6 +98,7 @@ def fit_dpo(
             "kind": "dpo",
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
+            "seed": seed,
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
@@ -122,13 +125,8 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         return _chosen(batch["completion_mask"]).sum()
 
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], *, num_items_in_batch: Tensor
+    ) -> Tensor:
         """TRL's loss, and the chosen actions' negative log-likelihood from the same pass.
 
         TRL's own term for the latter is a mean over a batch. That of the preferences is so too,
@@ -137,11 +135,11 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         passed: list[Any] = []
         handle = model.register_forward_hook(lambda _model, _inputs, given: passed.append(given))
         try:
-            loss = super().compute_loss(model, inputs)
+            loss = DPOTrainer.compute_loss(self, model, inputs)
         finally:
             handle.remove()
         nll = weighted_nll(passed[0].log_probs.chunk(2)[0], _chosen(inputs["completion_mask"]))
-        own = loss / self.current_gradient_accumulation_steps
+        own: Tensor = loss / self.current_gradient_accumulation_steps
         return own + self.chosen_weight * self.scaled(nll, num_items_in_batch)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:

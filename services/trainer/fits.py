@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import BaseModel
 
-from agentprm.config import Algorithm, Config, PRMSettings
+from agentprm.config import Algorithm, Config
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
@@ -53,6 +53,14 @@ class FitJob(BaseModel):
     """The directory that is filled."""
 
 
+class PRMConditions(TypedDict):
+    """What the run decides of the fit of a PRM; see `fit_prm`."""
+
+    seed: int
+    split_seed: int
+    gamma: float
+
+
 class Fits:
     """Does the fits of one run."""
 
@@ -77,7 +85,6 @@ class Fits:
             config, records, prompt, self.registry, services, progress, log, self._reports
         )
         self.update = UPDATES[config.update](at)
-        self._split_seed = derive(config.seed, "split")
 
     def perform(self, job: FitJob) -> None:
         """Do one fit; its checkpoint is in `job.out` afterwards."""
@@ -126,14 +133,14 @@ class Fits:
     def _imitate(
         self, stage: str, job: FitJob, episodes: list[Episode], hints: list[str] | None, epochs: int
     ) -> None:
-        updates = {"seed": derive(self.config.seed, stage), "epochs": epochs}
-        settings = self.config.sft.model_copy(update=updates)
+        settings = self.config.sft.model_copy(update={"epochs": epochs})
         summary = fit_sft(
             job.base,
             episodes,
             job.out,
             settings,
             self.prompt,
+            seed=derive(self.config.seed, stage),
             hints=hints,
             **self._reports(stage),
         )
@@ -150,14 +157,14 @@ class Fits:
             labelled += sample_turns(rollouts, plan.pairs, plan.per_game, seed)
         what = f"{len(demonstrations)} demonstrations and {len(labelled)} labelled states"
         self.progress.start(f"pi_{i}", f"supervised fine-tuning on {what}")
-        settings = self.config.sft.model_copy(update={"seed": derive(self.config.seed, f"pi_{i}")})
         summary = fit_dagger(
             job.base,
             demonstrations,
             labelled,
             job.out,
-            settings,
+            self.config.sft,
             self.prompt,
+            seed=derive(self.config.seed, f"pi_{i}"),
             **self._reports(f"pi_{i}"),
         )
         self.progress.end(summary)
@@ -172,23 +179,30 @@ class Fits:
         name = _member(job)
         self.progress.start(name, f"fitting the PRM on {len(episodes)} episodes")
         targets = self._targets(episodes)
-        settings = self._prm_settings(job)
-        reports = self._reports(name)
+        settings = self.config.prm
         fit = fit_relative_prm if settings.objective == "relative" else fit_prm
-        summary = fit(job.base, episodes, targets, job.out, settings, self.prompt, **reports)
+        summary = fit(
+            job.base,
+            episodes,
+            targets,
+            job.out,
+            settings,
+            self.prompt,
+            **self._conditions(name),
+            **self._reports(name),
+        )
         self.progress.end(summary)
 
-    def _prm_settings(self, job: FitJob) -> PRMSettings:
-        """The members of an ensemble differ in their seed alone.
+    def _conditions(self, name: str) -> PRMConditions:
+        """The PRMs of a run, and the members of an ensemble, differ in their seed alone.
 
         The split is the run's: a Q_i that begins as Q_{i-1} was never fitted on what it holds out.
         """
-        updates = {
-            "seed": derive(self.config.seed, _member(job)),
-            "split_seed": self._split_seed,
+        return {
+            "seed": derive(self.config.seed, name),
+            "split_seed": derive(self.config.seed, "split"),
             "gamma": self.config.gamma,
         }
-        return self.config.prm.model_copy(update=updates)
 
     def _targets(self, episodes: list[Episode]) -> list[list[float]]:
         """Q̂ of eq. 1, with what a reference policy says mixed in where eq. 13 asks for it."""
@@ -213,9 +227,10 @@ class Fits:
             learner,
             read_next_actions(self.records, i),
             job.out,
-            self._prm_settings(job),
+            self.config.prm,
             self.prompt,
             self.config.max_steps,
+            **self._conditions(name),
             **self._reports(name),
         )
         self.progress.end(summary)
@@ -224,19 +239,15 @@ class Fits:
         """V^μ by soft BCE on the Monte-Carlo values of the reference policy's rollouts."""
         episodes = self.records.episodes(ROLLOUTS)
         self.progress.start("v_reference", f"fitting V^μ on {len(episodes)} episodes")
-        updates = {
-            "seed": derive(self.config.seed, VALUE),
-            "split_seed": self._split_seed,
-            "gamma": self.config.gamma,
-        }
         summary = fit_prm(
             job.base,
             episodes,
             reference_values(episodes, self.config.gamma),
             job.out,
-            self.config.prm.model_copy(update=updates),
+            self.config.prm,
             self.prompt,
             of="state",
+            **self._conditions(VALUE),
             **self._reports("v_reference"),
         )
         self.progress.end(summary)

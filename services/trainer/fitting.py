@@ -1,4 +1,4 @@
-"""What the three fits share: arguments of transformers' Trainer, its reports, and saving."""
+"""What all fits share: arguments of transformers' Trainer, its reports, and saving."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,11 +17,6 @@ import orjson
 import torch
 import transformers
 from accelerate import PartialState
-from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -40,11 +34,9 @@ from agentprm.config import FitSettings
 from agentprm.devices import computes_bf16, pick_device
 from agentprm.facts import METADATA
 from agentprm.surplus_tokens import without_surplus
-from services.trainer.attention import attend_on_cpu
 from services.trainer.batches import TokenBatches
 from services.trainer.canaries import MakeCanary
 from services.trainer.padding import padding_token
-from services.trainer.schedule import rate
 
 Metrics = dict[str, float]
 LogMetrics = Callable[[Metrics], None]
@@ -63,11 +55,11 @@ def ignore(*_: object) -> None:
 
 
 @contextmanager
-def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, Any]]:
+def common_arguments(settings: FitSettings, steps: int, seed: int) -> Iterator[dict[str, Any]]:
     """Keyword arguments for any `TrainingArguments`, for a fit of `steps` optimizer steps.
 
-    Trainer wants a directory of its own: it gets one that is gone afterwards. Nothing is saved
-    there, and nothing is reported but through `report`.
+    `seed` is that of dropout. Trainer wants a directory of its own: it gets one that is gone
+    afterwards. Nothing is saved there, and nothing is reported but through `report`.
     """
     torch.set_num_threads(settings.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -78,7 +70,7 @@ def common_arguments(settings: FitSettings, steps: int) -> Iterator[dict[str, An
         yield {
             "output_dir": scratch,
             "max_steps": steps,
-            "seed": settings.seed,
+            "seed": seed,
             "use_cpu": not cuda,
             "ddp_find_unused_parameters": False,
             "bf16": autocasts(settings),
@@ -158,71 +150,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-class StepMeanTrainer(Trainer):
-    """A Trainer whose loss is a mean over an optimizer step: all its batches, of all processes.
-
-    A mean of the batches' means would depend on how the rows of the step are shared out. Combine
-    it with another trainer class; `compute_loss` gets the weight of the step as
-    `num_items_in_batch`, and uses `scaled`.
-    """
-
-    loss_is_scaled_for_ga = True
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if self.args.device.type == "cpu":
-            attend_on_cpu(self.model)
-
-    def weight(self, batch: dict[str, Tensor]) -> Tensor:
-        """What a batch, as it is collated, contributes to the denominator of the mean."""
-        raise NotImplementedError
-
-    def scaled(self, total: Tensor, weight: Tensor) -> Tensor:
-        """A batch's sum of losses as its part of the mean over a step of that weight."""
-        # Gradients, and the losses that are logged, are averaged over the processes.
-        share: Tensor = total * self.args.world_size / weight
-        return share
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """The batches of this process for a step, and the weight of the step."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        own = sum((self.weight(batch).float() for batch in batches), torch.tensor(0.0))
-        weight: Tensor = self.accelerator.reduce(own.to(device), "sum")
-        return batches, weight.clamp(min=torch.finfo().tiny)
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: Optimizer | None = None
-    ) -> LRScheduler:
-        """The rate of each step, by `rate`."""
-        factor = partial(rate, steps=num_training_steps, **self.args.lr_scheduler_kwargs)
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
-        return self.lr_scheduler
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does. Under FSDP bf16 is for the matrices, not for sums and results."""
-        super().create_accelerator_and_postprocess()
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and self.args.bf16:
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
-            )
-
-
-class TokenBatchTrainer(StepMeanTrainer):
-    """It goes once through given batches, which the processes share."""
-
-    batches: TokenBatches
-    accumulation: int
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The share of this process."""
-        state = processes()
-        share = self.batches.share(self.accumulation, state.num_processes, state.process_index)
-        return DataLoader(self.train_dataset, batch_sampler=share, collate_fn=self.data_collator)
 
 
 def report(trainer: Trainer, log: LogMetrics, progress: ReportStep) -> None:

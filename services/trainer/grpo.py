@@ -24,12 +24,12 @@ from agentprm.config import GRPOSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
+from services.trainer.batches import padded
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
     LogMetrics,
     Metrics,
     ReportStep,
-    StepMeanTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
@@ -42,6 +42,7 @@ from services.trainer.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.rows import answer_rows
 from services.trainer.sharding import shard_reference
 from services.trainer.streaming import Publish, Publisher, Stream, train_on
+from services.trainer.trainers import StepMeanTrainer
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def fit_grpo(
     prompt: PromptTemplate,
     publish: Publish = ignore,
     *,
+    seed: int,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
@@ -75,7 +77,7 @@ def fit_grpo(
     π_old of the clipped ratio is the policy as it first sees the group; how far that has moved
     on from the weights that sampled it is bounded by `Preferences.max_age` and not corrected.
 
-    How `groups` is read, and what `publish` gets, is as in `fit_dpo`.
+    How `groups` is read, and what `publish` and `seed` are, is as in `fit_dpo`.
 
     Raises:
         NoSamplesError: too few groups came that were short enough.
@@ -90,7 +92,7 @@ def fit_grpo(
         reuse=settings.reuse,
     )
     stream.first()
-    with common_arguments(settings, settings.max_steps) as arguments:
+    with common_arguments(settings, settings.max_steps, seed) as arguments:
         trainer = _GRPO(
             model=_model(policy),
             args=TrainingArguments(**arguments),
@@ -109,6 +111,7 @@ def fit_grpo(
             "kind": "grpo",
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
+            "seed": seed,
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
@@ -160,23 +163,15 @@ class _GRPO(StepMeanTrainer):
             said["old"] = _action_log_probs(self.model_wrapped, inputs)
         return said
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The clipped policy loss and the KL penalty of the samples."""
         mask, counts = inputs["actions"][:, 1:], inputs["counts"]
         log_probs = _action_log_probs(model, inputs)
         old = inputs.get("old", log_probs.detach())
         gains = clipped_policy_loss(log_probs, old, inputs["advantages"], mask, self.settings.clip)
         penalties = squared_log_ratio(log_probs, inputs["reference"], mask)
-        total = (counts * (gains + self.settings.beta * penalties)).sum()
         self._measure(inputs, log_probs.detach(), old, mask)
-        loss = self.scaled(total, num_items_in_batch)
-        return (loss, log_probs) if return_outputs else loss
+        return (counts * (gains + self.settings.beta * penalties)).sum()
 
     def _measure(
         self, inputs: dict[str, Tensor], log_probs: Tensor, old: Tensor, mask: Tensor
@@ -209,18 +204,11 @@ class _Collator:
 
     def __call__(self, groups: Sequence[_Row]) -> dict[str, Tensor]:
         rows = [(ids, group.start) for group in groups for ids in group.ids]
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.full((len(rows), width), self.pad_token_id)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        actions = torch.zeros(len(rows), width, dtype=torch.bool)
-        for i, (row, start) in enumerate(rows):
-            ids[i, : len(row)] = torch.as_tensor(row)
-            mask[i, : len(row)] = 1
-            actions[i, start : len(row)] = True
+        actions = [[False] * start + [True] * (len(ids) - start) for ids, start in rows]
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "actions": actions,
+            "input_ids": padded([ids for ids, _ in rows], self.pad_token_id),
+            "attention_mask": padded([[1] * len(ids) for ids, _ in rows]),
+            "actions": padded(actions, dtype=torch.bool),
             "advantages": torch.tensor([a for group in groups for a in group.advantages]),
             "counts": torch.tensor([c for group in groups for c in group.counts]),
             "q": torch.tensor([q for group in groups for q in group.q]),

@@ -10,10 +10,9 @@ of them: z = Q / H for the effective horizon H = 1 + γ + ... + γ^{T-1}, as σ(
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,27 +20,27 @@ from torch import Tensor
 from transformers import PretrainedConfig, TrainingArguments
 
 from agentprm.config import Algorithm, PRMSettings
+from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts
-from services.trainer.batches import AlternatingBatches, under_budget
+from services.trainer.batches import AlternatingBatches, by_length, padded
 from services.trainer.calibration import Scored, calibration
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
     LogMetrics,
     Metrics,
     ReportStep,
-    TokenBatchTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
-    report,
     save_fit,
     steps_of,
-    throughput,
 )
 from services.trainer.forks import Fork, episode_forks
-from services.trainer.prm import games_of, load_prm, training_data
+from services.trainer.prm_facts import facts_of
+from services.trainer.prm_model import load_prm
 from services.trainer.targets import split_by_game
+from services.trainer.trainers import TokenBatchTrainer, train_through
 from services.trainer.transitions import NextActions
 
 
@@ -64,13 +63,17 @@ def fit_inverse_prm(
     prompt: PromptTemplate,
     max_steps: int,
     *,
+    seed: int,
+    split_seed: int,
+    gamma: float,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
     """Fit Q on the transitions of D+ (`expert`) and D− (`learner`), and write it to `out`.
 
     An optimizer step takes `settings.accumulation` batches of either set, and both sets have the
-    same weight in the fit. `settings.epochs` are passes over the set with fewer batches.
+    same weight in the fit. `settings.epochs` are passes over the set with fewer batches. The seeds
+    are as in `fit_prm`; `gamma` is γ of the reward.
 
     The games of the validation side take no part in the fit. Measured on them: `val_bce`, the loss
     (nats), `val_auc` and `val_ece` of telling the transitions apart, and the mean of what is served
@@ -81,19 +84,13 @@ def fit_inverse_prm(
     """
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
-    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
-
-    def samples(side: Sequence[int], *, of_expert: bool) -> Iterator[Sample]:
-        for i in side:
-            if (i < len(expert)) == of_expert:
-                chosen = next_actions.get(episodes[i].id, {})
-                for fork in episode_forks(
-                    tokenizer, prompt, episodes[i], chosen, settings.max_tokens
-                ):
-                    yield Sample(fork, of_expert)
-
-    positive, negative = (list(samples(sides[0], of_expert=whose)) for whose in (True, False))
-    validation = [s for whose in (True, False) for s in samples(sides[1], of_expert=whose)]
+    sides = split_by_game(episodes, settings.validation_fraction, split_seed)
+    training, validation = (
+        _samples(tokenizer, prompt, episodes, len(expert), side, next_actions, settings.max_tokens)
+        for side in sides
+    )
+    positive = [sample for sample in training if sample.expert]
+    negative = [sample for sample in training if not sample.expert]
     if not (positive and negative):
         raise ValueError(
             f"{len(positive)} rows of the expert and {len(negative)} of the learner have "
@@ -104,49 +101,33 @@ def fit_inverse_prm(
         [len(sample.fork) for sample in negative],
         settings.batch_tokens,
         settings.epochs,
-        settings.seed,
+        seed,
     )
-    training = _evened_out([*positive, *negative], batches)
+    training = _evened_out(training, batches)
     in_pairs = settings.model_copy(update={"accumulation": 2 * settings.accumulation})
-    model = load_prm(base, tokenizer.pad_token_id, settings.seed)
+    model = load_prm(base, tokenizer.pad_token_id, seed)
     require_full_attention(model.config)
-    horizon = effective_horizon(settings.gamma, max_steps)
-    with common_arguments(in_pairs, steps_of(batches, in_pairs)) as arguments:
+    horizon = effective_horizon(gamma, max_steps)
+    with common_arguments(in_pairs, steps_of(batches, in_pairs), seed) as arguments:
         trainer = InversePRMTrainer(
             model=model,
             args=TrainingArguments(**arguments),
             train_dataset=training,
             data_collator=Collator(tokenizer.pad_token_id),
         )
-        trainer.gamma, trainer.horizon = settings.gamma, horizon
-        trainer.batches, trainer.accumulation = batches, in_pairs.accumulation
-        report(trainer, log, progress)
-        result = trainer.train()
-        tokens = sum(len(training[i].fork) for batch in batches for i in batch)
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
+        trainer.gamma, trainer.horizon = gamma, horizon
+        metrics = train_through(batches, trainer, in_pairs.accumulation, log, progress)
+        metrics |= {
             "expert_transitions": float(sum(len(sample.fork.ends) for sample in positive)),
             "learner_transitions": float(sum(len(sample.fork.ends) for sample in negative)),
-            **throughput(tokens, result.metrics["train_runtime"]),
         }
         if validation:
             metrics |= trainer.measure(validation, settings.batch_tokens)
-        known = PRMFacts(
-            template_hash=prompt.hash,
-            algorithm=Algorithm.INVERSE_PRM,
-            gamma=settings.gamma,
-            data=training_data(episodes, sides),
+        known = PRMFacts(template_hash=prompt.hash, algorithm=Algorithm.INVERSE_PRM, gamma=gamma)
+        facts = facts_of(
+            known, episodes, sides, settings, metrics, seed=seed, split_seed=split_seed
         )
-        facts = {
-            "kind": "prm",
-            **known.model_dump(mode="json"),
-            "effective_horizon": horizon,
-            "settings": settings.model_dump(),
-            "training_games": games_of(episodes, sides[0]),
-            "validation_games": games_of(episodes, sides[1]),
-            "metrics": metrics,
-        }
+        facts["effective_horizon"] = horizon
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 
@@ -166,21 +147,12 @@ class InversePRMTrainer(TokenBatchTrainer):
         """The weight of all transitions."""
         return batch["weights"].sum()
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """−log σ(r) of the expert's transitions, −log σ(−r) of the learner's."""
-        rewards, values = self.rewards(model, inputs)
-        total = F.binary_cross_entropy_with_logits(
+        rewards, _ = self.rewards(model, inputs)
+        return F.binary_cross_entropy_with_logits(
             rewards, inputs["expert"], weight=inputs["weights"], reduction="sum"
         )
-        loss = self.scaled(total, num_items_in_batch)
-        return (loss, values) if return_outputs else loss
 
     def rewards(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """r = Q(s, a) − γ Q(s', a'), and z of (s, a), both of shape [rows, transitions]."""
@@ -198,12 +170,10 @@ class InversePRMTrainer(TokenBatchTrainer):
     def measure(self, samples: Sequence[Sample], batch_tokens: int) -> Metrics:
         """How well transitions that took no part are told apart. All processes do it, in step."""
         self.model.eval()
-        lengths = [len(sample.fork) for sample in samples]
-        order = sorted(range(len(samples)), key=lambda i: lengths[i])
         probabilities: list[float] = []
         labels: list[float] = []
         served: list[float] = []
-        for batch in under_budget(lengths, order, batch_tokens):
+        for batch in by_length([len(sample.fork) for sample in samples], batch_tokens):
             inputs = self._prepare_inputs(self.data_collator([samples[i] for i in batch]))
             rewards, values = self.rewards(self.model_wrapped, inputs)
             real = inputs["weights"] > 0
@@ -232,34 +202,41 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """A batch."""
         samples = samples or [Sample(Fork([self.pad_token_id], [], [0], [None]), False, 0.0)]
-        width = max(len(sample.fork) for sample in samples)
-        most = max(len(sample.fork.ends) for sample in samples)
-        count = len(samples)
-        ids = torch.full((count, width), self.pad_token_id)
-        position_ids = torch.zeros(count, width, dtype=torch.long)
-        mask = torch.stack([sample.fork.mask(width) for sample in samples])
-        positions = torch.zeros(count, 2, most, dtype=torch.long)
-        ends = torch.ones(count, most, dtype=torch.bool)
-        expert, weights = torch.zeros(count, most), torch.zeros(count, most)
-        for i, sample in enumerate(samples):
-            fork = sample.fork
-            n, k = len(fork), len(fork.ends)
-            ids[i, :n] = torch.as_tensor(fork.ids)
-            position_ids[i, :n] = torch.as_tensor(fork.position_ids)
-            positions[i, 0, :k] = torch.as_tensor(fork.ends)
-            positions[i, 1, :k] = torch.as_tensor([end or 0 for end in fork.next_ends])
-            ends[i, :k] = torch.as_tensor([end is None for end in fork.next_ends])
-            expert[i, :k] = float(sample.expert)
-            weights[i, :k] = sample.weight
+        forks = [sample.fork for sample in samples]
+        ids = padded([fork.ids for fork in forks], self.pad_token_id)
+        mask = torch.stack([fork.mask(ids.shape[1]) for fork in forks])
+        now = padded([fork.ends for fork in forks])
+        after = padded([[end or 0 for end in fork.next_ends] for fork in forks])
+        over = [[end is None for end in fork.next_ends] for fork in forks]
+        expert = [[sample.expert] * len(sample.fork.ends) for sample in samples]
+        weights = [[sample.weight] * len(sample.fork.ends) for sample in samples]
         return {
             "input_ids": ids,
             "attention_mask": mask[:, None],
-            "position_ids": position_ids,
-            "positions": positions.flatten(1),
-            "ends": ends,
-            "expert": expert,
-            "weights": weights,
+            "position_ids": padded([fork.position_ids for fork in forks]),
+            "positions": torch.cat([now, after], dim=1),
+            "ends": padded(over, True, torch.bool),
+            "expert": padded(expert, dtype=torch.float),
+            "weights": padded(weights, dtype=torch.float),
         }
+
+
+def _samples(
+    tokenizer: Tokenizer,
+    prompt: PromptTemplate,
+    episodes: Sequence[Episode],
+    experts: int,
+    side: Sequence[int],
+    next_actions: NextActions,
+    max_tokens: int,
+) -> list[Sample]:
+    """The rows of one side, the expert's first, as the first `experts` episodes are."""
+    found = []
+    for i in side:
+        chosen = next_actions.get(episodes[i].id, {})
+        for fork in episode_forks(tokenizer, prompt, episodes[i], chosen, max_tokens):
+            found.append(Sample(fork, expert=i < experts))
+    return found
 
 
 def _evened_out(samples: Sequence[Sample], batches: AlternatingBatches) -> list[Sample]:

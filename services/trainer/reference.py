@@ -13,10 +13,10 @@ from agentprm.config import EXPERT, FIRST, PRMSettings, Shaping
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, RolloutJob, Sampling, Split
 from agentprm.registry import Registry
-from services.trainer.batches import under_budget
+from services.trainer.batches import by_length
 from services.trainer.collect import Collector
 from services.trainer.fitting import autocasts, load_tokenizer, processes
-from services.trainer.prm import Collator, Sample, load_prm, read_at
+from services.trainer.prm_model import Collator, Sample, load_prm, read_at
 from services.trainer.rows import all_rows
 from services.trainer.targets import averaged, discounted_returns
 
@@ -63,13 +63,12 @@ def predict_values(
     however long they are: `settings.max_tokens` limits what is trained. Several processes share
     the work, and each has all values.
     """
+    torch.set_num_threads(settings.threads)
     state = processes()
     tokenizer = load_tokenizer(model)
     found = all_rows(tokenizer, prompt, episodes, max_tokens=_NO_LIMIT)
     samples = [Sample(row, read_at(row, "state"), [0.0] * len(row.turns), 0.0) for _, row in found]
-    lengths = [len(row.ids) for _, row in found]
-    order = sorted(range(len(found)), key=lambda k: lengths[k])
-    batches = under_budget(lengths, order, settings.batch_tokens)
+    batches = by_length([len(row.ids) for _, row in found], settings.batch_tokens)
     classifier = load_prm(model, tokenizer.pad_token_id, seed=0).to(state.device).eval()
     collate = Collator(tokenizer.pad_token_id)
     values = torch.zeros(len(episodes), max(len(episode.turns) for episode in episodes))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +23,24 @@ from agentprm.config import PRMSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts, Ranking
-from services.trainer.batches import TokenBatches, under_budget
+from services.trainer.batches import TokenBatches, by_length
 from services.trainer.canaries import prm_canary
 from services.trainer.fitting import (
     LogMetrics,
     Metrics,
     ReportStep,
-    TokenBatchTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
-    report,
     save_fit,
     steps_of,
-    throughput,
 )
 from services.trainer.pairs import Pair, Pairs, preference_pairs
-from services.trainer.prm import games_of, load_prm, training_data
+from services.trainer.prm_facts import facts_of, games_of
+from services.trainer.prm_model import load_prm
 from services.trainer.rows import action_row
 from services.trainer.targets import split_by_game
+from services.trainer.trainers import TokenBatchTrainer, train_through
 
 CENTER = 0.01
 """Weight of (z + z')² of a pair beside its Bradley–Terry loss, as TRL recommends it."""
@@ -58,20 +56,23 @@ def fit_relative_prm(
     settings: PRMSettings,
     prompt: PromptTemplate,
     *,
+    seed: int,
+    split_seed: int,
+    gamma: float,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
     """Fit the order of the actions of a state by `targets[i][t]`; write the PRM to `out`.
 
     A pair is of two actions whose targets differ by `settings.pair_margin` or more. The split by
-    game, `base` and `out` are as in `fit_prm`. Of held-out games it measures `val_pair_accuracy`,
-    how often the better action has the higher score, and `val_pair_loss`.
+    game, the seeds, `base` and `out` are as in `fit_prm`. Of held-out games it measures
+    `val_pair_accuracy`, how often the better action has the higher score, and `val_pair_loss`.
 
     Raises:
         ValueError: there is no pair to train on.
     """
     tokenizer = load_tokenizer(base)
-    sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
+    sides = split_by_game(episodes, settings.validation_fraction, split_seed)
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
     encoded = _encoded(tokenizer, prompt, episodes, found.pairs, settings.max_tokens)
@@ -81,34 +82,23 @@ def fit_relative_prm(
     if not training:
         raise ValueError(_nothing(found, settings))
     lengths = [_length(row) for row in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
-    steps = steps_of(batches, settings)
-    with common_arguments(settings, steps) as arguments:
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
+    with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         trainer = _RelativeTrainer(
-            model=load_prm(base, tokenizer.pad_token_id, settings.seed),
+            model=load_prm(base, tokenizer.pad_token_id, seed),
             args=RewardConfig(**arguments, max_length=None, center_rewards_coefficient=CENTER),
             train_dataset=Dataset.from_list(training),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
         )
-        trainer.batches, trainer.accumulation = batches, settings.accumulation
-        report(trainer, log, progress)
-        result = trainer.train()
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
+        metrics = train_through(batches, trainer, settings.accumulation, log, progress)
+        metrics |= {
             **found.counts,
             "training_rows": float(len(training)),
             "validation_rows": float(len(held_out)),
             "too_long": float(len(found.pairs) - len(encoded)),
-            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
         }
-        known = PRMFacts(
-            template_hash=prompt.hash,
-            gamma=settings.gamma,
-            data=training_data(episodes, sides),
-            objective="relative",
-        )
+        ranking = None
         if held_out:
             rows = [row for _, row in held_out]
             differences = trainer.differences(rows, settings.batch_tokens)
@@ -121,15 +111,12 @@ def fit_relative_prm(
                 states=len({pair.state for pair, _ in held_out}),
                 games=len({episodes[pair.episode].game.id for pair, _ in held_out}),
             )
-            known = known.model_copy(update={"ranking": ranking})
-        facts = {
-            "kind": "prm",
-            **known.model_dump(mode="json"),
-            "settings": settings.model_dump(),
-            "training_games": games_of(episodes, sides[0]),
-            "validation_games": games_of(episodes, sides[1]),
-            "metrics": metrics,
-        }
+        known = PRMFacts(
+            template_hash=prompt.hash, gamma=gamma, objective="relative", ranking=ranking
+        )
+        facts = facts_of(
+            known, episodes, sides, settings, metrics, seed=seed, split_seed=split_seed
+        )
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 
@@ -150,31 +137,22 @@ class _RelativeTrainer(TokenBatchTrainer, RewardTrainer):
         """The number of pairs."""
         return batch["pairs"]
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
-        """TRL's loss, which is a mean over the batch."""
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """TRL's loss, which is a mean over the batch, times its pairs."""
         pairs = inputs.pop("pairs")
 
         def rewards(**given: Tensor) -> SequenceClassifierOutputWithPast:
             return SequenceClassifierOutputWithPast(logits=_last_logits(model, given))
 
-        mean = super().compute_loss(rewards, inputs)
-        return self.scaled(mean * pairs, num_items_in_batch)
+        mean: Tensor = RewardTrainer.compute_loss(self, rewards, inputs)
+        return mean * pairs
 
     @torch.no_grad()
     def differences(self, rows: Sequence[_Row], batch_tokens: int) -> Tensor:
         """z(better) − z(worse) of each row. All processes compute all of it, in step."""
         self.model.eval()
-        lengths = [_length(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: lengths[i])
         found = torch.zeros(len(rows))
-        for batch in under_budget(lengths, order, batch_tokens):
+        for batch in by_length([_length(row) for row in rows], batch_tokens):
             inputs = self._prepare_inputs(self.data_collator([rows[i] for i in batch]))
             chosen, rejected = _last_logits(self.model_wrapped, inputs)[:, 0].float().chunk(2)
             found[batch] = (chosen - rejected).cpu()

@@ -15,25 +15,23 @@ from trl import SFTConfig, SFTTrainer
 from agentprm.config import SFTSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
-from services.trainer.batches import TokenBatches
+from services.trainer.batches import TokenBatches, padded
 from services.trainer.canaries import policy_canary
 from services.trainer.fitting import (
     LogMetrics,
     Metrics,
     ReportStep,
-    TokenBatchTrainer,
     common_arguments,
     ignore,
     load_tokenizer,
-    report,
     save_fit,
     steps_of,
-    throughput,
 )
 from services.trainer.log_probs import token_log_probs
 from services.trainer.losses import weighted_nll
 from services.trainer.optim import MuonAdamW
 from services.trainer.rows import Row, all_rows
+from services.trainer.trainers import TokenBatchTrainer, train_through
 
 
 def fit_sft(
@@ -43,6 +41,7 @@ def fit_sft(
     settings: SFTSettings,
     prompt: PromptTemplate,
     *,
+    seed: int,
     hints: Sequence[str] | None = None,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
@@ -56,7 +55,7 @@ def fit_sft(
     """
     rows = all_rows(load_tokenizer(base), prompt, episodes, settings.max_tokens, hints)
     found = [row for _, row in rows]
-    return fit_rows(base, found, out, settings, prompt, log=log, progress=progress)
+    return fit_rows(base, found, out, settings, prompt, seed=seed, log=log, progress=progress)
 
 
 def fit_rows(
@@ -67,6 +66,7 @@ def fit_rows(
     prompt: PromptTemplate,
     facts: Mapping[str, Any] | None = None,
     *,
+    seed: int,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
@@ -74,13 +74,13 @@ def fit_rows(
 
     The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
     any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
-    What `facts` say of the fit goes into `agentprm.json`, and `prompt` makes the canary.
+    What `facts` say of the fit goes into `agentprm.json`, and `prompt` makes the canary. `seed` is
+    that of batches and dropout.
     """
     tokenizer = load_tokenizer(base)
     lengths = [len(row.ids) for row in rows]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, settings.seed)
-    steps = steps_of(batches, settings)
-    with common_arguments(settings, steps) as arguments:
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
+    with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         trainer = _WeightedSFT(
             model=model,
@@ -96,19 +96,13 @@ def fit_rows(
             processing_class=tokenizer,
         )
         trainer.settings = settings
-        trainer.batches, trainer.accumulation = batches, settings.accumulation
-        report(trainer, log, progress)
-        result = trainer.train()
-        metrics = {
-            "loss": result.training_loss,
-            "steps": float(result.global_step),
-            "rows": float(len(rows)),
-            **throughput(settings.epochs * sum(lengths), result.metrics["train_runtime"]),
-        }
+        metrics = train_through(batches, trainer, settings.accumulation, log, progress)
+        metrics["rows"] = float(len(rows))
         known = {
             **(facts or {"kind": "sft"}),
             "template_hash": prompt.hash,
             "settings": settings.model_dump(),
+            "seed": seed,
             "metrics": metrics,
         }
         save_fit(trainer, tokenizer, out, known, policy_canary(prompt))
@@ -137,20 +131,13 @@ class _WeightedSFT(TokenBatchTrainer, SFTTrainer):
         """The weight of all tokens that are predicted."""
         return batch["weights"][:, 1:].sum()
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        *,
-        num_items_in_batch: Tensor,
-    ) -> Any:
+    def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The weighted negative log-likelihood of the tokens."""
         weights = inputs["weights"]
         log_probs = token_log_probs(
             model, inputs["input_ids"], inputs["attention_mask"], weights > 0
         )
-        loss = self.scaled(weighted_nll(log_probs, weights[:, 1:]), num_items_in_batch)
-        return (loss, log_probs) if return_outputs else loss
+        return weighted_nll(log_probs, weights[:, 1:])
 
 
 class _Collator:
@@ -161,16 +148,12 @@ class _Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         rows = rows or [{"input_ids": [self.pad_token_id] * 2, "weights": [0.0, 0.0]}]
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_token_id)
-        weights = torch.zeros(len(rows), width)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            n = len(row["input_ids"])
-            ids[i, :n] = torch.as_tensor(row["input_ids"])
-            weights[i, :n] = torch.as_tensor(row["weights"])
-            mask[i, :n] = 1
-        return {"input_ids": ids, "attention_mask": mask, "weights": weights}
+        ids = [row["input_ids"] for row in rows]
+        return {
+            "input_ids": padded(ids, self.pad_token_id),
+            "attention_mask": padded([[1] * len(row) for row in ids]),
+            "weights": padded([row["weights"] for row in rows], dtype=torch.float),
+        }
 
 
 def _weights(row: Row, settings: SFTSettings) -> list[float]:

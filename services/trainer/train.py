@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import structlog
-import torch
 import transformers
 
 from agentprm.config import Config
@@ -24,7 +23,6 @@ def train(settings: TrainerSettings, config: Config) -> int:
     """Train to the end, and print the table. The exit code is 0 when it is there."""
     transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(settings.threads)
     asked = settings.num_processes or config.num_processes
     accelerate = settings.accelerate or config.accelerate
     num_processes = processes_of_fits(asked, config.device, accelerate)

@@ -42,9 +42,19 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     root = tmp_path_factory.mktemp("run")
     registry = Registry(root / "checkpoints")
     targets = monte_carlo_targets(EPISODES, 0.8)
-    settings = PRMSettings(epochs=1, batch_tokens=600, gamma=0.8, validation_fraction=0.34)
+    settings = PRMSettings(epochs=1, batch_tokens=600, validation_fraction=0.34)
     with registry.write("prm/0") as draft:
-        fit_prm(create_small(root), EPISODES, targets, draft, settings, load_prompt("chat"))
+        fit_prm(
+            create_small(root),
+            EPISODES,
+            targets,
+            draft,
+            settings,
+            load_prompt("chat"),
+            seed=0,
+            split_seed=0,
+            gamma=0.8,
+        )
     for k in (1, 2, 3, 4):
         with registry.write(f"prm/{k}") as draft:
             tiny_scorer(draft, seed=k)

@@ -58,8 +58,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=15, learning_rate=1e-2, batch_tokens=600, validation_fraction=0, precision="fp32"
     )
     for prefix, prompt in (("", load_prompt("chat")), ("state-", load_prompt("state"))):
-        fit_sft(small, EPISODES, root / f"{prefix}policy", sft, prompt)
-        fit_prm(small, EPISODES, targets, root / f"{prefix}prm", prm, prompt)
+        fit_sft(small, EPISODES, root / f"{prefix}policy", sft, prompt, seed=0)
+        fit_prm(
+            small,
+            EPISODES,
+            targets,
+            root / f"{prefix}prm",
+            prm,
+            prompt,
+            seed=0,
+            split_seed=0,
+            gamma=0.8,
+        )
     return root
 
 
@@ -115,7 +125,7 @@ def test_online_weights_have_a_canary_of_their_own(trained: Path, tmp_path: Path
     )
     policy = trained / "policy"
     out = tmp_path / "out"
-    fit_dpo(policy, policy, preferences(), out, settings, load_prompt("chat"), publish)
+    fit_dpo(policy, policy, preferences(), out, settings, load_prompt("chat"), publish, seed=0)
     for path in (*published, out):
         try_policy(path)
     shutil.copy(published[0] / FILE, out / FILE)

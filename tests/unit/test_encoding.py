@@ -6,11 +6,12 @@ The chat templates are those of published models, as TRL ships them.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trl
 
-from agentprm.encoding import encode, encode_answers
+from agentprm.encoding import encode, encode_answers, eos_tokens
 from agentprm.protocol import Message
 from tests.llama import llama_tokenizer
 
@@ -63,3 +64,14 @@ def test_without_a_mark_the_line_end_ends_the_turn() -> None:
     encoded = encode(tokenizer, MESSAGES)
     texts = [tokenizer.decode(encoded.ids[start:end]) for start, end in encoded.spans]
     assert texts == [f"{MESSAGES[2].content}\n", "go to shelf 1\n"]
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_tokenizer", "ends"),
+    [(None, None, set()), (None, 2, {2}), (3, 2, {2, 3}), ([3, 4], 4, {3, 4})],
+)
+def test_the_end_tokens_are_those_that_are_named(
+    of_model: int | list[int] | None, of_tokenizer: int | None, ends: set[int]
+) -> None:
+    model = SimpleNamespace(eos_token_id=of_model)
+    assert eos_tokens(model, SimpleNamespace(eos_token_id=of_tokenizer)) == ends

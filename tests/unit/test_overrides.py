@@ -53,7 +53,9 @@ def test_a_preset_that_extends_another_has_its_settings_but_for_its_own(tmp_path
             load_config(str(preset))
 
 
-@pytest.mark.parametrize("name", ["dpo.betta", "model.size", "rollouts.games"])
+@pytest.mark.parametrize(
+    "name", ["dpo.betta", "model.size", "rollouts.games", "sft.seed", "prm.split_seed", "prm.gamma"]
+)
 def test_what_is_no_setting_or_no_value_of_it_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         load_config("smoke", overrides={name: "no"})
@@ -95,6 +97,21 @@ def test_settings_of_another_version_and_impossible_ones_are_told_apart(tmp_path
         with pytest.raises(ValueError, match=why) as caught:
             read_config(tmp_path)
     assert "version" not in str(caught.value)
+    (tmp_path / "config.json").write_text('{"preset": "sm')
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        read_config(tmp_path)
+
+
+def test_a_run_from_when_fits_had_seeds_among_their_settings_is_still_read(tmp_path: Path) -> None:
+    kept = {"dpo.keep_every": 20, "grpo.keep_every": 20}
+    config = load_config("smoke", seed=3, overrides=kept)
+    values = config.model_dump(mode="json")
+    for fit in ("sft", "prm", "dpo", "grpo", "rejection"):
+        values[fit]["seed"] = 0
+    values["prm"] |= {"gamma": 0.95, "split_seed": 0}
+    del values["grpo"]["keep_every"]
+    (tmp_path / "config.json").write_bytes(orjson.dumps(values))
+    assert read_config(tmp_path) == config
 
 
 @pytest.mark.parametrize(

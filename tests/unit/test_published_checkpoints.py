@@ -39,7 +39,7 @@ from services.policy.engine.embedded import EmbeddedEngine
 from services.prm.ensemble import load_ensemble
 from services.prm.scorer import Scorer
 from services.trainer.fitting import load_tokenizer
-from services.trainer.prm import load_prm
+from services.trainer.prm_model import load_prm
 from tests.llama import TEMPLATE, publish
 
 STEPS = [

@@ -16,7 +16,7 @@ from agentprm.protocol import Action, ActResult, Candidate
 from agentprm.registry import Registry
 from agentprm.runs import read_stage_seconds
 from services.trainer.collect import Collector, Services
-from services.trainer.fits import FitJob, Fits
+from services.trainer.fits import FitJob, Fits, _member
 from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
@@ -72,6 +72,20 @@ def test_pairs_differ_by_the_margin_of_the_algorithm(
     assert isinstance(fits.update, OnlineUpdate)
     jobs = fits.update._online(services, 1, tmp_path).source._waiting
     assert {job.margin for job in jobs} == {margin}
+
+
+@pytest.mark.parametrize(("update", "kept"), [("online-dpo", 20), ("grpo", 30)])
+def test_each_update_keeps_weights_by_its_own_settings(
+    tmp_path: Path, update: str, kept: int
+) -> None:
+    finished_run(tmp_path)
+    settings = {"dpo.keep_every": 20, "grpo.keep_every": 30}
+    config = load_config("tiny", overrides={"update": update, **settings})
+    services = cast("Services", SimpleNamespace(queue=None))
+    records, prompt = Records(tmp_path / "records"), load_prompt()
+    fits = Fits(tmp_path, config, records, prompt, lambda *_: None, Progress(), services)
+    assert isinstance(fits.update, OnlineUpdate)
+    assert fits.update._online(services, 1, tmp_path).keep_every == kept
 
 
 def test_several_prms_are_fitted_from_different_seeds_and_serve_as_one(tmp_path: Path) -> None:
@@ -144,9 +158,10 @@ def test_members_and_iterations_differ_in_their_seed_and_hold_out_the_same_games
     config, prompt = load_config("smoke", seed=3), load_prompt()
     records = Records(tmp_path / "records")
     fits = Fits(tmp_path, config, records, prompt, lambda *_: None, Progress(), None)
-    first, second, other = (
-        fits._prm_settings(FitJob(kind="prm", iteration=i, member=k, base=tmp_path, out=tmp_path))
+    jobs = (
+        FitJob(kind="prm", iteration=i, member=k, base=tmp_path, out=tmp_path)
         for i, k in [(0, 1), (0, 2), (1, 1)]
     )
-    assert len({first.seed, second.seed, other.seed}) == 3
-    assert first.split_seed == second.split_seed == other.split_seed
+    found = [fits._conditions(_member(job)) for job in jobs]
+    assert len({each["seed"] for each in found}) == 3
+    assert len({each["split_seed"] for each in found}) == 1

@@ -225,7 +225,8 @@ def test_hacking_follows_the_update_of_the_run_and_refuses_one_without_a_way() -
     grpo = load_config("tiny", overrides={"update": "grpo"})
     for variant in STUDIES["hacking"].variants(grpo):
         settings = changed(grpo, variant.overrides)
-        assert settings.dpo.keep_every == settings.grpo.publish_every < settings.grpo.max_steps
+        assert settings.dpo.keep_every == 0
+        assert settings.grpo.keep_every == settings.grpo.publish_every < settings.grpo.max_steps
     with pytest.raises(StudyError, match="nothing along the way"):
         STUDIES["hacking"].variants(load_config("smoke", overrides={"update": "rejection"}))
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.batches import TokenBatches
+from services.trainer.batches import TokenBatches, by_length, padded
 
 
 @given(
@@ -64,5 +64,15 @@ def test_whole_batches_stay_whole_and_a_single_one_is_cut() -> None:
 def test_little_is_padding() -> None:
     lengths = torch.randint(50, 800, (500,), generator=torch.Generator().manual_seed(0)).tolist()
     batches = TokenBatches(lengths, budget=3500, epochs=1, seed=0)
-    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
-    assert sum(lengths) / padded > 0.9
+    computed = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert sum(lengths) / computed > 0.9
+
+
+def test_by_length_takes_every_row_once_within_the_budget() -> None:
+    assert by_length([3, 9, 1, 3, 30], 9) == [[2, 0, 3], [1], [4]]
+    assert by_length([], 9) == []
+
+
+def test_rows_are_filled_up_on_the_right() -> None:
+    assert padded([[1, 2, 3], [4], []], 7).tolist() == [[1, 2, 3], [4, 7, 7], [7, 7, 7]]
+    assert padded([[], []], dtype=torch.float).shape == (2, 0)

@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradient_are_those_made_by_hand(
         log_every=1,
     )
     lines: list[Metrics] = []
-    fit_dpo(small, other, given, tmp_path / "out", settings, PROMPT, log=lines.append)
+    fit_dpo(small, other, given, tmp_path / "out", settings, PROMPT, seed=0, log=lines.append)
 
     tokenizer = load_tokenizer(small)
     policy, reference = (
@@ -126,7 +126,7 @@ def test_it_learns_what_is_preferred_and_reads_no_preference_before_it_is_due(
         log_every=1,
     )
     metrics = fit_dpo(
-        small, small, source, tmp_path / "out", settings, PROMPT, publish, log=lines.append
+        small, small, source, tmp_path / "out", settings, PROMPT, publish, seed=0, log=lines.append
     )
     assert metrics["steps"] == 12
     assert metrics["preferences"] == source.taken == 48
@@ -142,20 +142,22 @@ def test_of_a_tie_only_the_likelihood_counts(tmp_path: Path) -> None:
     ties = [tie.model_copy(update={"rejected": GOOD}) for tie in preferences(last=12)]
     losses = list[Metrics]()
     settings = DPOSettings(max_steps=3, batch_pairs=4, chosen_weight=0.0, log_every=1)
-    fit_dpo(small, small, ties, tmp_path / "flat", settings, PROMPT, log=losses.append)
+    fit_dpo(small, small, ties, tmp_path / "flat", settings, PROMPT, seed=0, log=losses.append)
     assert [line["loss"] for line in losses] == pytest.approx([math.log(2)] * 3, abs=1e-4)
     settings = DPOSettings(learning_rate=1e-3, max_steps=3, batch_pairs=4, chosen_weight=1.0)
-    fit_dpo(small, small, ties, tmp_path / "out", settings, PROMPT)
+    fit_dpo(small, small, ties, tmp_path / "out", settings, PROMPT, seed=0)
     assert margin(tmp_path / "out") > margin(small) + 0.01
 
 
 def test_it_ends_with_the_preferences(tmp_path: Path) -> None:
     small = create_small(tmp_path)
     settings = DPOSettings(max_steps=100, batch_pairs=4, checkpointing=True)
-    metrics = fit_dpo(small, small, preferences(last=10), tmp_path / "out", settings, PROMPT)
+    metrics = fit_dpo(
+        small, small, preferences(last=10), tmp_path / "out", settings, PROMPT, seed=0
+    )
     assert metrics["steps"] == 3  # of 4, 4 and 2
     assert metrics["preferences"] == 10
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (out / "model.safetensors").is_file()
 
 
 def test_without_a_preference_that_fits_there_is_nothing_to_train_on(
@@ -164,4 +166,4 @@ def test_without_a_preference_that_fits_there_is_nothing_to_train_on(
     small = create_small(tmp_path)
     settings = DPOSettings(max_tokens=16)
     with pytest.raises(NoSamplesError, match="none was short enough"):
-        fit_dpo(small, small, preferences(last=3), tmp_path / "out", settings, PROMPT)
+        fit_dpo(small, small, preferences(last=3), tmp_path / "out", settings, PROMPT, seed=0)

@@ -68,9 +68,8 @@ def test_what_a_prm_holds_out_no_prm_before_it_was_fitted_on(tmp_path: Path) -> 
     for i in range(3):
         record(fits.records, f"pi_{i}-rollouts", names[100 * i : 100 * i + 100] * 2)
         episodes = [e for drawn in draw_transitions(fits.records, i, 0) for e in drawn]
-        job = FitJob(kind="inverse-prm", iteration=i, base=tmp_path, out=tmp_path)
-        settings = fits._prm_settings(job)
-        sides = split_by_game(episodes, settings.validation_fraction, settings.split_seed)
+        split_seed = fits._conditions(f"q_{i}")["split_seed"]
+        sides = split_by_game(episodes, fits.config.prm.validation_fraction, split_seed)
         training, validation = ({episodes[k].game.id for k in side} for side in sides)
         assert validation
         assert not validation & trained

@@ -91,7 +91,7 @@ def test_two_steps_on_one_batch_are_those_made_by_hand(tmp_path: Path) -> None:
         log_every=1,
     )
     lines: list[Metrics] = []
-    fit_grpo(small, small, groups, tmp_path / "out", settings, PROMPT, log=lines.append)
+    fit_grpo(small, small, groups, tmp_path / "out", settings, PROMPT, seed=0, log=lines.append)
 
     tokenizer = load_tokenizer(small)
     model = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
@@ -140,7 +140,7 @@ def test_it_learns_what_the_prm_prefers_and_reads_no_group_before_it_is_due(
         log_every=1,
     )
     metrics = fit_grpo(
-        small, small, source, tmp_path / "out", settings, PROMPT, publish, log=lines.append
+        small, small, source, tmp_path / "out", settings, PROMPT, publish, seed=0, log=lines.append
     )
     assert metrics["steps"] == 8
     assert metrics["groups"] == source.taken == 16
@@ -165,7 +165,7 @@ def test_beta_holds_the_policy_back(tmp_path: Path) -> None:
     for beta in (0.0, 1.0):
         settings = GRPOSettings(learning_rate=2e-3, max_steps=8, batch_groups=4, beta=beta)
         out = tmp_path / str(beta)
-        fit_grpo(small, small, groups(), out, settings, PROMPT)
+        fit_grpo(small, small, groups(), out, settings, PROMPT, seed=0)
         before, after = (log_prob(d, PROMPT, STATES[1], GOOD) for d in (small, out))
         moved[beta] = after - before
     assert 0 < moved[1.0] < moved[0.0]
@@ -174,4 +174,6 @@ def test_beta_holds_the_policy_back(tmp_path: Path) -> None:
 def test_without_a_group_that_fits_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     settings = GRPOSettings(max_tokens=16)
     with pytest.raises(NoSamplesError, match="none was short enough"):
-        fit_grpo(create_small(tmp_path), tmp_path, groups(3), tmp_path / "o", settings, PROMPT)
+        fit_grpo(
+            create_small(tmp_path), tmp_path, groups(3), tmp_path / "o", settings, PROMPT, seed=0
+        )

@@ -34,7 +34,7 @@ from services.trainer.inverse import (
     fit_inverse_prm,
     require_full_attention,
 )
-from services.trainer.prm import load_prm
+from services.trainer.prm_model import load_prm
 from services.trainer.records import Records
 from services.trainer.rows import action_row
 from services.trainer.transitions import NextActions, draw_transitions
@@ -145,10 +145,20 @@ def test_loss_and_gradient_are_those_of_the_paper(
         "job/2": {1: do(INVENTORY), 2: do(CABINET), 3: do(CABINET)},
     }
     seen = first_step(monkeypatch)
-    settings = PRMSettings(
-        epochs=1, gamma=0.9, validation_fraction=0, precision="fp32", seed=5, max_grad_norm=1e9
+    settings = PRMSettings(epochs=1, validation_fraction=0, precision="fp32", max_grad_norm=1e9)
+    fit_inverse_prm(
+        small,
+        expert,
+        learner,
+        chosen,
+        tmp_path / "out",
+        settings,
+        prompt,
+        10,
+        seed=5,
+        split_seed=0,
+        gamma=0.9,
     )
-    fit_inverse_prm(small, expert, learner, chosen, tmp_path / "out", settings, prompt, 10)
 
     model = load_prm(small, tokenizer.pad_token_id, seed=5)
     horizon = (1 - 0.9**10) / (1 - 0.9)
@@ -236,11 +246,22 @@ def test_it_recovers_the_expert_s_ordering_of_actions_and_the_values_by_hand(
         epochs=140,
         learning_rate=4e-3,
         batch_tokens=4000,
-        gamma=gamma,
         validation_fraction=0,
         precision="fp32",
     )
-    fit_inverse_prm(small, expert, learner, chosen, out, settings, prompt, max_steps=2)
+    fit_inverse_prm(
+        small,
+        expert,
+        learner,
+        chosen,
+        out,
+        settings,
+        prompt,
+        max_steps=2,
+        seed=0,
+        split_seed=0,
+        gamma=gamma,
+    )
     model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32)
     tokenizer = load_tokenizer(out)
 
@@ -309,7 +330,9 @@ def test_no_outcome_of_the_learner_is_read(tmp_path: Path) -> None:
         own, others = draw_transitions(records_of(tmp_path / name, stages), 0, seed=1)
         chosen = {e.id: dict.fromkeys(range(1, len(e.turns)), do(LOOK)) for e in [*own, *others]}
         out = tmp_path / f"{name} fitted"
-        metrics = fit_inverse_prm(small, own, others, chosen, out, settings, prompt, 30)
+        metrics = fit_inverse_prm(
+            small, own, others, chosen, out, settings, prompt, 30, seed=0, split_seed=0, gamma=0.95
+        )
         fitted.append(((out / "model.safetensors").read_bytes(), metrics["val_bce"]))
     assert fitted[0] == fitted[1]
 

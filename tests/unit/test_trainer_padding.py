@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from agentprm.registry import CheckpointError
 from services.trainer.fitting import load_tokenizer
-from services.trainer.prm import load_prm
+from services.trainer.prm_model import load_prm
 
 
 def with_tokens(path: Path, *tokens: str, **named: str) -> Path:

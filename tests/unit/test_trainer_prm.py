@@ -12,7 +12,8 @@ from agentprm.config import PRMSettings
 from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
 from services.trainer.fitting import load_tokenizer
-from services.trainer.prm import fit_prm, load_prm
+from services.trainer.prm import fit_prm
+from services.trainer.prm_model import load_prm
 from services.trainer.rows import episode_rows
 from services.trainer.targets import monte_carlo_targets
 from tests.unit.trainer_episodes import (
@@ -25,9 +26,7 @@ from tests.unit.trainer_episodes import (
 
 EPISODES = in_eight_games(LOOK_WINS, INVENTORY_LOSES)
 TARGETS = monte_carlo_targets(EPISODES, 0.8)
-SETTINGS = PRMSettings(
-    epochs=30, learning_rate=1e-2, batch_tokens=600, gamma=0.8, validation_fraction=0.25
-)
+SETTINGS = PRMSettings(epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25)
 
 
 @pytest.mark.parametrize("name", ["chat", "state"])
@@ -37,13 +36,15 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
 ) -> None:
     small = create_small(tmp_path)
     out, prompt = tmp_path / "out", load_prompt(name)
-    metrics = fit_prm(small, EPISODES, TARGETS, out, SETTINGS, prompt)
+    metrics = fit_prm(
+        small, EPISODES, TARGETS, out, SETTINGS, prompt, seed=0, split_seed=0, gamma=0.8
+    )
     assert metrics["val_explained_variance"] > 0.9
     assert metrics["val_auc"] == 1
     assert metrics["val_bce"] - metrics["val_entropy"] < 0.1
 
     metadata = orjson.loads((out / METADATA).read_bytes())
-    assert metadata["settings"]["gamma"] == 0.8
+    assert (metadata["seed"], metadata["split_seed"], metadata["gamma"]) == (0, 0, 0.8)
     assert metadata["template_hash"] == prompt.hash
     assert len(metadata["validation_games"]) == 2
     facts = read_facts(out)
@@ -104,7 +105,17 @@ def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
     small = create_small(tmp_path)
     settings = PRMSettings(epochs=1, batch_tokens=600, validation_fraction=0, checkpointing=True)
     out = tmp_path / "out"
-    metrics = fit_prm(small, EPISODES[:2], TARGETS[:2], out, settings, load_prompt("chat"))
+    metrics = fit_prm(
+        small,
+        EPISODES[:2],
+        TARGETS[:2],
+        out,
+        settings,
+        load_prompt("chat"),
+        seed=0,
+        split_seed=0,
+        gamma=0.8,
+    )
     assert metrics["validation_rows"] == 0
     assert read_facts(out).calibration is None
     earlier = load_prm(out, 0, seed=1).score.weight

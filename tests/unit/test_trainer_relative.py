@@ -12,7 +12,7 @@ from agentprm.config import PRMSettings
 from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
 from services.trainer.fitting import Metrics, load_tokenizer
-from services.trainer.prm import load_prm
+from services.trainer.prm_model import load_prm
 from services.trainer.relative import CENTER, fit_relative_prm, ranking_measures
 from services.trainer.rows import action_row
 from services.trainer.targets import monte_carlo_targets
@@ -43,12 +43,23 @@ def test_the_first_step_is_that_of_bradley_terry(tmp_path: Path) -> None:
     )
     lines: list[Metrics] = []
     episodes, targets = EPISODES[:11], TARGETS[:11]  # the third game is cut short
-    fit_relative_prm(small, episodes, targets, tmp_path / "out", settings, PROMPT, log=lines.append)
+    fit_relative_prm(
+        small,
+        episodes,
+        targets,
+        tmp_path / "out",
+        settings,
+        PROMPT,
+        seed=0,
+        split_seed=0,
+        gamma=0.8,
+        log=lines.append,
+    )
     assert lines[0]["pairs"] == 3 * 3 + 2  # first states of a, b and c; after `help` in a and b
     assert lines[0]["states_with_one_action"] == 7
 
     tokenizer = load_tokenizer(small)
-    model = load_prm(small, tokenizer.pad_token_id, settings.seed)
+    model = load_prm(small, tokenizer.pad_token_id, seed=0)
     plain = type(model).forward
     order = {"look": 2, "go to cabinet 1": 2, "help": 1, "inventory": 0, "go to fridge 1": 0}
     total = torch.tensor(0.0)
@@ -76,9 +87,11 @@ def test_the_first_step_is_that_of_bradley_terry(tmp_path: Path) -> None:
 def test_it_orders_the_actions_of_games_it_has_not_seen(tmp_path: Path, name: str) -> None:
     small, out, prompt = create_small(tmp_path), tmp_path / "out", load_prompt(name)
     settings = PRMSettings(
-        epochs=12, learning_rate=1e-2, batch_tokens=2000, gamma=0.8, validation_fraction=0.25
+        epochs=12, learning_rate=1e-2, batch_tokens=2000, validation_fraction=0.25
     )
-    metrics = fit_relative_prm(small, EPISODES, TARGETS, out, settings, prompt)
+    metrics = fit_relative_prm(
+        small, EPISODES, TARGETS, out, settings, prompt, seed=0, split_seed=0, gamma=0.8
+    )
     assert metrics["val_pair_accuracy"] == 1
     assert metrics["val_pair_loss"] < math.log(2)
     assert (metrics["pairs"], metrics["validation_rows"]) == (8 * 4, 2 * 4)
@@ -116,5 +129,5 @@ def test_without_a_pair_it_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"of 4 states 4 have one action only.*rollouts\.vine"):
         fit_relative_prm(
             create_small(tmp_path), alone, [TARGETS[0], TARGETS[4]], tmp_path / "o",
-            PRMSettings(), PROMPT,
+            PRMSettings(), PROMPT, seed=0, split_seed=0, gamma=0.8,
         )  # fmt: skip

@@ -31,7 +31,7 @@ def test_the_first_loss_is_the_weighted_mean_made_by_hand(
     settings = SFTSettings(
         epochs=1, batch_tokens=10_000, observation_weight=0.25, precision="fp32", log_every=1
     )
-    fit_sft(small, EPISODES, tmp_path / "out", settings, prompt, log=lines.append)
+    fit_sft(small, EPISODES, tmp_path / "out", settings, prompt, seed=0, log=lines.append)
 
     tokenizer = load_tokenizer(small)
     model = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32).eval()
@@ -72,6 +72,7 @@ def test_it_learns_the_demonstrations_and_leaves_an_ordinary_directory(
         out,
         settings,
         load_prompt("chat"),
+        seed=0,
         log=lines.append,
         progress=lambda done, of: steps.append((done, of)),
     )
@@ -115,7 +116,7 @@ def test_accumulated_and_checkpointed_batches_make_the_same_step_as_one(
             warmup_fraction=0,
             learning_rate=1e-3,
         )
-        metrics = fit_sft(small, twins, out, settings, load_prompt("chat"))
+        metrics = fit_sft(small, twins, out, settings, load_prompt("chat"), seed=0)
         assert metrics["steps"] == 1
         weights.append(AutoModelForCausalLM.from_pretrained(out).model.norm.weight)
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
@@ -130,4 +131,4 @@ def test_turns_beyond_the_limit_are_left_out(tmp_path: Path) -> None:
     assert short.turns == [0, 1]
     episodes: list[Episode] = EPISODES
     with pytest.raises(ValueError, match="at most 16 tokens"):
-        fit_sft(small, episodes, tmp_path / "out", SFTSettings(max_tokens=16), prompt)
+        fit_sft(small, episodes, tmp_path / "out", SFTSettings(max_tokens=16), prompt, seed=0)

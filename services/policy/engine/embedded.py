@@ -14,6 +14,7 @@ from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.devices import pick_device, pick_dtype
+from agentprm.encoding import eos_tokens
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.segments import bytes_per_token
@@ -34,7 +35,7 @@ from services.policy.engine.codec import Codec, cut, stopper
 from services.policy.engine.forward import Batch, Forward
 from services.policy.engine.kept import Kept, Row, Store, Tail
 from services.policy.engine.layout import Planted, batches
-from services.policy.engine.limits import eos_tokens, max_length
+from services.policy.engine.limits import max_length
 from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
 from services.policy.engine.tree import build_trees

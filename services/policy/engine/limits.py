@@ -1,16 +1,8 @@
-"""What a checkpoint's configuration says: its length and its end-of-sequence tokens."""
+"""What a checkpoint's configuration says of its length."""
 
 from __future__ import annotations
 
 from typing import Any
-
-
-def eos_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
-    """The end-of-sequence tokens of the checkpoint's generation settings and of its tokenizer."""
-    found: set[int] = set()
-    for eos in (generation_config.eos_token_id, tokenizer.eos_token_id):
-        found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
-    return found
 
 
 def max_length(config: Any) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from agentprm.backend import require_started_with, tag_of
+from agentprm.encoding import eos_tokens
 from agentprm.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.replicas import Replicas
@@ -33,7 +34,7 @@ from services.policy.engine import (
     require_room,
 )
 from services.policy.engine.codec import Codec, cut
-from services.policy.engine.limits import eos_tokens, max_length
+from services.policy.engine.limits import max_length
 from services.policy.engine.sampling import generator
 
 PROBE = "REASON: find mug 1\nACTION: go to cabinet 10"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from agentprm.encoding import closed, encode_answers
+from agentprm.encoding import closed, encode_answers, eos_tokens
 from agentprm.prefix_cache import common_length
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Candidate, Decoding, State
@@ -82,9 +82,7 @@ class Reference:
         """What ends a turn: the end tokens of the checkpoint, and the chat template's mark."""
         mark = self._tokenizer.encode(closed(self._tokenizer, "x")[1:], add_special_tokens=False)
         ends = {mark[0]} if mark and self._tokenizer.decode(mark[:1]).strip() else set()
-        eos = self._model.generation_config.eos_token_id
-        ends |= set(eos) if isinstance(eos, list) else {eos}
-        return ends | {self._tokenizer.eos_token_id}
+        return ends | eos_tokens(self._model.generation_config, self._tokenizer)
 
     def _score(self, prompt: list[int], answers: Sequence[list[int]]) -> list[Tensor]:
         """The log-probabilities of each answer's tokens, on the CPU."""

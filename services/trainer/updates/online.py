@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agentprm.config import FitSettings
+from agentprm.config import OnlineSettings
 from agentprm.protocol import State
 from agentprm.registry import Registry, number
 from services.trainer.collect import Collector, Services
@@ -37,7 +37,7 @@ class OnlineUpdate(Update):
     source: ClassVar[type[OnlineSource[Any]]]
 
     @abstractmethod
-    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
+    def learner(self) -> tuple[Callable[..., Metrics], OnlineSettings]:
         """What fits π_i on the samples, called as `fit_dpo` is, and its settings."""
 
     def prepare(self, collector: Collector, i: int) -> None:
@@ -54,9 +54,10 @@ class OnlineUpdate(Update):
                 base,
                 online.source if online else (),
                 out,
-                settings.model_copy(update={"seed": derive(self.at.config.seed, f"pi_{i}")}),
+                settings,
                 self.at.prompt,
                 online.publish if online else ignore,
+                seed=derive(self.at.config.seed, f"pi_{i}"),
                 **self.at.reports(f"pi_{i}"),
             )
         except NoSamplesError as error:
@@ -105,7 +106,7 @@ class OnlineUpdate(Update):
                 progress=self.at.progress,
                 log=partial(self._seen, f"pi_{i}"),
             )
-        every = config.dpo.keep_every
+        every = self.learner()[1].keep_every
         return _Online(services, self.at.registry, i, states, source, every, watched)
 
     def _seen(self, stage: str, step: int, values: Mapping[str, float]) -> None:
@@ -121,7 +122,7 @@ class OnlineDPO(OnlineUpdate):
     samples = "preferences"
     source = PreferenceSource
 
-    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
+    def learner(self) -> tuple[Callable[..., Metrics], OnlineSettings]:
         """See `fit_dpo`."""
         return fit_dpo, self.at.config.dpo
 
@@ -133,7 +134,7 @@ class GRPO(OnlineUpdate):
     samples = "groups"
     source = GroupSource
 
-    def learner(self) -> tuple[Callable[..., Metrics], FitSettings]:
+    def learner(self) -> tuple[Callable[..., Metrics], OnlineSettings]:
         """See `fit_grpo`."""
         return fit_grpo, self.at.config.grpo
 

@@ -54,9 +54,9 @@ class Rejection(Update):
             self.keep(i, base, out, "no state was scored, or none was short enough")
             self.at.progress.end()
             return
-        settings = settings.model_copy(update={"seed": derive(self.at.config.seed, f"pi_{i}")})
+        seed = derive(self.at.config.seed, f"pi_{i}")
         reports = self.at.reports(f"pi_{i}")
-        summary = fit_rows(base, rows, out, settings, self.at.prompt, **reports)
+        summary = fit_rows(base, rows, out, settings, self.at.prompt, seed=seed, **reports)
         counts = {
             "too_long": float(len(groups) - len(rows)),
             "not_scored": float(sum(result.dropped for result in results)),
@@ -82,7 +82,7 @@ class OutcomeRejection(Update):
             self.at.progress.end()
             return
         seed = derive(self.at.config.seed, f"pi_{i}")
-        settings = self.at.config.rejection.model_copy(update={"seed": seed})
+        settings = self.at.config.rejection
         reports = self.at.reports(f"pi_{i}")
-        summary = fit_sft(base, won, out, settings, self.at.prompt, **reports)
+        summary = fit_sft(base, won, out, settings, self.at.prompt, seed=seed, **reports)
         self.at.progress.end({**summary, "won": float(len(won)), "rollouts": float(len(rollouts))})

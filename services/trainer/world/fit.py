@@ -68,14 +68,14 @@ def fit_world(
         ValueError: there is nothing to train on.
     """
     seed = derive(config.seed, f"world_{iteration}")
-    settings = config.sft.model_copy(update={"seed": seed, "observation_weight": 0.0})
+    settings = config.sft.model_copy(update={"observation_weight": 0.0})
     sides = split_by_game(episodes, config.prm.validation_fraction, derive(config.seed, "world"))
     tokenizer = load_tokenizer(base)
     rows = world_rows(tokenizer, [episodes[i] for i in sides[0]], settings.max_tokens)
     games = [sorted({episodes[i].game.id for i in side}) for side in sides]
     facts = {"kind": "world", "training_games": games[0], "validation_games": games[1]}
     prompt = load_prompt(config.prompt)
-    return fit_rows(base, rows, out, settings, prompt, facts, log=log, progress=progress)
+    return fit_rows(base, rows, out, settings, prompt, facts, seed=seed, log=log, progress=progress)
 
 
 def whole_episodes(records: Records, iteration: int) -> list[Episode]:
