@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -88,12 +89,7 @@ def fit_dpo(
             Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
         )
         report(trainer, log, progress)
-        metrics = train_on(
-            stream,
-            trainer,
-            "preferences",
-            {"accuracy": "rewards/accuracies", "margin": "rewards/margins"},
-        )
+        metrics = train_on(stream, trainer, "preferences", ("accuracy", "margin"))
         facts = {
             "kind": "dpo",
             "template_hash": prompt.hash,
@@ -113,6 +109,7 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 
     def __init__(self, *, ref_model: PreTrainedModel, **arguments: Any) -> None:
         self._reference = ref_model
+        self._counted = torch.zeros(2)
         super().__init__(ref_model=ref_model, **arguments)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -132,6 +129,7 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         TRL's own term for the latter is a mean over a batch. That of the preferences is so too,
         but every batch has as many of them.
         """
+        self._count(inputs)
         passed: list[Any] = []
         handle = model.register_forward_hook(lambda _model, _inputs, given: passed.append(given))
         try:
@@ -141,6 +139,26 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         nll = weighted_nll(passed[0].log_probs.chunk(2)[0], _chosen(inputs["completion_mask"]))
         own: Tensor = loss / self.current_gradient_accumulation_steps
         return own + self.chosen_weight * self.scaled(nll, num_items_in_batch)
+
+    def _count(self, inputs: dict[str, Tensor]) -> None:
+        """The preferences since the last line, and those among them that are not ties."""
+        chosen, rejected = (inputs["input_ids"] * inputs["attention_mask"]).chunk(2)
+        self._counted += torch.tensor([len(chosen), (chosen != rejected).any(1).sum().item()])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds how often, and by how much, the chosen of two different actions is preferred.
+
+        TRL's means are over ties as well, anchors among them, whose share is 0 of either.
+        """
+        rows, different = self.accelerator.reduce(
+            self._counted.to(self.args.device), "sum"
+        ).tolist()
+        measured = self._metrics["train"]
+        if different and measured["rewards/accuracies"]:
+            for name, theirs in (("accuracy", "accuracies"), ("margin", "margins")):
+                logs[name] = fmean(measured[f"rewards/{theirs}"]) * rows / different
+        self._counted.zero_()
+        super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset

@@ -106,7 +106,7 @@ def fit_grpo(
             Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
         )
         report(trainer, log, progress)
-        metrics = train_on(stream, trainer, "groups", {"q": "q", "kl": "kl", "clipped": "clipped"})
+        metrics = train_on(stream, trainer, "groups", ("q", "log_ratio", "clipped"))
         facts = {
             "kind": "grpo",
             "template_hash": prompt.hash,
@@ -191,7 +191,8 @@ class _GRPO(StepMeanTrainer):
         sums = self.accelerator.reduce(self._measured.to(self.args.device), "sum")
         q, log_ratio, samples, clipped, tokens = sums.tolist()
         if samples:
-            logs |= {"q": q / samples, "kl": log_ratio / samples, "clipped": clipped / tokens}
+            means = {"q": q / samples, "log_ratio": log_ratio / samples}
+            logs |= {**means, "clipped": clipped / tokens}
         self._measured.zero_()
         super().log(logs, start_time)
 

@@ -20,6 +20,15 @@ def soft_bce(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, losses, 0.0).sum()
 
 
+def bradley_terry(better: Tensor, worse: Tensor, center: float) -> Tensor:
+    """−Σ log σ(z − z') over pairs, and `center` Σ (z + z')², which keeps z near 0.
+
+    Both have the shape (pairs).
+    """
+    losses = -F.logsigmoid(better - worse) + center * (better + worse).square()
+    return losses.sum()
+
+
 def weighted_nll(log_probs: Tensor, weights: Tensor) -> Tensor:
     """−Σ w log p over all tokens. Both have one shape; a weight of 0 leaves a token out."""
     return -(log_probs.float() * weights).sum()

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from trl import RewardConfig, RewardTrainer
+from transformers import TrainingArguments
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from agentprm.config import PRMSettings
@@ -35,6 +34,7 @@ from services.trainer.fitting import (
     save_fit,
     steps_of,
 )
+from services.trainer.losses import bradley_terry
 from services.trainer.pairs import Pair, Pairs, preference_pairs
 from services.trainer.prm_facts import facts_of, games_of
 from services.trainer.prm_model import load_prm
@@ -86,7 +86,7 @@ def fit_relative_prm(
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         trainer = _RelativeTrainer(
             model=load_prm(base, tokenizer.pad_token_id, seed),
-            args=RewardConfig(**arguments, max_length=None, center_rewards_coefficient=CENTER),
+            args=TrainingArguments(**arguments),
             train_dataset=Dataset.from_list(training),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
@@ -130,22 +130,23 @@ def ranking_measures(differences: Tensor) -> dict[str, float]:
     }
 
 
-class _RelativeTrainer(TokenBatchTrainer, RewardTrainer):
-    """TRL's RewardTrainer, the loss a mean over the pairs of an optimizer step."""
+class _RelativeTrainer(TokenBatchTrainer):
+    """The loss is a mean over the pairs of an optimizer step.
+
+    TRL's RewardTrainer has a mean over a batch, and gathers its logits for what it logs; processes
+    that share a step have different numbers of pairs, of which the one would weigh them wrongly and
+    the other cannot be done.
+    """
 
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         """The number of pairs."""
         return batch["pairs"]
 
     def total(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """TRL's loss, which is a mean over the batch, times its pairs."""
-        pairs = inputs.pop("pairs")
-
-        def rewards(**given: Tensor) -> SequenceClassifierOutputWithPast:
-            return SequenceClassifierOutputWithPast(logits=_last_logits(model, given))
-
-        mean: Tensor = RewardTrainer.compute_loss(self, rewards, inputs)
-        return mean * pairs
+        """The loss of the pairs; of a batch of none, which is padding, 0."""
+        better, worse = _last_logits(model, inputs)[:, 0].float().chunk(2)
+        pairs = int(inputs["pairs"])
+        return bradley_terry(better[:pairs], worse[:pairs], CENTER)
 
     @torch.no_grad()
     def differences(self, rows: Sequence[_Row], batch_tokens: int) -> Tensor:

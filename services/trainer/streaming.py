@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from accelerate.utils import broadcast_object_list
@@ -33,7 +33,7 @@ class Stream(IterableDataset[list[R]], Generic[S, R]):
     Args:
         encode: the row of a sample, None where it is too long.
         length: the tokens of a row.
-        rows: rows of a step, over all processes.
+        rows: rows of a step, over all processes; as many of them as go round evenly.
         passes: batches that one process computes for a step.
         reuse: how many steps there are on the same rows.
     """
@@ -49,11 +49,12 @@ class Stream(IterableDataset[list[R]], Generic[S, R]):
         reuse: int = 1,
     ) -> None:
         state = processes()
-        self.used = self.too_long = self.tokens = 0
+        self.used = self.too_long = self.left_over = self.tokens = 0
         self.passes = passes
         self.reuse = reuse
         self._world, self._rank = state.num_processes, state.process_index
-        self._step = max(rows, passes * self._world)
+        self._parts = passes * self._world
+        self._step = max(rows // self._parts, 1) * self._parts
         self._encode = encode
         self._length = length
         self._rows = self._encoded(samples)
@@ -71,9 +72,9 @@ class Stream(IterableDataset[list[R]], Generic[S, R]):
         return head[0]
 
     def __iter__(self) -> Iterator[list[R]]:
-        parts = self.passes * self._world
         while rows := self._together(lambda: list(itertools.islice(self._rows, self._step))):
-            usable = len(rows) // parts * parts  # the last few may be too few to go round
+            usable = len(rows) // self._parts * self._parts  # the last may be too few to go round
+            self.left_over += len(rows) - usable
             rows = sorted(rows[:usable], key=self._length)
             self.used += usable
             self.tokens += self.reuse * sum(map(self._length, rows))
@@ -126,14 +127,12 @@ class Publisher(TrainerCallback):
         self._trainer.accelerator.wait_for_everyone()
 
 
-def train_on(
-    stream: Stream[Any, Any], trainer: Trainer, what: str, last: Mapping[str, str]
-) -> Metrics:
+def train_on(stream: Stream[Any, Any], trainer: Trainer, what: str, last: Sequence[str]) -> Metrics:
     """Train until the stream ends, or the steps are done; what was measured.
 
     Args:
         what: names the samples.
-        last: by their names, the keys of what the last logged line with all of them has.
+        last: what is taken from the last logged line that has all of it, if one has.
 
     Raises:
         NoSamplesError: too few samples came.
@@ -141,13 +140,13 @@ def train_on(
     result = trainer.train()
     if result.global_step == 0:
         raise NoSamplesError(f"{stream.used} {what} are too few for one step")
-    keys = set(last.values())
-    line = [line for line in trainer.state.log_history if keys <= line.keys()][-1]
+    lines = [line for line in trainer.state.log_history if set(last) <= line.keys()]
     return {
         "loss": result.training_loss,
         "steps": float(result.global_step),
         what: float(stream.used),
         "too_long": float(stream.too_long),
-        **{name: float(line[key]) for name, key in last.items()},
+        "left_over": float(stream.left_over),
+        **{name: float(line[name]) for line in lines[-1:] for name in last},
         **throughput(stream.tokens, result.metrics["train_runtime"]),
     }

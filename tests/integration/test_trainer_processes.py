@@ -62,6 +62,8 @@ CONFIG = Config.model_validate(
 RELATIVE = CONFIG.prm.model_copy(
     update={"objective": "relative", "epochs": 8, "batch_tokens": 160, "learning_rate": 1e-2}
 )
+UNEVEN = RELATIVE.model_copy(update={"accumulation": 1, "epochs": 4})
+"""Batches of three pairs, which two processes share."""
 EPISODES = [
     episode(["look", "go to fridge 1", "inventory"][: 1 + k % 3] * (1 + k % 2), rewards, game, k)
     for k, game in enumerate("abcdefgh")
@@ -223,6 +225,7 @@ def require_same(run: Run, one: Path, two: Path, curve: list[dict[str, float]]) 
         ("sft", CONFIG),
         ("prm", CONFIG),
         ("prm", CONFIG.model_copy(update={"prm": RELATIVE})),
+        ("prm", CONFIG.model_copy(update={"prm": UNEVEN})),
         ("inverse-prm", CONFIG),
     ],
 )

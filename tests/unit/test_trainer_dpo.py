@@ -131,7 +131,7 @@ def test_it_learns_what_is_preferred_and_reads_no_preference_before_it_is_due(
     assert metrics["steps"] == 12
     assert metrics["preferences"] == source.taken == 48
     assert [(step, taken) for step, taken, _ in published] == [(5, 20), (10, 40)]
-    assert lines[-1]["rewards/accuracies"] == 1
+    assert lines[-1]["accuracy"] == metrics["accuracy"] == 1
     margins = [margin(d) for d in (small, published[0][2], published[1][2], tmp_path / "out")]
     assert margins == sorted(margins)
     assert margins[-1] > margins[0] + 1
@@ -149,12 +149,39 @@ def test_of_a_tie_only_the_likelihood_counts(tmp_path: Path) -> None:
     assert margin(tmp_path / "out") > margin(small) + 0.01
 
 
+def test_how_often_it_prefers_the_chosen_is_told_of_preferences_and_not_of_anchors(
+    tmp_path: Path,
+) -> None:
+    """A mean over anchors too would be at most a quarter, and a quarter of the margin."""
+    small = create_small(tmp_path)
+    mixed = [
+        preference if k % 4 == 0 else preference.model_copy(update={"rejected": GOOD})
+        for k, preference in enumerate(preferences(last=48))
+    ]
+    lines = list[Metrics]()
+    settings = DPOSettings(learning_rate=1e-3, batch_pairs=4, accumulation=2, log_every=2)
+    metrics = fit_dpo(
+        small, small, mixed, tmp_path / "out", settings, PROMPT, seed=0, log=lines.append
+    )
+    assert [line["accuracy"] for line in lines][-1] == metrics["accuracy"] == 1
+    assert metrics["margin"] == pytest.approx(4 * lines[-1]["rewards/margins"])
+    assert metrics["margin"] > 0
+
+
+def test_every_step_has_as_many_preferences_as_go_round(tmp_path: Path) -> None:
+    """Of three batches a step: three of the four that it may have, and none is lost."""
+    small = create_small(tmp_path)
+    source = preferences(last=10)
+    settings = DPOSettings(max_steps=100, batch_pairs=4, accumulation=3)
+    metrics = fit_dpo(small, small, source, tmp_path / "out", settings, PROMPT, seed=0)
+    assert (metrics["steps"], metrics["preferences"], metrics["left_over"]) == (3, 9, 1)
+
+
 def test_it_ends_with_the_preferences(tmp_path: Path) -> None:
     small = create_small(tmp_path)
+    out = tmp_path / "out"
     settings = DPOSettings(max_steps=100, batch_pairs=4, checkpointing=True)
-    metrics = fit_dpo(
-        small, small, preferences(last=10), tmp_path / "out", settings, PROMPT, seed=0
-    )
+    metrics = fit_dpo(small, small, preferences(last=10), out, settings, PROMPT, seed=0)
     assert metrics["steps"] == 3  # of 4, 4 and 2
     assert metrics["preferences"] == 10
     assert (out / "model.safetensors").is_file()

@@ -114,7 +114,7 @@ def test_two_steps_on_one_batch_are_those_made_by_hand(tmp_path: Path) -> None:
         assert line["loss"] == pytest.approx(total.item() / samples, abs=1e-5)
         assert line["grad_norm"] == pytest.approx(norm, rel=1e-3)
         assert line["q"] == pytest.approx((0.9 + 2 * 0.5 + 0.1 + 0.9 + 2 * 0.5) / 7)
-        assert line["kl"] == pytest.approx(0, abs=1e-4)
+        assert line["log_ratio"] == pytest.approx(0, abs=1e-4)
         assert line["clipped"] == 0
 
 
