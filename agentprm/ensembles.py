@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from agentprm.protocol import Record
+from agentprm.facts import read_facts
+from agentprm.protocol import PRMFacts, Record
 from agentprm.registry import CheckpointError, Registry
 
 ENSEMBLE = "ensemble.json"
@@ -49,3 +50,13 @@ def read_members(path: Path) -> list[str]:
         return _Members.model_validate_json(file.read_bytes()).members
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def facts_of_all(registry: Registry, version: str) -> list[PRMFacts]:
+    """What is known of a PRM, or of each member of an ensemble.
+
+    Raises:
+        CheckpointError: one of them is missing or damaged.
+    """
+    members = read_members(registry.open(version)) or [version]
+    return [read_facts(registry.open(member)) for member in members]

@@ -26,9 +26,9 @@ from agentprm.cli.games import games_directory
 from agentprm.cli.machine import plan_run
 from agentprm.cli.services import Options
 from agentprm.cli.world import link_checkpoints, newest_world
-from agentprm.config import Evaluation
-from agentprm.facts import read_facts
-from agentprm.protocol import Lookahead, Split
+from agentprm.config import Algorithm, Evaluation
+from agentprm.ensembles import facts_of_all
+from agentprm.protocol import Lookahead, PRMFacts, Split
 from agentprm.registry import Registry
 
 
@@ -67,9 +67,9 @@ def plan(
         registry = Registry(run / "checkpoints")
         policy = policy or registry.newest("policy")
         prm = prm or registry.newest("prm")
-        facts = read_facts(registry.open(prm))
-        if depth > 1 and facts.objective == "relative":
-            fail(f"{prm} is relative, its Q of two states cannot be compared: give --depth 1")
+        why = next(filter(None, map(_no_return, facts_of_all(registry, prm))), None)
+        if depth > 1 and why is not None:
+            fail(f"{prm} {why}: give --depth 1")
         version = (world or newest_world(run)) if model == "learned" else None
         try:
             search = Lookahead(
@@ -112,3 +112,14 @@ def plan(
         )
         if as_json:
             print_results(home)
+
+
+def _no_return(facts: PRMFacts) -> str | None:
+    """Why Q is none of the game's, so that rewards and Q of later states say nothing about it."""
+    if facts.objective == "relative":
+        return "is relative, its Q of two states cannot be compared"
+    if facts.algorithm == Algorithm.INVERSE_PRM:
+        return "is an InversePRM, its Q adds up rewards that no game tells"
+    if facts.alpha:
+        return "was shaped, its Q is mixed with an advantage, which says nothing of the state"
+    return None

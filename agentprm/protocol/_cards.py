@@ -81,6 +81,9 @@ class PRMFacts(Record):
     """What was fitted: `absolute` (Q̂ itself) or `relative` (which of two actions in a state has
     the higher Q̂). The numbers of a relative PRM order the actions of one state. They are no chance
     of winning, and those of two states cannot be compared."""
+    alpha: float | None = None
+    """Weight of a reference policy's advantage in the targets (eq. 13), 0 for none. With more than
+    that Q orders actions and is no chance of winning."""
     calibration: Calibration | None = None
     """Of an absolute PRM with held-out games."""
     ranking: Ranking | None = None

@@ -188,6 +188,7 @@ class Fits:
             job.out,
             settings,
             self.prompt,
+            alpha=self.config.shaping.alpha,
             **self._conditions(name),
             **self._reports(name),
         )

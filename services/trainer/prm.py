@@ -48,6 +48,7 @@ def fit_prm(
     seed: int,
     split_seed: int,
     gamma: float,
+    alpha: float = 0.0,
     of: By = "action",
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
@@ -59,7 +60,7 @@ def fit_prm(
 
     `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
     `seed` is that of batches, a new head and dropout, `split_seed` that of the games held out, and
-    `gamma` the discount of the targets, which is recorded.
+    `gamma` and `alpha` are of the targets, and recorded.
 
     The games of the validation side take no part in the fit; what is measured on them has the
     prefix `val_` (see `calibration`). `out` becomes an ordinary one-label classifier with its
@@ -102,6 +103,7 @@ def fit_prm(
             template_hash=prompt.hash,
             algorithm=Algorithm.AGENT_PRM,
             gamma=gamma,
+            alpha=alpha,
             objective="absolute",
             calibration=held_out,
         )

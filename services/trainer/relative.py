@@ -59,6 +59,7 @@ def fit_relative_prm(
     seed: int,
     split_seed: int,
     gamma: float,
+    alpha: float = 0.0,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
@@ -112,7 +113,11 @@ def fit_relative_prm(
                 games=len({episodes[pair.episode].game.id for pair, _ in held_out}),
             )
         known = PRMFacts(
-            template_hash=prompt.hash, gamma=gamma, objective="relative", ranking=ranking
+            template_hash=prompt.hash,
+            gamma=gamma,
+            alpha=alpha,
+            objective="relative",
+            ranking=ranking,
         )
         facts = facts_of(
             known, episodes, sides, settings, metrics, seed=seed, split_seed=split_seed

@@ -35,7 +35,7 @@ from agentprm.trials import Trial, Trials, fell
 from services.policy.decoding import Decoder, Query
 from services.policy.engine.embedded import EmbeddedEngine
 from services.trainer.collect import Services
-from services.trainer.monitor.readings import Monitor, divergence, held_out_games
+from services.trainer.monitor.readings import Monitor, divergence, fitted_games, held_out_games
 from services.trainer.monitor.reference import Reference
 from services.trainer.monitor.watch import Watch, trial_games
 from services.trainer.records import Records
@@ -168,11 +168,13 @@ def test_the_held_out_games_are_those_no_member_was_fitted_on(tmp_path: Path) ->
     registry = Registry(tmp_path)
     for k, games in enumerate([["a", "b"], ["b", "c"], ["d"]]):
         with registry.write(f"prm/{k}") as out:
-            (out / METADATA).write_bytes(orjson.dumps({"validation_games": games}))
+            facts = {"validation_games": games, "training_games": [f"not {k}"]}
+            (out / METADATA).write_bytes(orjson.dumps(facts))
     write_ensemble(registry, "prm/7", ["prm/0", "prm/1"])
     write_ensemble(registry, "prm/8", ["prm/0", "prm/2"])
     assert held_out_games(registry, "prm/0") == {"a", "b"}
     assert held_out_games(registry, "prm/7") == {"b"}
+    assert fitted_games(registry, "prm/7") == {"not 0", "not 1"}
     with pytest.raises(ValueError, match="no game was held out"):
         held_out_games(registry, "prm/8")
 
@@ -298,7 +300,9 @@ def test_trial_games_are_of_no_rollout_and_if_possible_of_no_demonstration(tmp_p
         played = [episode(["look"], [0], letter) for letter in letters]
         records.append(JobResult(job_id=f"{stage}-0", worker="t", seconds=0, episodes=played))
     fake = type("C", (), {"records": records, "games": lambda *_, **__: order})()
-    assert [game.id[6] for game in trial_games(fake, 1, 5)] == list("fecgd")
-    assert [game.id[6] for game in trial_games(fake, 2, 2)] == list("fe")
-    with pytest.raises(ValueError, match="there are 4 train games without a rollout"):
-        trial_games(fake, 2, 5)
+    assert [game.id[6] for game in trial_games(fake, 1, 5, set())] == list("fecgd")
+    assert [game.id[6] for game in trial_games(fake, 2, 2, set())] == list("fe")
+    of_inverse_prm = {order[6].id}  # g: a demonstration that Q was fitted on
+    assert [game.id[6] for game in trial_games(fake, 1, 4, of_inverse_prm)] == list("fecd")
+    with pytest.raises(ValueError, match="there are 4 train games that neither a rollout nor Q_1"):
+        trial_games(fake, 2, 5, set())

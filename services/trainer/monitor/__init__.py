@@ -6,7 +6,7 @@ the policy is far from where its PRM was fitted, an ensemble disagrees on what t
 the process reward is higher than any policy near by would get.
 """
 
-from services.trainer.monitor.readings import held_out_games
+from services.trainer.monitor.readings import fitted_games, held_out_games
 from services.trainer.monitor.watch import Watch, watch
 
-__all__ = ["Watch", "held_out_games", "watch"]
+__all__ = ["Watch", "fitted_games", "held_out_games", "watch"]

@@ -115,12 +115,21 @@ def held_out_games(registry: Registry, prm: str) -> set[str]:
     Raises:
         ValueError: there is none.
     """
-    versions = read_members(registry.path(prm)) or [prm]
-    facts = [orjson.loads((registry.path(v) / METADATA).read_bytes()) for v in versions]
-    games = set.intersection(*(set(fact["validation_games"]) for fact in facts))
+    games = set.intersection(*_games_of_members(registry, prm, "validation_games"))
     if not games:
         raise ValueError(f"no game was held out of the fit of {prm}: there is nothing to monitor")
     return games
+
+
+def fitted_games(registry: Registry, prm: str) -> set[str]:
+    """The games that a PRM was fitted on; of an ensemble, those of any member."""
+    return set.union(*_games_of_members(registry, prm, "training_games"))
+
+
+def _games_of_members(registry: Registry, prm: str, side: str) -> list[set[str]]:
+    versions = read_members(registry.path(prm)) or [prm]
+    facts = [orjson.loads((registry.path(v) / METADATA).read_bytes()) for v in versions]
+    return [set(fact[side]) for fact in facts]
 
 
 def _mean(values: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]) -> float:

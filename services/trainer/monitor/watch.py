@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 
 from agentprm.config import Config, MonitorSettings
@@ -107,6 +107,7 @@ def watch(
     plan: MonitorSettings,
     prompt: PromptTemplate,
     held_out: Sequence[Episode],
+    fitted: Set[str],
     base: Path,
     *,
     i: int,
@@ -116,8 +117,8 @@ def watch(
 ) -> Watch:
     """The watch over the update of π_{i-1}, in `base`, to π_i, with a first look at π_{i-1}.
 
-    `held_out` are rollouts of π_{i-1} in games that Q_{i-1} was not fitted on. `attempt` names
-    this fit: a restarted one plays its games anew.
+    `held_out` are rollouts of π_{i-1} in games that Q_{i-1} was not fitted on, `fitted` the games
+    that it was. `attempt` names this fit: a restarted one plays its games anew.
 
     Raises:
         ValueError: there is nothing held out, or are too few games for trials.
@@ -149,15 +150,15 @@ def watch(
             batch=config.batch,
             max_steps=config.max_steps,
         )
-        games = trial_games(collector, i, plan.games)
+        games = trial_games(collector, i, plan.games, fitted)
         arena = Arena(collector, games, config.evaluation.sampling, f"{name}-{attempt}", seed)
     result = Watch(monitor, arena, plan.patience, log)
     result.look(f"policy/{i - 1}", 0)
     return result
 
 
-def trial_games(collector: Collector, i: int, count: int) -> list[Game]:
-    """Train games of no rollout of π_0..π_{i-1}: neither Q_{i-1} nor D has seen them.
+def trial_games(collector: Collector, i: int, count: int, fitted: Set[str]) -> list[Game]:
+    """Train games of no rollout of π_0..π_{i-1}, nor `fitted`: neither Q_{i-1} nor D has seen them.
 
     Those of no demonstration come first, and of them the last in the order in which rollouts take
     games: later iterations reach them last.
@@ -166,12 +167,13 @@ def trial_games(collector: Collector, i: int, count: int) -> list[Game]:
         ValueError: the split has not so many.
     """
     order = collector.games(Split.TRAIN, _ALL, "rollouts", repeat=False)
-    rolled_out = _games(collector.records.rollouts(*range(i)))
+    seen = fitted | _games(collector.records.rollouts(*range(i)))
     imitated = _games(collector.records.episodes(DEMONSTRATIONS))
-    free = [game for game in reversed(order) if game.id not in rolled_out]
+    free = [game for game in reversed(order) if game.id not in seen]
     if len(free) < count:
         raise ValueError(
-            f"monitor.games is {count}, and there are {len(free)} train games without a rollout"
+            f"monitor.games is {count}, and there are {len(free)} train games that neither "
+            f"a rollout nor Q_{i - 1} has seen"
         )
     return sorted(free, key=lambda game: game.id in imitated)[:count]
 

@@ -19,7 +19,7 @@ from services.trainer.dpo import fit_dpo
 from services.trainer.fitting import Metrics, Save, ignore
 from services.trainer.grpo import fit_grpo
 from services.trainer.inbox import Inbox
-from services.trainer.monitor import Watch, held_out_games, watch
+from services.trainer.monitor import Watch, fitted_games, held_out_games, watch
 from services.trainer.online import GroupSource, OnlineSource, PreferenceSource, sample_states
 from services.trainer.seeds import derive
 from services.trainer.streaming import NoSamplesError
@@ -100,6 +100,7 @@ class OnlineUpdate(Update):
                 config.monitor,
                 self.at.prompt,
                 [episode for episode in rollouts if episode.game.id in unseen],
+                fitted_games(self.at.registry, f"prm/{i - 1}"),
                 base,
                 i=i,
                 attempt=attempt,

@@ -1,0 +1,62 @@
+"""`agentprm plan` refuses depths at which the values of a PRM cannot be added to rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agentprm.cli import app
+from agentprm.config import load_config
+from agentprm.ensembles import write_ensemble
+from agentprm.facts import METADATA
+from agentprm.protocol import PRMFacts
+from agentprm.registry import Registry
+
+FACTS = {
+    "prm/0": PRMFacts(algorithm="agent-prm", objective="absolute", alpha=0.0),
+    "prm/1": PRMFacts(objective="relative"),
+    "prm/2": PRMFacts(algorithm="inverse-prm"),
+    "prm/3": PRMFacts(algorithm="agent-prm", objective="absolute", alpha=0.5),
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(load_config("smoke").model_dump_json())
+    registry = Registry(tmp_path / "checkpoints")
+    with registry.write("policy/0") as draft:
+        (draft / "config.json").write_text("{}")
+    for version, facts in FACTS.items():
+        with registry.write(version) as draft:
+            (draft / METADATA).write_text(facts.model_dump_json())
+    write_ensemble(registry, "prm/4", ["prm/0", "prm/1"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("prm", "why"),
+    [
+        ("prm/1", "relative"),
+        ("prm/2", "an InversePRM"),
+        ("prm/3", "shaped"),
+        ("prm/4", "relative"),  # one of its members is
+    ],
+)
+def test_what_is_no_return_is_not_added_to_rewards(run: Path, prm: str, why: str) -> None:
+    asked = ["plan", "--run", str(run), "--prm", prm, "--depth", "2", "--model", "true"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code != 0
+    said = " ".join(result.stderr.split())
+    assert f"{prm} " in said
+    assert why in said
+    assert "give --depth 1" in said
+
+
+def test_a_return_is(run: Path) -> None:
+    """It goes on to the games, which are not there."""
+    asked = ["plan", "--run", str(run), "--prm", "prm/0", "--depth", "2", "--model", "true"]
+    result = CliRunner().invoke(app, [*asked, "--games", str(run / "nowhere")])
+    assert result.exit_code != 0
+    assert "depth" not in result.stderr
