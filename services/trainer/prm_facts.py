@@ -26,7 +26,7 @@ def facts_of(
     kind: str = "prm",
 ) -> dict[str, Any]:
     """The content of the file: what is `known` of the fit, with the data that it was done on."""
-    known = known.model_copy(update={"data": training_data(episodes, sides)})
+    known = known.model_copy(update={"data": _training_data(episodes, sides)})
     return {
         "kind": kind,
         **known.model_dump(mode="json"),
@@ -39,18 +39,18 @@ def facts_of(
     }
 
 
-def training_data(episodes: Sequence[Episode], sides: Sides) -> TrainingData:
+def games_of(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
+    """The ids of the games of one side, sorted."""
+    return sorted({episodes[i].game.id for i in side})
+
+
+def _training_data(episodes: Sequence[Episode], sides: Sides) -> TrainingData:
     """What a PRM was fitted on and what was held out."""
     return TrainingData(
         splits=sorted({episode.game.split for episode in episodes}),
         training=_game_set(episodes, sides[0]),
         validation=_game_set(episodes, sides[1]),
     )
-
-
-def games_of(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
-    """The ids of the games of one side, sorted."""
-    return sorted({episodes[i].game.id for i in side})
 
 
 def _game_set(episodes: Sequence[Episode], side: Sequence[int]) -> GameSet:
