@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import httpx
 import orjson
 import structlog
 
 from agentprm.cli.ports import answers, require_free
 from agentprm.files import write_atomic
-from agentprm.keys import own_key
+from agentprm.keys import SENT, own_key
 from agentprm.lineage import bound
+from agentprm.protocol import Health
 from agentprm.redis_server import RedisServer
 from agentprm.settings import LoadSettings
 
@@ -186,6 +188,20 @@ class Machine:
                         f"{name} is not up after {timeout:.0f} s.\n{self._tail(process)}"
                     )
                 time.sleep(0.1)
+
+    def require_serving(self, name: str, version: str) -> None:
+        """Go on only where `name`, which is up, serves the checkpoint `version`.
+
+        Raises:
+            ProcessFailed: it serves none, or another; with the reason that it gives.
+        """
+        key = self._environment.get(SENT)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}  # details need one
+        answer = httpx.get(f"{self.url(name)}/health", headers=headers, trust_env=False)
+        health = Health.model_validate_json(answer.raise_for_status().content)
+        if health.version != version:
+            reason = health.details.get("refused") or self._tail(self._processes[name])
+            raise ProcessFailed(f"{name} does not serve {version}: {reason}")
 
     def watch(self, name: str) -> int:
         """Until `name` exits by itself, restart every other process that dies; its exit code.
