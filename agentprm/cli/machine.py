@@ -235,7 +235,7 @@ def _train(
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
     code = machine.watch("trainer")
     if code != 0:
-        raise ProcessFailed(f"the trainer ended with code {code}; logs are in {machine.logs}")
+        raise ProcessFailed(f"the trainer ended with code {code}; its messages say why")
 
 
 def _make_current(run: Path) -> None:
