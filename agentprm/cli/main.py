@@ -217,7 +217,10 @@ def up(
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="env at this port, policy at the next, PRM at the one after")
+        int,
+        typer.Option(
+            help="env at this port, policy at the next, PRM at the one after", min=1, max=65533
+        ),
     ] = 8001,
     privileged: Annotated[
         bool, typer.Option(help="let the environment tell hidden state and expert actions")
