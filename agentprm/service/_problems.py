@@ -145,6 +145,9 @@ def _as_problem(error: ProblemError) -> Response:
 
 
 def _field(error: Any) -> FieldError:
+    if error["type"] == "json_invalid":  # FastAPI says in place of a field where it stopped reading
+        body, at = error["loc"]
+        return FieldError(loc=[body], msg=f"no JSON: {error['ctx']['error']} at character {at}")
     loc = [part if isinstance(part, int) else _legible(part) for part in error["loc"]]
     return FieldError(loc=loc, msg=_legible(error["msg"]))
 

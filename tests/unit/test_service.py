@@ -133,6 +133,13 @@ def test_a_problem_names_the_fields(server: str) -> None:
     assert found["type"] == "urn:agentprm:problem:invalid-request"
 
 
+def test_a_body_that_is_no_json_is_told_with_the_place(server: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server}/items", content=b'{"name": "a" 1}', headers=headers)
+    detail = problem(answer, 422, "Invalid request")["detail"]
+    assert detail == "body: no JSON: Expecting ',' delimiter at character 13"
+
+
 @pytest.mark.parametrize(
     "body",
     [
