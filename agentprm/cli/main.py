@@ -244,6 +244,8 @@ def up(
         fail("give either --run, or --policy and --prm")
     if engine_url and engine is not PolicyEngine.SGLANG:
         fail("--engine-url is for --engine sglang")
+    if run is not None and not run.is_dir():
+        fail(f"there is no run directory {run}")
     ended = "nothing is served any more"
     with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, explained(ended):
         home = run or Path(directory)

@@ -50,3 +50,11 @@ def test_a_port_that_cannot_be_is_refused(tmp_path: Path) -> None:
         assert "65533" in ended.output
     with pytest.raises(ValidationError, match="65535"):
         PRMServiceSettings(registry=tmp_path, port=80000)
+
+
+def test_a_run_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("none", "file"):
+        ended = CliRunner().invoke(app, ["up", "--run", str(tmp_path / name)])
+        assert ended.exit_code == 2
+        assert f"there is no run directory {tmp_path / name}" in ended.output
