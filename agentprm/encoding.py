@@ -85,8 +85,11 @@ def encode(
     With `generation_prompt` the ids end where the assistant's next message begins.
 
     Raises:
-        ValueError: the chat template rewrites earlier messages when later ones arrive.
+        ValueError: the first message is an answer, or the chat template rewrites earlier messages
+            when later ones arrive.
     """
+    if messages and messages[0].role == "assistant":  # transformers renders no empty conversation
+        raise ValueError("a user message has to come before the first assistant message")
     raw = [message.model_dump() for message in messages]
     ids: list[int] = []
     spans: list[tuple[int, int]] = []

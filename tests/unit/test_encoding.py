@@ -63,3 +63,11 @@ def test_without_a_mark_the_line_end_ends_the_turn() -> None:
     encoded = encode(tokenizer, MESSAGES)
     texts = [tokenizer.decode(encoded.ids[start:end]) for start, end in encoded.spans]
     assert texts == [f"{MESSAGES[2].content}\n", "go to shelf 1\n"]
+
+
+def test_an_answer_to_nothing_is_refused_in_words() -> None:
+    tokenizer = llama_tokenizer()
+    with pytest.raises(ValueError, match="a user message has to come before"):
+        encode(tokenizer, MESSAGES[2:])
+    with pytest.raises(ValueError, match="a user message has to come before"):
+        encode_answers(tokenizer, MESSAGES[2:3], ["look"])
