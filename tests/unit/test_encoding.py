@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trl
 
-from agentprm.encoding import encode, encode_answers
+from agentprm.encoding import answer_mark, encode, encode_answers
 from agentprm.protocol import Message
 from tests.llama import llama_tokenizer
 
@@ -71,3 +71,21 @@ def test_an_answer_to_nothing_is_refused_in_words() -> None:
         encode(tokenizer, MESSAGES[2:])
     with pytest.raises(ValueError, match="a user message has to come before"):
         encode_answers(tokenizer, MESSAGES[2:3], ["look"])
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("qwen2_5", "<|im_start|>assistant"),
+        ("qwen3", "<|im_start|>assistant"),
+        ("deepseekv3", "<｜Assistant｜>"),
+        ("gemma3", "<start_of_turn>model"),
+        ("llama3_2", "<|start_header_id|>assistant<|end_header_id|>"),
+    ],
+)
+def test_what_stands_before_every_answer(name: str, mark: str) -> None:
+    tokenizer = llama_tokenizer()
+    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    assert answer_mark(tokenizer) == mark
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    assert answer_mark(tokenizer) == ""
