@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 from agentprm.protocol import Message
@@ -85,8 +86,11 @@ def encode(
     With `generation_prompt` the ids end where the assistant's next message begins.
 
     Raises:
-        ValueError: the chat template rewrites earlier messages when later ones arrive.
+        ValueError: the first message is an answer, or the chat template rewrites earlier messages
+            when later ones arrive.
     """
+    if messages and messages[0].role == "assistant":  # transformers renders no empty conversation
+        raise ValueError("a user message has to come before the first assistant message")
     raw = [message.model_dump() for message in messages]
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
@@ -193,6 +197,22 @@ def closed(tokenizer: Tokenizer, text: str) -> str:
     while mark := _last_mark(text, start, stop, marks):
         stop -= mark
     return text[start:stop] + (end.rstrip() or end) if start < stop else ""
+
+
+def answer_mark(tokenizer: Tokenizer) -> str:
+    """What the chat template writes before every answer; empty where that cannot be told.
+
+    It is what the prompt of an answer and the answer itself begin with alike: in one of them some
+    templates have more, such as the beginning of a thought.
+    """
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}
+    asked = render(tokenizer, [question])
+    prompt = render(tokenizer, [question], generation_prompt=True)
+    answered = render(tokenizer, [question, answer]).rpartition("ANSWER")[0]
+    if not (prompt.startswith(asked) and answered.startswith(asked)):
+        return ""
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, answered, strict=False))
+    return "".join(char for char, _ in alike)[len(asked) :].strip()
 
 
 def _last_mark(text: str, start: int, stop: int, marks: Sequence[str]) -> int:

@@ -34,6 +34,7 @@ KINDS = {
     "value": "V^μ",
 }
 """The kinds of checkpoints, and what they are."""
+_CLASSIFIERS = {"prm", "value"}
 _VERSION = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/[0-9]+(\.[0-9]+)?")
 _PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
@@ -156,14 +157,15 @@ class Registry:
         states and copies of the weights, and hidden files.
 
         Raises:
-            CheckpointError: it is no such directory, its weights are pickled only, or `version`
-                exists already.
+            CheckpointError: it is no such directory, a model of another kind than `version`, its
+                weights are pickled only, or `version` exists already.
         """
         if not (source / "config.json").is_file():
             raise CheckpointError(
                 f"{source} holds no config.json: not a Hugging Face checkpoint (of an ensemble its "
                 "members are, one by one)"
             )
+        _require_kind(source, version)
         pickled = sorted(file for file in source.iterdir() if file.suffix in _PICKLE)
         if pickled and not any(source.glob("*.safetensors")):
             raise CheckpointError(f"{pickled[0]} is a pickle: convert the weights to safetensors")
@@ -188,6 +190,25 @@ def number(version: str) -> tuple[int, int]:
     """Of `online/1.3` (1, 3), of `policy/1` (1, 0): the iteration and the step within it."""
     iteration, _, step = version.partition("/")[2].partition(".")
     return int(iteration), int(step or 0)
+
+
+def _require_kind(source: Path, version: str) -> None:
+    """Refuse a sequence classifier as a policy, and a language model as a PRM.
+
+    Trainers write architectures of their own names, too: of those the weights tell when they load.
+    """
+    try:
+        config = orjson.loads((source / "config.json").read_bytes())
+        _, architectures = config["model_type"], config.get("architectures")
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{source} is no Hugging Face checkpoint: its config.json names no model_type"
+        ) from None
+    scores = version.partition("/")[0] in _CLASSIFIERS
+    foreign = ("ForCausalLM", "LMHeadModel") if scores else ("ForSequenceClassification",)
+    found = next((a for a in architectures or [] if a.endswith(foreign)), None)
+    if found is not None:
+        raise CheckpointError(f"{source} is no {'PRM' if scores else 'policy'}: it is a {found}")
 
 
 def _link(source: str, target: str) -> None:

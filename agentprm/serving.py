@@ -84,6 +84,8 @@ class Serving(Generic[W]):
         self._build = build
         self._canary = canary
         self._timeout = timeout
+        self.refused: str | None = None
+        """Why the last load was refused, or None where it was not."""
         self._served: Served[W] | None = None
         self._lock = asyncio.Lock()
         self._loads = 0
@@ -157,7 +159,7 @@ class Serving(Generic[W]):
             return
         last = self.registry.serving(self.service)
         if last is not None:
-            with suppress(ProblemError):  # `load` has logged why; what to serve is told anew
+            with suppress(ProblemError):  # `refused` tells why; what to serve is told anew
                 await self.load(last)
 
     async def _load(self, version: str) -> Loaded:
@@ -190,9 +192,11 @@ class Serving(Generic[W]):
             yield
         except Exception as error:
             problem = self._refusal(version, error)
+            self.refused = str(problem)
             SWAPS.labels(self.service, "refused").inc()
             log.warning("checkpoint refused", version=version, reason=str(problem))
             raise problem from error
+        self.refused = None
 
     async def _drained(self) -> None:
         """Wait until no request uses what the last swap replaced.

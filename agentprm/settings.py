@@ -33,11 +33,14 @@ class ProcessSettings(BaseSettings):
             sys.exit("\n".join(_line(e["loc"], e["msg"]) for e in error.errors()))
 
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class ServiceSettings(ProcessSettings):
     """What every HTTP service takes."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(description="port to listen on")
+    port: Port = Field(description="port to listen on")
     no_auth: bool = Field(
         default=False, description="serve other machines without keys; everyone may do everything"
     )

@@ -3,15 +3,16 @@
     python examples/score_transcript.py FILE.jsonl
 
 Each line of the file is an OpenAI chat, {"messages": [...]}, or a record of a training run as they
-are in RUN/records.
+are in RUN/records. Lines without turns, such as preferences, are passed over.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from agentprm.client import PRMClient
+from agentprm.client import PRMClient, ServiceError
 from agentprm.protocol import JobResult
 
 
@@ -20,7 +21,8 @@ def scored(prm: PRMClient, line: str) -> Iterator[tuple[str, list[str], list[flo
     record = json.loads(line)
     if "messages" in record:
         answers = [m["content"] for m in record["messages"] if m["role"] == "assistant"]
-        yield "chat", answers, prm.score_messages(record["messages"])
+        if answers:
+            yield "chat", answers, prm.score_messages(record["messages"])
         return
     episodes = JobResult.model_validate(record).episodes
     for episode, q in zip(episodes, prm.score_episodes(episodes), strict=True):
@@ -33,9 +35,17 @@ if __name__ == "__main__":
     arguments.add_argument("file", type=Path)
     arguments.add_argument("--prm", default="http://127.0.0.1:8003")
     options = arguments.parse_args()
-    with PRMClient(options.prm) as client, options.file.open() as lines:
-        for line in lines:
-            for name, actions, q in scored(client, line):
+    try:
+        lines = options.file.read_text().splitlines()
+    except OSError as error:
+        sys.exit(str(error))
+    with PRMClient(options.prm) as client:
+        for number, line in enumerate(lines, 1):
+            try:
+                found = list(scored(client, line)) if line.strip() else []
+            except (ValueError, LookupError, TypeError, ServiceError) as error:
+                sys.exit(f"{options.file}:{number}: {error}")
+            for name, actions, q in found:
                 print(name)
                 for action, value in zip(actions, q, strict=True):
                     print(f"  {value:.3f}  {action!r}")

@@ -166,16 +166,17 @@ def serve_run(
     if not policies and not prms:
         raise CheckpointError(f"{run} holds no finished checkpoint")
     with Machine(run, host=host) as machine:
-        names = []
+        names, versions = [], {}
         if games is not None:
             names.append(ENV)
             start_env(machine, first_port, games, options, capacity=64, privileged=privileged)
         if prms:
             names.append(PRM)
-            registry.set_serving(PRM, registry.newest(PRM))
+            versions[PRM] = registry.newest(PRM)
+            registry.set_serving(PRM, versions[PRM])
             start_model(machine, PRM, first_port + 2, run, options, [])
         if policies:
-            policy = registry.newest(POLICY)
+            versions[POLICY] = policy = registry.newest(POLICY)
             names.append(POLICY)
             registry.set_serving(POLICY, policy)
             flags = ["--prm-url", machine.url_at(first_port + 2)] if prms else []
@@ -184,6 +185,8 @@ def serve_run(
                 options = replace(options, sglang_urls=(url,))
             start_model(machine, POLICY, first_port + 1, run, options, flags)
         machine.wait_reachable(names)
+        for name, version in versions.items():
+            machine.require_serving(name, version)
         for name in names:
             Console().print(f"{name:<8} {machine.url(name)}/docs")
         machine.watch_all()
@@ -232,7 +235,7 @@ def _train(
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
     code = machine.watch("trainer")
     if code != 0:
-        raise ProcessFailed(f"the trainer ended with code {code}; logs are in {machine.logs}")
+        raise ProcessFailed(f"the trainer ended with code {code}; its messages say why")
 
 
 def _make_current(run: Path) -> None:

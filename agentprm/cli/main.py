@@ -217,7 +217,10 @@ def up(
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="env at this port, policy at the next, PRM at the one after")
+        int,
+        typer.Option(
+            help="env at this port, policy at the next, PRM at the one after", min=1, max=65533
+        ),
     ] = 8001,
     privileged: Annotated[
         bool, typer.Option(help="let the environment tell hidden state and expert actions")
@@ -241,6 +244,8 @@ def up(
         fail("give either --run, or --policy and --prm")
     if engine_url and engine is not PolicyEngine.SGLANG:
         fail("--engine-url is for --engine sglang")
+    if run is not None and not run.is_dir():
+        fail(f"there is no run directory {run}")
     ended = "nothing is served any more"
     with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, explained(ended):
         home = run or Path(directory)

@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import httpx
 import orjson
 import structlog
 
 from agentprm.cli.ports import answers, require_free
 from agentprm.files import write_atomic
-from agentprm.keys import own_key
+from agentprm.keys import SENT, own_key
 from agentprm.lineage import bound
+from agentprm.protocol import Health
 from agentprm.redis_server import RedisServer
 from agentprm.settings import LoadSettings
 
@@ -58,6 +60,8 @@ class _Process:
     output: Path | None
     handle: subprocess.Popen[bytes]
     stdout: int | None
+    logged: int
+    """Bytes of `output` that earlier starts wrote."""
     starts: list[float] = field(default_factory=list)
 
 
@@ -142,12 +146,13 @@ class Machine:
     ) -> str:
         output = None if in_terminal else self.logs / f"{name}.log"
         stdout = subprocess.DEVNULL if quiet else None
+        logged = _size(output)
         try:
             handle = self._spawn(argv, output, stdout)
         except OSError as error:
             raise ProcessFailed(f"{name} cannot be started: {error}") from error
         self._processes[name] = _Process(
-            name, argv, url, output, handle, stdout, [time.monotonic()]
+            name, argv, url, output, handle, stdout, logged, [time.monotonic()]
         )
         self._publish()
         return url or ""
@@ -186,6 +191,20 @@ class Machine:
                         f"{name} is not up after {timeout:.0f} s.\n{self._tail(process)}"
                     )
                 time.sleep(0.1)
+
+    def require_serving(self, name: str, version: str) -> None:
+        """Go on only where `name`, which is up, serves the checkpoint `version`.
+
+        Raises:
+            ProcessFailed: it serves none, or another; with the reason that it gives.
+        """
+        key = self._environment.get(SENT)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}  # details need one
+        answer = httpx.get(f"{self.url(name)}/health", headers=headers, trust_env=False)
+        health = Health.model_validate_json(answer.raise_for_status().content)
+        if health.version != version:
+            reason = health.details.get("refused") or self._tail(self._processes[name])
+            raise ProcessFailed(f"{name} does not serve {version}: {reason}")
 
     def watch(self, name: str) -> int:
         """Until `name` exits by itself, restart every other process that dies; its exit code.
@@ -241,6 +260,7 @@ class Machine:
                 f"last with code {code}{killed}.\n{self._tail(process)}"
             )
         log.warning("restarting a process that ended", process=process.name, code=code)
+        process.logged = _size(process.output)
         process.handle = self._spawn(process.argv, process.output, process.stdout)
         process.starts.append(now)
         self._publish()
@@ -269,10 +289,15 @@ class Machine:
         write_atomic(self.run / "processes.json", content)
 
     def _tail(self, process: _Process, lines: int = 15) -> str:
+        """The last that its last start has logged."""
         if process.output is None or not process.output.exists():
             return ""
-        text = process.output.read_text(errors="replace").splitlines()
-        return "\n".join([f"The end of {process.output}:", *text[-lines:]])
+        text = process.output.read_bytes()[process.logged :].decode(errors="replace")
+        return "\n".join([f"The end of {process.output}:", *text.splitlines()[-lines:]])
+
+
+def _size(log: Path | None) -> int:
+    return log.stat().st_size if log is not None and log.exists() else 0
 
 
 def _require_free(name: str, host: str, port: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from agentprm.protocol._base import (
     MAX_BATCH,
     MAX_CANDIDATES,
     MAX_MESSAGES,
     MAX_STEPS,
+    Command,
     Probability,
     Record,
     Request,
@@ -26,18 +27,26 @@ MAX_TEXTS = 4096
 Rendered = Annotated[MessageText, Field(min_length=1)]
 
 
+def _of_command(value: Any) -> Any:
+    return {"command": value} if isinstance(value, str) else value
+
+
+Asked = Annotated[Action, BeforeValidator(_of_command, json_schema_input_type=Action | Command)]
+"""An action; a string is a command without a reason."""
+
+
 class Pair(Request):
     """One state-action pair."""
 
     state: State
-    action: Action
+    action: Asked
 
 
 class Choice(Request):
     """Several actions in one state; the state is paid for once."""
 
     state: State
-    actions: list[Action] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    actions: list[Asked] = Field(min_length=1, max_length=MAX_CANDIDATES)
 
 
 class Transcript(Request):

@@ -89,7 +89,12 @@ def add_handlers(app: FastAPI, service: str) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        response = _answer(request.scope, ProblemError(error.status_code, str(error.detail)))
+        detail = ""
+        if error.status_code in (404, 405):  # often the port of another service
+            asked = f"{request.method} {request.url.path[:MAX_PART]}"
+            detail = f"this is the {service} service; it has no {asked}; /docs lists what it has"
+        problem = ProblemError(error.status_code, str(error.detail), detail)
+        response = _answer(request.scope, problem)
         response.headers.update(error.headers or {})
         if error.status_code == 405:  # by itself, a route lists its own methods alone
             response.headers["Allow"] = ", ".join(sorted(_methods(app, request.scope)))
@@ -140,6 +145,9 @@ def _as_problem(error: ProblemError) -> Response:
 
 
 def _field(error: Any) -> FieldError:
+    if error["type"] == "json_invalid":  # FastAPI says in place of a field where it stopped reading
+        body, at = error["loc"]
+        return FieldError(loc=[body], msg=f"no JSON: {error['ctx']['error']} at character {at}")
     loc = [part if isinstance(part, int) else _legible(part) for part in error["loc"]]
     return FieldError(loc=loc, msg=_legible(error["msg"]))
 

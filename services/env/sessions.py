@@ -115,7 +115,7 @@ class Sessions:
         if not known:  # closed meanwhile, perhaps with all sessions of its key
             for copy in copies:
                 self._end(copy)
-            raise ProblemError(404, "Unknown session", request.id)
+            raise _unknown(request.id)
         return [copy.answer(copy.turn) for copy in copies]
 
     def step(self, steps: Sequence[StepSession], *, expert: bool = False) -> list[StepResult]:
@@ -238,7 +238,8 @@ class Sessions:
         if request.games is not None:
             unknown = [name for name in request.games if name not in self._index.games]
             if unknown:
-                raise ProblemError(404, "Unknown game", unknown[0][:200])
+                detail = f"there is no game {unknown[0][:200]!r}; GET /v1/games lists them"
+                raise ProblemError(404, "Unknown game", detail)
             return [self._index.games[name] for name in request.games]
         games = self._index.select(request.split)
         if len(games) < request.count:
@@ -277,12 +278,13 @@ class Sessions:
         with self._lock:
             session = self._sessions.get(session_id)
         if session is None:
-            raise ProblemError(404, "Unknown session", session_id[:200])
+            raise _unknown(session_id)
         if not session.lock.acquire(timeout=LOCK_SECONDS):
-            raise ProblemError(503, "Session busy", session_id, retry_after=RETRY_SECONDS)
+            detail = f"another request steps {session_id}"
+            raise ProblemError(503, "Session busy", detail, retry_after=RETRY_SECONDS)
         try:
             if session.closed:
-                raise ProblemError(404, "Unknown session", session_id)
+                raise _unknown(session_id)
             session.used = self._clock()
             yield session
             session.used = self._clock()
@@ -303,3 +305,8 @@ class Sessions:
             session.step(step)
             after = step.turn + 1
             return session.answer(after, session.advice(after) if expert else None)
+
+
+def _unknown(session_id: str) -> ProblemError:
+    detail = f"there is no session {session_id[:200]!r}, or it is closed"
+    return ProblemError(404, "Unknown session", detail)

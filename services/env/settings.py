@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from agentprm.protocol import MAX_STEPS
-from agentprm.settings import ServiceSettings
+from agentprm.settings import Port, ServiceSettings
 
 
 def _default_data() -> Path:
@@ -20,7 +20,7 @@ def _default_data() -> Path:
 class EnvSettings(ServiceSettings):
     """The environment service: ALFWorld games as sessions over HTTP."""
 
-    port: int = Field(default=8001, description="port to listen on")
+    port: Port = Field(default=8001, description="port to listen on")
     data: Path = Field(
         default_factory=_default_data,
         description="what alfworld-download filled, by default $ALFWORLD_DATA or ~/.cache/alfworld",

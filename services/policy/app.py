@@ -57,6 +57,7 @@ def build_app(settings: PolicySettings) -> FastAPI:
             version=serving.version,
             details={
                 "engine": settings.engine,
+                "refused": serving.refused,
                 **backend.facts(),
                 "prompt": settings.prompt,
                 "template_hash": decoder.template.hash,

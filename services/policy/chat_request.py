@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from agentprm.protocol import MAX_CANDIDATES, MAX_MESSAGES, ChatMessage
 from services.policy.engine import Draw
 
+_NOT_DONE = ("top_p", "frequency_penalty", "presence_penalty", "logit_bias")
+"""Options of OpenAI's that would sample otherwise. They are refused: no answer would tell."""
 _BEST_OF = re.compile(r"best-of-([1-9][0-9]?)")
 
 
@@ -21,7 +23,8 @@ def best_of_named(model: str) -> int | None:
 
 
 class ChatRequest(BaseModel):
-    """The options that are honoured; others are ignored, and null is as good as nothing.
+    """The options that are honoured, and those that are refused; others are ignored, and null is
+    as good as nothing.
 
     `best_of`, or a model named `best-of-N`, draws that many samples and returns the `n` that the
     PRM likes best. `q_temperature`, `beta` and `allow_degraded` are those of `/v1/act`.
@@ -39,6 +42,10 @@ class ChatRequest(BaseModel):
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     logprobs: bool = False
     stream: bool = False
+    top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[str, float] = {}
     tools: list[Any] = []
     response_format: dict[str, Any] = {"type": "text"}
     best_of: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES)
@@ -77,6 +84,10 @@ class ChatRequest(BaseModel):
             return "tools", "tools are not supported: describe them in a message, answers are text"
         if self.response_format.get("type") != "text":
             return "response_format", "answers are text: no other response_format is supported"
+        for field in _NOT_DONE:
+            default = type(self).model_fields[field].default
+            if getattr(self, field) != default:
+                return field, f"{field} is not supported: leave it out, or send {default}"
         for field in ("q_temperature", "beta", "allow_degraded"):
             if wanted is None and getattr(self, field):
                 return field, f"{field} has no meaning without best_of"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from agentprm.settings import EngineSettings
+from agentprm.settings import EngineSettings, Port
 
 
 class PolicySettings(EngineSettings):
     """The policy service: samples actions, and with a PRM returns the best of N."""
 
-    port: int = Field(default=8002, description="port to listen on")
+    port: Port = Field(default=8002, description="port to listen on")
     prm_url: str | None = Field(default=None, description="PRM service, for requests with `prm`")
     prm_deadline: float = Field(
         default=60.0, gt=0, description="seconds until a PRM that does not answer is a 503"

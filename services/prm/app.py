@@ -35,6 +35,7 @@ def build_app(settings: PRMServiceSettings) -> FastAPI:
         rows, tokens = batcher.waiting
         details: dict[str, str | int | float | bool | None] = {
             "engine": settings.engine,
+            "refused": serving.refused,
             **backend.facts(),
             "template_hash": prompt.hash,
             "append_only": prompt.append_only,

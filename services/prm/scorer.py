@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from agentprm.encoding import closed, encode, encode_answers
+from agentprm.encoding import answer_mark, closed, encode, encode_answers
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
@@ -152,6 +153,10 @@ class BaseScorer(ABC):
         plan.transcripts += [[places[text] for places, (text,) in turns] for turns in episodes]
         return plan
 
+    @cached_property
+    def _mark(self) -> str:
+        return answer_mark(self.tokenizer)
+
     def _conversation(self, messages: Sequence[Message], name: str) -> Row:
         try:
             return self._turns(messages, name)
@@ -168,6 +173,9 @@ class BaseScorer(ABC):
         ids = self.tokenizer.encode(closed(self.tokenizer, text), add_special_tokens=False)
         if not ids:
             raise ProblemError(422, "Empty", f"{name} holds nothing to score")
+        if self._mark not in text:
+            detail = f"{name} holds no answer: the chat template begins one by {self._mark!r}"
+            raise ProblemError(422, "No answer", detail)
         self._fits(len(ids), name)
         return Row(ids, [len(ids) - 1], trunk=len(ids))
 

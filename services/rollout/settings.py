@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from agentprm.queue import QueueSettings
-from agentprm.settings import ProcessSettings
+from agentprm.settings import Port, ProcessSettings
 
 
 class RolloutSettings(ProcessSettings):
@@ -50,4 +50,4 @@ class RolloutSettings(ProcessSettings):
         default=QueueSettings().max_preferences, ge=1, description="the same for preferences"
     )
     metrics_host: str = Field(default="127.0.0.1", description="where metrics are served")
-    metrics_port: int | None = Field(default=None, description="by default they are not")
+    metrics_port: Port | None = Field(default=None, description="by default they are not")

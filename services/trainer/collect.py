@@ -165,7 +165,7 @@ class Collector:
                     won += sum(episode.won for episode in result.episodes)
             published = waiting.keys() - {job.id for job in unpublished}
             unpublished += [waiting[job_id] for job_id in self.inbox.lost(stream, published)]
-            values = {"won": won / max(1, played)} if rollouts else {}
+            values = {"won": f"{won}/{played}"} if rollouts else {}
             self.progress.update(before + played, total, values)
         self.progress.end({"episodes" if rollouts else "states": before + played, **values})
 

@@ -15,6 +15,8 @@ from agentprm.runs import STAGE_SECONDS
 
 LogStage = Callable[[str, int, Mapping[str, float]], None]
 """Takes the stage, its step, and what was measured."""
+Shown = Mapping[str, float | str]
+"""What a line says beside its text: a text as it is, a number in four digits."""
 
 _EVERY = 5.0
 """Seconds between two lines of one stage."""
@@ -42,7 +44,7 @@ class Progress:
         self._first = -1
         self._line(f"[bold]{escape(what)}[/bold]")
 
-    def update(self, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
+    def update(self, done: int, total: int, values: Shown | None = None) -> None:
         """`done` of `total` units are done; prints if the last line is old enough."""
         now = time.monotonic()
         if self._first < 0:
@@ -54,11 +56,11 @@ class Progress:
         left = f", {_clock((total - done) / speed)} left" if speed > 0 else ""
         self._line(f"{done}/{total}{left}{_numbers(values or {})}")
 
-    def note(self, what: str, values: Mapping[str, float]) -> None:
+    def note(self, what: str, values: Shown) -> None:
         """Something was measured on the way."""
         self._line(f"{escape(what)}{_numbers(values)}")
 
-    def end(self, values: Mapping[str, float] | None = None) -> None:
+    def end(self, values: Shown | None = None) -> None:
         """The stage is done."""
         seconds = time.monotonic() - self._started
         self._line(f"[green]done[/green] in {_clock(seconds)}{_numbers(values or {})}")
@@ -75,8 +77,12 @@ class Progress:
         self.console.print(f"[dim]{clock}[/dim] [cyan]{self._stage:<22}[/cyan] {text}")
 
 
-def _numbers(values: Mapping[str, float]) -> str:
-    return "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+def _numbers(values: Shown) -> str:
+    return "".join(f", {name.replace('_', ' ')} {_short(value)}" for name, value in values.items())
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:

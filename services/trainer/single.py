@@ -35,7 +35,7 @@ def write_row(settings: SingleSettings, play: Callable[[Collector], Row]) -> int
             )
             row = play(collector)
     except STOPS as error:
-        structlog.get_logger().error("stopped; the same command goes on", why=str(error))
+        structlog.get_logger().error("stopped", why=str(error))
         return 1
     write_results(settings.run, [row])
     print_table([row])

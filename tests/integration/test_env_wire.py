@@ -129,6 +129,12 @@ def test_malformed_frames_are_answered_and_the_socket_lives(
     assert ask(socket, {"type": "state"})["data"]["step_count"] == 0
 
 
+def test_an_unknown_game_is_told_as_such(socket: ClientConnection) -> None:
+    answer = ask(socket, {"type": "reset", "data": {"game": "train/nope"}})
+    said = "there is no game 'train/nope'; GET /v1/games lists them"
+    assert answer["data"]["message"] == said
+
+
 def test_a_tool_is_called_over_the_socket(socket: ClientConnection) -> None:
     def call(**more: object) -> Any:
         rpc = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", **more}

@@ -59,7 +59,7 @@ def run(name: str, *arguments: str) -> str:
         [sys.executable, str(EXAMPLES / name), *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
         check=True,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=120,
     ).stdout
@@ -122,6 +122,22 @@ def test_a_transcript_is_scored_turn_by_turn(stack: Stack, tmp_path: Path) -> No
     ]
     assert [line for line in out if not line.startswith("  ")] == ["chat", "t (won)"]
     assert "move pot 1 to cabinet 1" in out[-1]
+
+
+def test_lines_without_turns_are_passed_over_and_a_wrong_one_is_named(
+    stack: Stack, tmp_path: Path
+) -> None:
+    file = tmp_path / "lines.jsonl"
+    preferences = JobResult(job_id="pi_1-preferences-0", worker="w", seconds=1.0)
+    silent = json.dumps({"messages": CHAT[:1]})
+    file.write_text(f"{preferences.model_dump_json()}\n\n{silent}\n")
+    assert run("score_transcript.py", str(file), "--prm", stack.prm) == ""
+    file.write_text("\n{}\n")
+    for path, reason in ((file, f"{file}:2: "), (tmp_path / "none", "No such file")):
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            run("score_transcript.py", str(path), "--prm", stack.prm)
+        assert reason in failed.value.stderr
+        assert "Traceback" not in failed.value.stderr
 
 
 def test_trl_trains_against_the_prm(stack: Stack, tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_check_compares_the_engines(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["list", "--games", "{tmp}/nowhere"], "alfworld-download"),
+        (["list", "--games", "{tmp}/nowhere"], "there is no directory"),
+        (["list", "--games", "{tmp}"], "`agentprm games generate`"),
         (["list", "--games", "{games}", "--split", "valid_seen"], "no games of valid_seen"),
         (["list", "--games", "{games}", "--task-type", "dance"], "look_at_obj_in_light"),
         (["generate", "--count", "1", "{games}/file/x"], "give another directory"),

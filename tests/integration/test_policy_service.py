@@ -158,6 +158,7 @@ def test_a_full_queue_is_a_429(url: str) -> None:
 
 def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> None:
     options = {"n": 2, "max_tokens": 5, "seed": 1, "logprobs": True, "user": "x", "store": False}
+    options |= {"top_p": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}
     options |= {"temperature": None, "stream": None, "tools": [], "response_format": None}
     answer = httpx.post(f"{url}/v1/chat/completions", json=CHAT | options, timeout=30).json()
     assert answer["object"] == "chat.completion"
@@ -180,6 +181,10 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
     [
         ({"stream": True}, 400, "stream", None),
         ({"tools": [{"type": "function"}]}, 400, "tools", None),
+        ({"top_p": 0.9}, 400, "top_p", None),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty", None),
+        ({"presence_penalty": -1}, 400, "presence_penalty", None),
+        ({"logit_bias": {"17": 5}}, 400, "logit_bias", None),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", None),
         ({"messages": [CHAT["messages"][0]] * 501}, 400, "messages", None),
         ({"model": "gpt-4"}, 404, "model", "model_not_found"),

@@ -18,6 +18,7 @@ from agentprm.client import PolicyClient, PRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ActRequest, Checkpoint, Choice, ScoreRequest
 from tests.llama import TEMPLATE, publish
+from tests.scorers import tiny_scorer
 from tests.unit.test_published_checkpoints import STATE
 
 
@@ -57,6 +58,16 @@ def test_they_act_and_score(port: int, tmp_path: Path) -> None:
         card = prm.model()
     assert scores == pytest.approx([candidate.q for candidate in candidates], abs=1e-5)
     assert card.checkpoints == [Checkpoint(version="prm/0")]
+
+
+def test_it_ends_where_a_service_refuses_its_checkpoint(tmp_path: Path) -> None:
+    tiny_scorer(tmp_path / "prm", 0, labels=2)
+    command = [sys.executable, "-m", "agentprm.cli", "up", "--port", str(free_port())]
+    command += ["--prm", str(tmp_path / "prm"), "--device", "cpu"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "prm does not serve prm/0" in ended.stderr
+    assert "has 2 labels" in ended.stderr
 
 
 def _wait(process: subprocess.Popen[bytes], url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 import time
@@ -44,7 +45,7 @@ from services.trainer.online import (
 )
 from services.trainer.progress import Progress
 from services.trainer.records import Records
-from tests.unit.trainer_episodes import group
+from tests.unit.trainer_episodes import episode, group
 
 Job = RolloutJob | PreferenceJob
 
@@ -355,11 +356,22 @@ def rollouts(count: int) -> list[RolloutJob]:
     return [RolloutJob(id=f"r-{k:04d}", games=["g"], seed=k, actor="expert") for k in range(count)]
 
 
-def rollout_collector(queue: Queue, records: Records) -> Collector:
+def rollout_collector(queue: Queue, records: Records, console: Console | None = None) -> Collector:
     nobody = EnvClient("http://127.0.0.1:9")
     services = Services(env=nobody, policy=Fleet([]), prm=Fleet([]), queue=queue)
-    quiet = Progress(Console(quiet=True))
-    return Collector(services, records, quiet, seed=0, batch=1, max_steps=30)
+    progress = Progress(console or Console(quiet=True))
+    return Collector(services, records, progress, seed=0, batch=1, max_steps=30)
+
+
+def test_how_many_were_won_is_not_taken_for_a_rate(redis_url: str, tmp_path: Path) -> None:
+    def play(job: Job) -> JobResult:
+        won = episode(["look"], [1.0]).model_copy(update={"won": True})
+        return JobResult(job_id=job.id, worker="test", seconds=0, episodes=[won])
+
+    console = Console(file=io.StringIO(), record=True, width=200)
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        rollout_collector(queue, Records(tmp_path), console).collect("r", rollouts(2), "games")
+    assert "episodes 2, won 2/2" in console.export_text()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -12,7 +12,7 @@ from agentprm.registry import Registry
 def test_a_checkpoint_is_adopted_once_and_listed(tmp_path: Path) -> None:
     source, root = tmp_path / "mine", tmp_path / "checkpoints"
     source.mkdir()
-    (source / "config.json").write_text("{}")
+    (source / "config.json").write_text('{"model_type": "llama"}')
     adopt = ["checkpoints", "adopt", str(source), "prm/3", "--registry", str(root)]
     assert CliRunner().invoke(app, adopt).exit_code == 0
     assert Registry(root).versions("prm") == ["prm/3"]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import trl
 
-from agentprm.encoding import encode, encode_answers, eos_tokens
+from agentprm.encoding import answer_mark, encode, encode_answers, eos_tokens
 from agentprm.protocol import Message
 from tests.llama import llama_tokenizer
 
@@ -75,3 +75,29 @@ def test_the_end_tokens_are_those_that_are_named(
 ) -> None:
     model = SimpleNamespace(eos_token_id=of_model)
     assert eos_tokens(model, SimpleNamespace(eos_token_id=of_tokenizer)) == ends
+
+
+def test_an_answer_to_nothing_is_refused_in_words() -> None:
+    tokenizer = llama_tokenizer()
+    with pytest.raises(ValueError, match="a user message has to come before"):
+        encode(tokenizer, MESSAGES[2:])
+    with pytest.raises(ValueError, match="a user message has to come before"):
+        encode_answers(tokenizer, MESSAGES[2:3], ["look"])
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("qwen2_5", "<|im_start|>assistant"),
+        ("qwen3", "<|im_start|>assistant"),
+        ("deepseekv3", "<｜Assistant｜>"),
+        ("gemma3", "<start_of_turn>model"),
+        ("llama3_2", "<|start_header_id|>assistant<|end_header_id|>"),
+    ],
+)
+def test_what_stands_before_every_answer(name: str, mark: str) -> None:
+    tokenizer = llama_tokenizer()
+    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    assert answer_mark(tokenizer) == mark
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    assert answer_mark(tokenizer) == ""

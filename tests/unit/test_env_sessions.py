@@ -207,6 +207,8 @@ def test_each_of_a_batch_has_its_own_answer(sessions: Sessions) -> None:
     assert [result.id for result in results] == [good.id, "unknown", bad.id]
     assert results[0].session is not None
     assert [status(result) for result in results[1:]] == [404, 500]
+    assert results[1].problem is not None
+    assert results[1].problem.detail == "there is no session 'unknown', or it is closed"
     with pytest.raises(ProblemError, match="at most once"):
         sessions.step([requests[0], requests[0]])
 

@@ -69,6 +69,17 @@ def test_a_start_may_take_as_long_as_a_load(
             machine.wait_reachable(["prm"])
 
 
+def test_of_the_log_only_what_this_start_wrote_is_told(tmp_path: Path) -> None:
+    code = "import sys; sys.exit('out of ' + sys.argv[1])"
+    for what, other in (("patience", "memory"), ("memory", "patience")):
+        with Machine(tmp_path) as machine:
+            argv = [sys.executable, "-c", code, what]
+            machine.start_command("prm", argv, port=free_port())
+            with pytest.raises(ProcessFailed, match=f"out of {what}") as failed:
+                machine.wait_reachable(["prm"])
+        assert other not in str(failed.value)
+
+
 def test_one_that_is_not_up_in_time_is_told_with_its_log(tmp_path: Path) -> None:
     code = "import time; print('downloading', flush=True); time.sleep(60)"
     with Machine(tmp_path) as machine:

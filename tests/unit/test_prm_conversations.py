@@ -94,8 +94,12 @@ def test_a_rendered_text_scores_as_its_conversation(path: Path, scorer: Scorer) 
         [plain(path, PLAIN)] * 4, abs=1e-5
     )
     with pytest.raises(ProblemError, match=r"texts\.1 holds nothing") as caught:
-        scorer.plan(ScoreRequest(texts=["x", "<|pad|><|end|>"]))
+        scorer.plan(ScoreRequest(texts=[rendered, "<|pad|><|end|>"]))
     assert caught.value.problem.status == 422
+    asked = AutoTokenizer.from_pretrained(path).apply_chat_template(PLAIN[:2], tokenize=False)
+    for text in ("x", asked):
+        with pytest.raises(ProblemError, match=r"texts\.1 holds no answer.*'<\|assistant\|>'"):
+            scorer.plan(ScoreRequest(texts=[rendered, text]))
 
 
 def test_a_text_ends_with_the_template_s_mark(path: Path) -> None:

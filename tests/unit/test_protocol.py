@@ -1,7 +1,16 @@
 import pytest
 from pydantic import ValidationError
 
-from agentprm.protocol import ActRequest, Decoding, Sampling, SessionIds, State
+from agentprm.protocol import (
+    Action,
+    ActRequest,
+    Choice,
+    Decoding,
+    Sampling,
+    ScoreRequest,
+    SessionIds,
+    State,
+)
 
 STATE = State(task="t", observation="o")
 
@@ -27,3 +36,18 @@ def test_what_one_request_may_have_scored_is_bounded() -> None:
 def test_ids_are_short_and_can_be_sent_back(name: str) -> None:
     with pytest.raises(ValidationError):
         SessionIds(ids=[name])
+
+
+def test_a_string_is_a_command_to_score() -> None:
+    state = {"task": "t", "observation": "o"}
+    asked = ScoreRequest.model_validate(
+        {
+            "choices": [{"state": state, "actions": ["look", {"reason": "r", "command": "go"}]}],
+            "pairs": [{"state": state, "action": "look"}],
+        }
+    )
+    look = Action(command="look")
+    assert asked.choices[0].actions == [look, Action(reason="r", command="go")]
+    assert asked.pairs[0].action == look
+    with pytest.raises(ValidationError, match=r"actions\.0\.command"):
+        Choice.model_validate({"state": state, "actions": ["x" * 501]})

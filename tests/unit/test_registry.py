@@ -200,10 +200,34 @@ def test_adopt_copies_a_hugging_face_directory(registry: Registry, tmp_path: Pat
     source.mkdir()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         registry.adopt(source, VERSION)
-    (source / "config.json").write_text("{}")
+    config = '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
+    (source / "config.json").write_text(config)
     (source / STABLE).write_text("not a mark of ours")
     registry.adopt(source, VERSION)
-    assert (registry.open(VERSION) / "config.json").read_text() == "{}"
+    assert (registry.open(VERSION) / "config.json").read_text() == config
+
+
+def _config(architecture: str) -> str:
+    return orjson.dumps({"model_type": "any", "architectures": [architecture]}).decode()
+
+
+@pytest.mark.parametrize(
+    ("config", "version", "reason"),
+    [
+        (_config("LlamaForSequenceClassification"), "policy/1", "is no policy: it is a Llama"),
+        (_config("LlamaForCausalLM"), "prm/0", "is no PRM: it is a LlamaForCausalLM"),
+        (_config("GPT2LMHeadModel"), "value/0", "is no PRM"),
+        ('{"preset": "tiny"}', "policy/1", "names no model_type"),
+        ("[", "policy/1", "names no model_type"),
+    ],
+)
+def test_a_model_of_another_kind_is_not_adopted(
+    registry: Registry, tmp_path: Path, config: str, version: str, reason: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=reason):
+        registry.adopt(tmp_path, version)
+    assert not registry.exists(version)
 
 
 def test_a_removed_checkpoint_is_gone(registry: Registry) -> None:

@@ -133,6 +133,13 @@ def test_a_problem_names_the_fields(server: str) -> None:
     assert found["type"] == "urn:agentprm:problem:invalid-request"
 
 
+def test_a_body_that_is_no_json_is_told_with_the_place(server: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server}/items", content=b'{"name": "a" 1}', headers=headers)
+    detail = problem(answer, 422, "Invalid request")["detail"]
+    assert detail == "body: no JSON: Expecting ',' delimiter at character 13"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -160,9 +167,12 @@ def test_a_bug_is_a_problem_that_tells_nothing(server: str) -> None:
     answer = httpx.get(f"{server}/raise", params={"kind": "problem"})
     assert problem(answer, 429, "Too many")["detail"] == "really ?"
     assert answer.headers["retry-after"] == "7"
-    problem(httpx.get(f"{server}/nowhere"), 404, "Not Found")
+    there = "this is the test service; it has no {}; /docs lists what it has"
+    nowhere = problem(httpx.get(f"{server}/nowhere"), 404, "Not Found")
+    assert nowhere["detail"] == there.format("GET /nowhere")
     wrong = httpx.delete(f"{server}/items")
-    problem(wrong, 405, "Method Not Allowed")
+    found = problem(wrong, 405, "Method Not Allowed")
+    assert found["detail"] == there.format("DELETE /items")
     assert wrong.headers["allow"] == "POST"
 
 

@@ -89,8 +89,11 @@ def test_a_refused_load_changes_nothing_and_says_why(registry: Registry) -> None
         got, detail = problem(one, version)
         assert got == status, version
         assert reason in detail
+        assert one.refused == detail
         assert one.current().weights == "first"
         assert registry.serving("prm") == "prm/0"
+    asyncio.run(one.load("prm/0"))
+    assert one.refused is None
 
 
 def test_loads_at_once_run_one_after_the_other(registry: Registry) -> None:
@@ -128,6 +131,7 @@ def test_a_start_without_what_served_last_waits_for_a_load(registry: Registry) -
     one = serving(registry)
     asyncio.run(one.resume())
     assert one.version is None
+    assert "weights.txt is missing" in (one.refused or "")
     with pytest.raises(ProblemError):
         asyncio.run(one.resume("prm/0"))
 

@@ -102,13 +102,15 @@ class GameIndex:
 
 
 _ADVICE = (
-    "run `alfworld-download`, then set ALFWORLD_DATA (or --data) to the directory it filled, "
-    "by default ~/.cache/alfworld"
+    "give a directory that `alfworld-download` filled, by default ~/.cache/alfworld, or one that "
+    "`agentprm games generate` did, which needs no download"
 )
 
 
 def _root(data: Path) -> Path:
     data = data.expanduser().absolute()
+    if not data.is_dir():
+        raise DataError(f"there is no directory {data}: {_ADVICE}")
     for root in (data / LAYOUT, data):
         if any((root / split).is_dir() for split in Split):
             return root
