@@ -10,7 +10,6 @@ from functools import partial
 from typing import Literal, Self
 
 import orjson
-import redis
 import structlog
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -304,7 +303,7 @@ class Queue:
         try:
             # One attempt a beat: the next beat is the retry.
             held = self._streams.run(self._set_idle, ["jobs"], *fields, patience=0.0)
-        except (QueueError, redis.RedisError):
+        except QueueError:
             return True
         return bool(held)
 

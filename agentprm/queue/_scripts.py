@@ -49,13 +49,13 @@ return 1
 
 BURY = """
 -- KEYS: jobs or results, dead, ids   ARGV: group, consumer, entry, bound, job id, reason, data
--- Only while this consumer holds the entry.
+-- Only while this consumer holds the entry. First comes what a full Redis refuses.
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
 if #held == 0 then return 0 end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
+           'job', ARGV[5], 'reason', ARGV[6], 'data', ARGV[7])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 redis.call('SREM', KEYS[3], ARGV[5])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
-           'job', ARGV[5], 'reason', ARGV[6], 'data', ARGV[7])
 return 1
 """
