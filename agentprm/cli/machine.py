@@ -80,7 +80,8 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     except QueueError as error:
         raise ProcessFailed(str(error)) from error
     with Machine(run) as machine:
-        _train(machine, "services.trainer", queue, redis_url, endpoints, [], quiet=quiet)
+        machine.use_redis(redis_url)
+        _train(machine, "services.trainer", queue, endpoints, [], quiet=quiet)
 
 
 def evaluate_run(
@@ -199,7 +200,7 @@ def _work(
     quiet: bool,
 ) -> None:
     """Start everything, run `module` as the trainer, and stop everything when it has ended."""
-    redis_url = given_url() or machine.start_redis(RedisServer(machine.run / "redis"))
+    machine.use_redis(given_url() or machine.start_redis(RedisServer(machine.run / "redis")))
     queue = _queue_name(machine.run)
     endpoints = start_services(machine, games, options)
     policies = itertools.cycle(endpoints.policy.split(","))
@@ -208,27 +209,25 @@ def _work(
         world = ["--world-url", start_world(machine, options.world_registry, options)]
     for k in range(1, options.workers + 1):
         name = f"rollout-{k}"
-        worker = ["--run", queue, "--name", name, "--redis-url", redis_url]
+        worker = ["--run", queue, "--name", name]
         worker += replace(endpoints, policy=next(policies)).flags()
         if options.chat_url is not None:
             worker += ["--chat-url", options.chat_url, "--prompt", options.prompt]
         machine.start(name, "services.rollout", *worker, *world)
-    _train(machine, module, queue, redis_url, endpoints, flags, quiet=quiet)
+    _train(machine, module, queue, endpoints, flags, quiet=quiet)
 
 
 def _train(
     machine: Machine,
     module: str,
     queue: str,
-    redis_url: str,
     endpoints: Endpoints,
     flags: list[str],
     *,
     quiet: bool,
 ) -> None:
     """Run `module` as the trainer until it ends."""
-    trainer = ["--run", str(machine.run), "--queue", queue, "--redis-url", redis_url]
-    trainer += [*endpoints.flags(), *flags]
+    trainer = ["--run", str(machine.run), "--queue", queue, *endpoints.flags(), *flags]
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
     code = machine.watch("trainer")
     if code != 0:

@@ -99,6 +99,13 @@ class Machine:
         server.start()
         return server.url
 
+    def use_redis(self, url: str) -> None:
+        """Have the processes that are started from now on use the Redis at `url`.
+
+        It is told in the environment: the URL may hold a password, and everyone can read flags.
+        """
+        self._environment["AGENTPRM_REDIS_URL"] = url
+
     def start(
         self,
         name: str,

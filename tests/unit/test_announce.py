@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import redis
 
-from agentprm.cli.machine import QUEUE_NAME, _announce
+from agentprm.cli.machine import QUEUE_NAME, _announce, train_connected, train_run
+from agentprm.cli.processes import Machine
+from agentprm.cli.services import Endpoints
+from agentprm.config import load_config
 from agentprm.protocol import RolloutJob
 from agentprm.queue import CurrentRun, Queue
 from agentprm.redis_server import RedisServer
@@ -56,3 +61,33 @@ def test_a_worker_goes_on_with_its_run_until_another_is_announced(tmp_path: Path
         assert _wanted("first", settings, current)
         current.announce("second")
         assert not _wanted("first", settings, current)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_no_flag_of_a_process_holds_the_password_of_redis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    """Flags are everyone's to read; the environment is not."""
+    endpoints = Endpoints(env="http://e", policy="http://p", prm="http://q")
+    spawned: list[tuple[list[str], str]] = []
+
+    def spawn(self: Machine, argv: list[str], *_: object) -> subprocess.Popen[bytes]:
+        spawned.append((argv, self._environment["AGENTPRM_REDIS_URL"]))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(Machine, "_spawn", spawn)
+    monkeypatch.setattr("agentprm.cli.machine.start_services", lambda *_: endpoints)
+    run = tmp_path / "run"
+    run.mkdir()
+    with RedisServer(tmp_path / "redis") as server:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.config_set("requirepass", "secret")
+        url = server.url.replace("unix://", "unix://:secret@")
+        monkeypatch.setenv("REDIS_URL", url)
+        if connected:
+            train_connected(run, endpoints, quiet=True)
+        else:
+            train_run(run, load_config("smoke"), None, quiet=True)
+    assert {given for _, given in spawned} == {url}
+    assert len(spawned) >= (1 if connected else 3)
+    assert not any("secret" in flag for argv, _ in spawned for flag in argv)
