@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,19 +69,17 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     workers follow the run that is announced in Redis: both now mean this run.
 
     Raises:
-        ProcessFailed: the trainer gave up, or there is no Redis.
+        ProcessFailed: the trainer gave up, there is no Redis, or another run has the name in it.
     """
     redis_url = given_url()
     if redis_url is None:
         raise ProcessFailed("set REDIS_URL to the Redis that the rollout workers use")
-    _make_current(run)
     try:
-        queue = _announce(run, redis_url)
+        with _announced(run, redis_url) as queue, Machine(run) as machine:
+            machine.use_redis(redis_url)
+            _train(machine, "services.trainer", queue, endpoints, [], quiet=quiet)
     except QueueError as error:
         raise ProcessFailed(str(error)) from error
-    with Machine(run) as machine:
-        machine.use_redis(redis_url)
-        _train(machine, "services.trainer", queue, endpoints, [], quiet=quiet)
 
 
 def evaluate_run(
@@ -241,15 +239,20 @@ def _make_current(run: Path) -> None:
     draft.replace(run.parent / "current")
 
 
-def _announce(run: Path, redis_url: str) -> str:
-    """Tell the workers of the run; its name in Redis, which `QUEUE_NAME` may fix beforehand."""
+@contextmanager
+def _announced(run: Path, redis_url: str) -> Iterator[str]:
+    """Services and workers are told of the run, and no other run gets its name in this block.
+
+    The name in Redis, which `QUEUE_NAME` may fix beforehand, is what is given.
+    """
     own = _queue_name(run)
     name = os.environ.get(QUEUE_NAME) or own
     with Queue(redis_url, name) as queue:
         queue.adopt(own)
-    with closing(CurrentRun(redis_url)) as current:
-        current.announce(name)
-    return name
+        _make_current(run)
+        with closing(CurrentRun(redis_url)) as current:
+            current.announce(name)
+        yield name
 
 
 def _queue_name(run: Path) -> str:

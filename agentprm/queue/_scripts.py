@@ -47,6 +47,20 @@ redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3],
 return 1
 """
 
+LEASE = """
+-- KEYS: lease   ARGV: owner, milliseconds
+-- Taken or renewed, unless another has it; says who does then.
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return holder end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+
+RELEASE = """
+-- KEYS: lease   ARGV: owner
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
 BURY = """
 -- KEYS: jobs or results, dead, ids   ARGV: group, consumer, entry, bound, job id, reason, data
 -- Only while this consumer holds the entry. First comes what a full Redis refuses.

@@ -222,12 +222,13 @@ def test_who_waits_for_room_does_not_send_the_result_again(connect: Open) -> Non
 
 def test_a_name_that_another_run_takes_is_empty_and_its_ids_are_free(connect: Open) -> None:
     queue = connect()
-    assert queue.adopt("tiny-1")
-    assert queue.publish(job("a"))
-    assert not queue.adopt("tiny-1")
+    with connect() as trainer:
+        assert trainer.adopt("tiny-1")
+        assert queue.publish(job("a"))
+        assert not trainer.adopt("tiny-1")
     assert queue.lengths()["jobs"] == 1
     late = take(queue)
-    assert queue.adopt("tiny-2")
+    assert connect().adopt("tiny-2")
     assert queue.lengths()["jobs"] == 0
     assert queue.publish(job("a"))
     assert not queue.finish(late, result("a"))  # of the job that tiny-1 had published
