@@ -6,17 +6,24 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace the file as a whole: readers see the old content or the new, also after a crash."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_bytes(content)
-    sync(draft)
-    draft.rename(path)
-    sync(path.parent)
+    try:
+        draft.write_bytes(content)
+        sync(draft)
+        draft.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # that the disk is full is said of no file
+        raise
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

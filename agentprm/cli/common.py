@@ -63,6 +63,10 @@ def explained(
     except (ProcessFailed, CheckpointError, RedisServerError, GamesError, StudyError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
+    except OSError as error:
+        what = [str(part) for part in (error.filename, error.strerror) if part]
+        console.print(f"[red]error:[/red] {escape(': '.join(what) or repr(error))}")
+        raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print(f"interrupted; {interrupted}")
         raise typer.Exit(130) from None

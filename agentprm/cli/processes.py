@@ -273,7 +273,10 @@ class Machine:
         if self._redis is not None:
             processes["redis"] = {"pid": self._redis.pid, "url": self._redis.url}
         content = orjson.dumps(processes, option=orjson.OPT_INDENT_2)
-        write_atomic(self.run / "processes.json", content)
+        try:
+            write_atomic(self.run / "processes.json", content)
+        except OSError as error:  # it is for people to look at
+            log.warning("what runs where is not written down", why=str(error))
 
     def _tail(self, process: _Process, lines: int = 15) -> str:
         if process.output is None or not process.output.exists():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer
 
 from agentprm.cli.common import digest_of, explained
+from agentprm.cli.processes import Machine
+from agentprm.files import write_atomic
 from agentprm.prompts import load_prompt
 
 
@@ -37,3 +43,46 @@ def test_who_interrupts_a_command_is_told_what_comes_next(
             raise KeyboardInterrupt
         assert ended.value.exit_code == 130
         assert said in capsys.readouterr().err
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Files take ten bytes in this block."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    file.write_bytes(b"old")
+    with pytest.raises(typer.Exit) as ended, explained(), full_disk():
+        write_atomic(file, b"new" * 100)
+    assert ended.value.exit_code == 1
+    assert f"{file}: File too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert file.read_bytes() == b"old"
+
+
+def test_a_directory_that_cannot_be_written_to_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").touch()
+    with pytest.raises(typer.Exit) as ended, explained():
+        Machine(tmp_path)
+    assert ended.value.exit_code == 1
+    assert f"{tmp_path / 'logs'}: " in capsys.readouterr().err
+
+
+def test_a_machine_runs_without_the_note_of_what_runs(tmp_path: Path) -> None:
+    (tmp_path / "processes.json").mkdir()
+    with Machine(tmp_path) as machine:
+        machine.start("platform", "platform", in_terminal=True, quiet=True)
+        assert machine.watch("platform") == 0
