@@ -20,6 +20,7 @@ from rich.markup import escape
 from agentprm.cli.games import GamesError
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, read_config
+from agentprm.files import DamagedFile
 from agentprm.prompts import load_prompt
 from agentprm.protocol import MAX_STEPS, Sampling, Split
 from agentprm.redis_server import RedisServerError
@@ -44,6 +45,16 @@ Played = Annotated[Split, typer.Option(help="the games that are played")]
 Count = Annotated[int, typer.Option(help="how many games, at most", min=1)]
 MaxSteps = Annotated[int, typer.Option(help="turns of an episode", min=1, max=MAX_STEPS)]
 
+_MENDED = (
+    CheckpointError,
+    DamagedFile,
+    GamesError,
+    ProcessFailed,
+    RedisServerError,
+    StudyError,
+)
+"""What a user can mend, as its message says."""
+
 
 @contextmanager
 def explained(
@@ -60,7 +71,7 @@ def explained(
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (ProcessFailed, CheckpointError, RedisServerError, GamesError, StudyError) as error:
+    except _MENDED as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
     except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
+from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
 from agentprm.settings import LoadSettings
 from services.trainer.collect import Services
@@ -17,7 +18,7 @@ from services.trainer.fleet import Fleet
 from services.trainer.inbox import JobsFailed
 from services.trainer.records import Records
 
-STOPS = (JobsFailed, QueueError, RunTaken, ServiceError)
+STOPS = (DamagedFile, JobsFailed, QueueError, RunTaken, ServiceError)
 """What ends the work on a run and is mended outside of it, as its message says. The same command
 goes on then."""
 
