@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,37 @@ def test_who_interrupts_a_command_is_told_what_comes_next(
             raise KeyboardInterrupt
         assert ended.value.exit_code == 130
         assert said in capsys.readouterr().err
+
+
+_WAITS = """
+import sys, tempfile, time
+from agentprm.cli.common import explained
+with tempfile.TemporaryDirectory(dir=sys.argv[1]), explained("nothing is kept"):
+    print("waits", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    argv = [sys.executable, "-c", _WAITS, str(tmp_path), "60"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+        assert list(tmp_path.iterdir())
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert b"nothing is kept" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    argv = ["nohup", sys.executable, "-c", _WAITS, str(tmp_path), "1"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 0
 
 
 @contextmanager
