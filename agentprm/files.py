@@ -91,6 +91,18 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether somebody is in such a block."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def user_cache() -> Path:
     """The directory of this package in the user's cache; it may not be there yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "agentprm"

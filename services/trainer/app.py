@@ -11,6 +11,7 @@ from pydantic import Field
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
+from agentprm.registry import Registry
 from agentprm.settings import LoadSettings
 from services.trainer.collect import Services
 from services.trainer.exclusive import RunTaken, exclusive
@@ -62,6 +63,7 @@ def open_run(settings: TrainerSettings) -> Iterator[tuple[Services, Records]]:
         RunTaken: another process works on it.
     """
     with exclusive(settings.run), connect(settings) as services:
+        Registry(settings.run / "checkpoints").drop_drafts()
         yield services, Records(settings.run / "records")
 
 
