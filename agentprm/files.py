@@ -5,18 +5,35 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from agentprm.validation import first_error
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace the file as a whole: readers see the old content or the new, also after a crash."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_bytes(content)
-    sync(draft)
-    draft.rename(path)
-    sync(path.parent)
+    try:
+        draft.write_bytes(content)
+        sync(draft)
+        draft.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # that the disk is full is said of no file
+        raise
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -28,6 +45,41 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+class DamagedFile(ValueError):
+    """A file of a run holds what was never written to it."""
+
+
+def read_lines(path: Path, read: Callable[[bytes], T], mend: str) -> Iterator[T]:
+    """What `read` makes of each line of a file that may be growing; nothing where there is no file.
+
+    Raises:
+        DamagedFile: of one it makes nothing; `mend` says what can be done then.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = read(line)
+            except (ValueError, KeyError, TypeError) as error:
+                why = first_error(error) if isinstance(error, ValidationError) else str(error)
+                message = f"{path}: line {number} cannot be read ({why}). {mend}"
+                raise DamagedFile(message) from error
+            yield value
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut what a killed process left of the file's last line."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        log.warning("dropping a torn last line", file=str(path), bytes=len(content) - whole)
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """One process (or thread) at a time in this block."""
@@ -37,6 +89,18 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether somebody is in such a block."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def user_cache() -> Path:

@@ -25,6 +25,9 @@ from agentprm.lineage import bound
 
 START_TIMEOUT = 60.0
 """Seconds to load the data and answer."""
+LONGEST_PLACE = 70
+"""Most bytes of a directory in which a socket can have one of its own: of its path macOS takes 103,
+Linux 107."""
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for the end of an earlier server on the same data."""
 
@@ -72,8 +75,11 @@ class RedisServer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
-        # Not in the run directory: the path of a socket is limited to about 100 bytes.
-        self._socket_dir = tempfile.TemporaryDirectory(prefix="agentprm-redis-")
+        # Neither in the run directory nor below a long $TMPDIR: the path of a socket is limited.
+        place = tempfile.gettempdir()
+        if len(os.fsencode(place)) > LONGEST_PLACE:
+            place = "/tmp"
+        self._socket_dir = tempfile.TemporaryDirectory(prefix="agentprm-redis-", dir=place)
         self._socket = Path(self._socket_dir.name) / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -156,14 +162,18 @@ class RedisServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
+        last = ""
         with redis.Redis(unix_socket_path=str(self._socket), protocol=2) as client:
             while time.monotonic() < deadline:
                 if self.pid is None:
+                    last = "it ended"
                     break
                 try:
                     client.ping()
-                except redis.ConnectionError:
+                except redis.RedisError as error:
+                    last = str(error)
                     time.sleep(0.05)
                 else:
                     return
-        raise RedisServerError(f"redis-server does not start; see {self.directory / 'redis.log'}")
+        log = self.directory / "redis.log"
+        raise RedisServerError(f"redis-server does not start ({last}); see {log}")

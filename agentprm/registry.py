@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
+import structlog
 
-from agentprm.files import locked, sync, write_atomic
+from agentprm.files import is_locked, locked, sync, write_atomic
 
 STABLE = "STABLE"
 KINDS = {
@@ -37,6 +38,8 @@ KINDS = {
 _CLASSIFIERS = {"prm", "value"}
 _VERSION = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/[0-9]+(\.[0-9]+)?")
 _PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+log = structlog.get_logger()
 
 
 class CheckpointError(Exception):
@@ -121,17 +124,25 @@ class Registry:
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
         draft.chmod(0o755)  # the services may run as another user than the trainer
         try:
-            yield draft
-            mark = _seal(draft)
-            with locked(target.parent):
-                self._refuse_existing(version)
-                if target.exists():  # unmarked, left by a process that was killed
-                    shutil.rmtree(target)
-                draft.rename(target)
-                sync(target.parent)
-                write_atomic(target / STABLE, mark)
+            with locked(draft):
+                yield draft
+                mark = _seal(draft)
+                with locked(target.parent):
+                    self._refuse_existing(version)
+                    if target.exists():  # unmarked, left by a process that was killed
+                        shutil.rmtree(target)
+                    draft.rename(target)
+                    sync(target.parent)
+                    write_atomic(target / STABLE, mark)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def drop_drafts(self) -> None:
+        """Remove what killed processes left of checkpoints; a draft that is written is locked."""
+        for draft in self.root.glob("*/.draft-*"):
+            if not is_locked(draft):
+                log.warning("removing the draft of a fit that was killed", directory=str(draft))
+                shutil.rmtree(draft, ignore_errors=True)
 
     def _refuse_existing(self, version: str) -> None:
         if self.exists(version):

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from agentprm.files import write_atomic
+from agentprm.files import DamagedFile, write_atomic
 from agentprm.protocol import ChoiceRule, Episode
+from agentprm.validation import first_error
 
 _WIDTH = 140
 """Columns of the table where there is no terminal."""
@@ -128,8 +129,20 @@ def write_results(run: Path, rows: Sequence[Row]) -> None:
 
 
 def read_results(run: Path) -> list[Row]:
-    """The rows that a run has so far."""
-    return [Row.model_validate(row) for row in orjson.loads((run / "results.json").read_bytes())]
+    """The rows that a run has so far.
+
+    Raises:
+        DamagedFile: they cannot be read.
+    """
+    file = run / "results.json"
+    try:
+        return [Row.model_validate(row) for row in orjson.loads(file.read_bytes())]
+    except (ValueError, TypeError) as error:
+        why = first_error(error) if isinstance(error, ValidationError) else str(error)
+        raise DamagedFile(
+            f"{file} cannot be read ({why}). Delete it: the command that wrote it writes it anew "
+            "from the records of the run."
+        ) from error
 
 
 def print_table(rows: Sequence[Row]) -> None:

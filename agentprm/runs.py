@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from agentprm.files import read_lines
 from agentprm.protocol import Episode, JobResult
 
 STAGE_SECONDS = "stage_seconds"
@@ -17,13 +17,16 @@ STAGE_SECONDS = "stage_seconds"
 DEMONSTRATIONS = "demonstrations"
 """The stage in which the expert plays."""
 
+MEND_RECORDS = "Take the line out: the command that wrote it has that job played again."
+
 STAGE = re.compile(r"(?P<eval>eval-)?pi_(?P<pi>\d+)(-q_(?P<q>\d+))?(-(?P<what>[a-z]+))?")
 """What the name of a stage says that is of one π: see the functions below."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`: `time`, `stage`, `step`, and numbers by name."""
-    return [orjson.loads(line) for line in _whole_lines(run / "metrics.jsonl")]
+    mend = "Take the line out: what was measured then is lost, nothing else."
+    return list(read_lines(run / "metrics.jsonl", orjson.loads, mend))
 
 
 def read_stage_seconds(run: Path) -> dict[str, float]:
@@ -49,24 +52,16 @@ def evaluation_stage(policy: str, chooser: str | None = None) -> str:
 
 def read_episodes(run: Path, stage: str) -> list[Episode]:
     """The episodes recorded of a stage, such as `eval-pi_1`, in the order of their jobs."""
-    results = results_of(_whole_lines(run / "records" / f"{stage}.jsonl"))
+    results = read_results_of_jobs(run / "records" / f"{stage}.jsonl")
     return [episode for result in results for episode in result.episodes]
 
 
-def results_of(lines: Iterable[bytes]) -> list[JobResult]:
-    """The results that a stage's lines record, in the order of their jobs.
+def read_results_of_jobs(path: Path) -> list[JobResult]:
+    """The results that the file of a stage's records holds, in the order of their jobs.
 
     Of a job that is there twice the first counts: two trainers at once may have written the file.
     """
     results: dict[str, JobResult] = {}
-    for line in lines:
-        result = JobResult.model_validate_json(line)
+    for result in read_lines(path, JobResult.model_validate_json, MEND_RECORDS):
         results.setdefault(result.job_id, result)
     return [results[job_id] for job_id in sorted(results)]
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that may be growing; none where there is no file."""
-    if path.exists():
-        with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))

@@ -6,19 +6,25 @@ One is enough: a record of another version may have one in each of its turns.
 from __future__ import annotations
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 
 def first_error(error: ValidationError) -> str:
     """The first field that is wrong, and what is wrong with it."""
-    message = error.errors(include_url=False)[0]["msg"]
+    message = _first(error)["msg"]
     return ": ".join(filter(None, [first_field(error), message]))
 
 
 def first_field(error: ValidationError) -> str:
     """The dotted name of the first field that is wrong; empty where it is the whole value."""
-    return ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
+    return ".".join(map(str, _first(error)["loc"]))
 
 
 def is_no_json(error: ValidationError) -> bool:
     """Whether it could not be read at all."""
-    return error.errors(include_url=False)[0]["type"] == "json_invalid"
+    return _first(error)["type"] == "json_invalid"
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    # Without its input, which may be large.
+    return error.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -7,8 +7,9 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import orjson
@@ -20,6 +21,7 @@ from rich.markup import escape
 from agentprm.cli.games import GamesError
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, read_config
+from agentprm.files import DamagedFile
 from agentprm.prompts import load_prompt
 from agentprm.protocol import MAX_STEPS, Sampling, Split
 from agentprm.redis_server import RedisServerError
@@ -44,6 +46,16 @@ Played = Annotated[Split, typer.Option(help="the games that are played")]
 Count = Annotated[int, typer.Option(help="how many games, at most", min=1)]
 MaxSteps = Annotated[int, typer.Option(help="turns of an episode", min=1, max=MAX_STEPS)]
 
+_MENDED = (
+    CheckpointError,
+    DamagedFile,
+    GamesError,
+    ProcessFailed,
+    RedisServerError,
+    StudyError,
+)
+"""What a user can mend, as its message says."""
+
 
 @contextmanager
 def explained(
@@ -51,23 +63,38 @@ def explained(
 ) -> Iterator[None]:
     """Turn what a user can mend into a message, and SIGTERM into an orderly end.
 
+    So too SIGHUP, of a terminal that is closed, unless it is ignored, as under `nohup`.
     `interrupted` is what to say then.
     """
     warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
     structlog.configure(
         wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
     )
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ending = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, _interrupt) for number in ending}
     try:
         yield
-    except (ProcessFailed, CheckpointError, RedisServerError, GamesError, StudyError) as error:
+    except _MENDED as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
+    except OSError as error:
+        what = [str(part) for part in (error.filename, error.strerror) if part]
+        console.print(f"[red]error:[/red] {escape(': '.join(what) or repr(error))}")
+        raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print(f"interrupted; {interrupted}")
+        with suppress(OSError):  # of a terminal that was closed
+            console.print(f"interrupted; {interrupted}")
         raise typer.Exit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the orderly end short
+    raise KeyboardInterrupt
 
 
 def config_of(run: Path) -> Config:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,18 +69,17 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     workers follow the run that is announced in Redis: both now mean this run.
 
     Raises:
-        ProcessFailed: the trainer gave up, or there is no Redis.
+        ProcessFailed: the trainer gave up, there is no Redis, or another run has the name in it.
     """
     redis_url = given_url()
     if redis_url is None:
         raise ProcessFailed("set REDIS_URL to the Redis that the rollout workers use")
-    _make_current(run)
     try:
-        queue = _announce(run, redis_url)
+        with _announced(run, redis_url) as queue, Machine(run) as machine:
+            machine.use_redis(redis_url)
+            _train(machine, "services.trainer", queue, endpoints, [], quiet=quiet)
     except QueueError as error:
         raise ProcessFailed(str(error)) from error
-    with Machine(run) as machine:
-        _train(machine, "services.trainer", queue, redis_url, endpoints, [], quiet=quiet)
 
 
 def evaluate_run(
@@ -202,7 +201,7 @@ def _work(
     quiet: bool,
 ) -> None:
     """Start everything, run `module` as the trainer, and stop everything when it has ended."""
-    redis_url = given_url() or machine.start_redis(RedisServer(machine.run / "redis"))
+    machine.use_redis(given_url() or machine.start_redis(RedisServer(machine.run / "redis")))
     queue = _queue_name(machine.run)
     endpoints = start_services(machine, games, options)
     policies = itertools.cycle(endpoints.policy.split(","))
@@ -211,27 +210,25 @@ def _work(
         world = ["--world-url", start_world(machine, options.world_registry, options)]
     for k in range(1, options.workers + 1):
         name = f"rollout-{k}"
-        worker = ["--run", queue, "--name", name, "--redis-url", redis_url]
+        worker = ["--run", queue, "--name", name]
         worker += replace(endpoints, policy=next(policies)).flags()
         if options.chat_url is not None:
             worker += ["--chat-url", options.chat_url, "--prompt", options.prompt]
         machine.start(name, "services.rollout", *worker, *world)
-    _train(machine, module, queue, redis_url, endpoints, flags, quiet=quiet)
+    _train(machine, module, queue, endpoints, flags, quiet=quiet)
 
 
 def _train(
     machine: Machine,
     module: str,
     queue: str,
-    redis_url: str,
     endpoints: Endpoints,
     flags: list[str],
     *,
     quiet: bool,
 ) -> None:
     """Run `module` as the trainer until it ends."""
-    trainer = ["--run", str(machine.run), "--queue", queue, "--redis-url", redis_url]
-    trainer += [*endpoints.flags(), *flags]
+    trainer = ["--run", str(machine.run), "--queue", queue, *endpoints.flags(), *flags]
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
     code = machine.watch("trainer")
     if code != 0:
@@ -245,15 +242,20 @@ def _make_current(run: Path) -> None:
     draft.replace(run.parent / "current")
 
 
-def _announce(run: Path, redis_url: str) -> str:
-    """Tell the workers of the run; its name in Redis, which `QUEUE_NAME` may fix beforehand."""
+@contextmanager
+def _announced(run: Path, redis_url: str) -> Iterator[str]:
+    """Services and workers are told of the run, and no other run gets its name in this block.
+
+    The name in Redis, which `QUEUE_NAME` may fix beforehand, is what is given.
+    """
     own = _queue_name(run)
     name = os.environ.get(QUEUE_NAME) or own
     with Queue(redis_url, name) as queue:
         queue.adopt(own)
-    with closing(CurrentRun(redis_url)) as current:
-        current.announce(name)
-    return name
+        _make_current(run)
+        with closing(CurrentRun(redis_url)) as current:
+            current.announce(name)
+        yield name
 
 
 def _queue_name(run: Path) -> str:

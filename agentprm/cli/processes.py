@@ -103,6 +103,13 @@ class Machine:
         server.start()
         return server.url
 
+    def use_redis(self, url: str) -> None:
+        """Have the processes that are started from now on use the Redis at `url`.
+
+        It is told in the environment: the URL may hold a password, and everyone can read flags.
+        """
+        self._environment["AGENTPRM_REDIS_URL"] = url
+
     def start(
         self,
         name: str,
@@ -286,7 +293,10 @@ class Machine:
         if self._redis is not None:
             processes["redis"] = {"pid": self._redis.pid, "url": self._redis.url}
         content = orjson.dumps(processes, option=orjson.OPT_INDENT_2)
-        write_atomic(self.run / "processes.json", content)
+        try:
+            write_atomic(self.run / "processes.json", content)
+        except OSError as error:  # it is for people to look at
+            log.warning("what runs where is not written down", why=str(error))
 
     def _tail(self, process: _Process, lines: int = 15) -> str:
         """The last that its last start has logged."""

@@ -59,7 +59,8 @@ def report(
 
     config_of(run)
     file = out or run / "report.html"
-    write_atomic(file, render_report(run).encode())
+    with explained():
+        write_atomic(file, render_report(run).encode())
     console.print(f"Report: {file}")
 
 

@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentprm.protocol._base import MAX_MESSAGE, MAX_MESSAGES, Record, Request
+from agentprm.protocol._base import MAX_MESSAGE, MAX_MESSAGES, Many, Record, Request
 from agentprm.protocol._states import Message
+
+MAX_PARTS = 1000
+"""Most parts of a message's content."""
 
 MessageText = Annotated[str, Field(max_length=MAX_MESSAGE)]
 
@@ -29,7 +32,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: MessageText | list[TextPart]
+    content: MessageText | Annotated[Many[TextPart], Field(max_length=MAX_PARTS)]
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +70,7 @@ class ChatMessage(BaseModel):
 class Conversation(Request):
     """A chat. Every assistant message is an action; all are scored in one forward pass."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Many[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
 
     @model_validator(mode="after")
     def _acts(self) -> Conversation:
@@ -84,7 +87,7 @@ class CompletionRequest(Request):
     """What is asked of `/v1/chat/completions`, here or at any other server."""
 
     model: str
-    messages: list[Message]
+    messages: Many[Message]
     temperature: float = 0.0
     max_tokens: int = 512
 

@@ -11,6 +11,7 @@ from agentprm.protocol._base import (
     MAX_STEPS,
     Command,
     Id,
+    Many,
     Prefix,
     Record,
     Request,
@@ -56,8 +57,8 @@ class CreateSessions(Request):
     admissible when it is played, and none may end the game.
     """
 
-    games: list[Id] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
-    prefixes: list[Prefix] | None = Field(default=None, max_length=MAX_BATCH)
+    games: Many[Id] | None = Field(default=None, min_length=1, max_length=MAX_BATCH)
+    prefixes: Many[Prefix] | None = Field(default=None, max_length=MAX_BATCH)
     split: Split | None = None
     seed: Seed = 0
     count: int = Field(default=1, ge=1, le=MAX_BATCH)
@@ -119,7 +120,7 @@ class StepSession(Request):
 class StepSessions(Request):
     """A batch of steps; one session at most once."""
 
-    steps: list[StepSession] = Field(min_length=1, max_length=MAX_BATCH)
+    steps: Many[StepSession] = Field(min_length=1, max_length=MAX_BATCH)
     expert: bool = False
 
 
@@ -161,4 +162,4 @@ class ClosedSessions(Record):
 class SessionIds(Request):
     """Sessions to close or to ask about."""
 
-    ids: list[Id] = Field(min_length=1, max_length=MAX_BATCH)
+    ids: Many[Id] = Field(min_length=1, max_length=MAX_BATCH)

@@ -11,6 +11,7 @@ from agentprm.protocol._base import (
     MAX_BATCH,
     MAX_CANDIDATES,
     MAX_SCORED_COMMANDS,
+    Many,
     Record,
     Request,
     Seed,
@@ -83,8 +84,8 @@ class ActRequest(Request):
     state, so neither the PRM nor anything that is trained on the answer sees it. Empty is none.
     """
 
-    states: list[State] = Field(min_length=1, max_length=MAX_BATCH)
-    hints: list[Text] | None = None
+    states: Many[State] = Field(min_length=1, max_length=MAX_BATCH)
+    hints: Many[Text] | None = Field(default=None, max_length=MAX_BATCH)
     n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
     prm: bool = False
     q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)

@@ -12,6 +12,7 @@ from agentprm.protocol._base import (
     MAX_MESSAGES,
     MAX_STEPS,
     Command,
+    Many,
     Probability,
     Record,
     Request,
@@ -46,21 +47,21 @@ class Choice(Request):
     """Several actions in one state; the state is paid for once."""
 
     state: State
-    actions: list[Asked] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    actions: Many[Asked] = Field(min_length=1, max_length=MAX_CANDIDATES)
 
 
 class Transcript(Request):
     """A whole episode; every turn is scored in one forward pass."""
 
     task: Text
-    steps: list[Step] = Field(min_length=1, max_length=MAX_STEPS)
+    steps: Many[Step] = Field(min_length=1, max_length=MAX_STEPS)
 
 
 class Continuations(Request):
     """Several answers to one conversation, read as they are; it is paid for once."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    answers: list[MessageText] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    messages: Many[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    answers: Many[MessageText] = Field(min_length=1, max_length=MAX_CANDIDATES)
 
 
 class ScoreRequest(Request):
@@ -70,13 +71,13 @@ class ScoreRequest(Request):
     and including an answer; Q is that of the answer.
     """
 
-    messages: list[ChatMessage] | None = None
-    conversations: list[Conversation] = Field(default=[], max_length=MAX_BATCH)
-    choices: list[Choice] = Field(default=[], max_length=MAX_BATCH)
-    pairs: list[Pair] = Field(default=[], max_length=MAX_BATCH)
-    transcripts: list[Transcript] = Field(default=[], max_length=MAX_BATCH)
-    continuations: list[Continuations] = Field(default=[], max_length=MAX_BATCH)
-    texts: list[Rendered] = Field(default=[], max_length=MAX_TEXTS)
+    messages: Many[ChatMessage] | None = Field(default=None, max_length=MAX_MESSAGES)
+    conversations: Many[Conversation] = Field(default=[], max_length=MAX_BATCH)
+    choices: Many[Choice] = Field(default=[], max_length=MAX_BATCH)
+    pairs: Many[Pair] = Field(default=[], max_length=MAX_BATCH)
+    transcripts: Many[Transcript] = Field(default=[], max_length=MAX_BATCH)
+    continuations: Many[Continuations] = Field(default=[], max_length=MAX_BATCH)
+    texts: Many[Rendered] = Field(default=[], max_length=MAX_TEXTS)
 
     @model_validator(mode="before")
     @classmethod

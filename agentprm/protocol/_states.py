@@ -27,9 +27,9 @@ class State(Request):
     """s_t. `admissible` lists the commands possible now; empty where the environment cannot say."""
 
     task: Text
-    history: tuple[Step, ...] = Field(default=(), max_length=MAX_STEPS)
+    history: tuple[Step, ...] = Field(default=(), max_length=MAX_STEPS, fail_fast=True)
     observation: Text
-    admissible: tuple[Command, ...] = Field(default=(), max_length=1000)
+    admissible: tuple[Command, ...] = Field(default=(), max_length=1000, fail_fast=True)
 
 
 class Message(Request):

@@ -25,11 +25,26 @@ class QueueError(Exception):
     """Redis did not answer in time or let us in, or a wait was ended by the shutdown."""
 
 
+_PASSES = (
+    redis.ConnectionError,  # `LOADING` included
+    redis.TimeoutError,
+    redis.exceptions.OutOfMemoryError,
+    redis.ReadOnlyError,
+    redis.exceptions.TryAgainError,
+)
+
+
 def _transient(error: BaseException) -> bool:
-    """Connection errors, `LOADING` included; not a refused password."""
+    """What passes: Redis is away, full, or not yet or no longer to be written to.
+
+    A refused password does not.
+    """
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return False
-    return isinstance(error, redis.ConnectionError | redis.TimeoutError)
+    # `MISCONF`, where its disk is full, has no class of its own; a script's error names no class.
+    return isinstance(error, _PASSES) or any(
+        code in str(error) for code in ("MISCONF", "OOM command", "READONLY")
+    )
 
 
 class Link:
@@ -59,7 +74,8 @@ class Link:
         """The command's answer.
 
         Raises:
-            QueueError: Redis stayed away for `patience` seconds, or until the shutdown.
+            QueueError: Redis stayed away for `patience` seconds, or until the shutdown; or it
+                refused the command for good.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_transient),
@@ -73,6 +89,8 @@ class Link:
             answer: T = retrying(self._once, command)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise QueueError(f"Redis does not answer: {error}") from error
+        except redis.RedisError as error:
+            raise QueueError(f"Redis refuses: {error}") from error
         return answer
 
     def close(self) -> None:

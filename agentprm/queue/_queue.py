@@ -6,11 +6,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Literal, Self
 
 import orjson
-import redis
 import structlog
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -25,6 +25,10 @@ from agentprm.validation import first_error
 _CONSUMER = "trainer"
 """Results have one consumer, always of this name, so that a restarted trainer finds at once what
 it had taken and not acknowledged."""
+
+LEASE_SECONDS = 30.0
+"""Until a name is free whose run ended without a word."""
+_RENEW_SECONDS = 5.0
 
 _job: TypeAdapter[RolloutJob | PreferenceJob] = TypeAdapter(Job)
 _log = structlog.get_logger()
@@ -50,6 +54,7 @@ class Queue:
         stopped: threading.Event | None = None,
     ) -> None:
         self.settings = settings or QueueSettings()
+        self._run = run
         self.consumer = f"{name}-{uuid.uuid4().hex[:8]}"
         self._stopped = stopped or threading.Event()
         self._streams = Streams(url, run, patience=self.settings.patience, stopped=self._stopped)
@@ -59,6 +64,10 @@ class Queue:
         self._finish = self._redis.register_script(_scripts.FINISH)
         self._set_idle = self._redis.register_script(_scripts.SET_IDLE)
         self._bury = self._redis.register_script(_scripts.BURY)
+        self._take_lease = self._redis.register_script(_scripts.LEASE)
+        self._release_lease = self._redis.register_script(_scripts.RELEASE)
+        self._owner: str | None = None
+        self._lease = Heartbeat(self._renew, _RENEW_SECONDS)
         self._heartbeat = Heartbeat(self._touch, self.settings.claim_after / 3)
 
     def __enter__(self) -> Self:
@@ -68,8 +77,13 @@ class Queue:
         self.close()
 
     def close(self) -> None:
-        """Stop the heartbeat and close the connections."""
+        """Stop the heartbeat, leave the name to others and close the connections."""
         self._heartbeat.close()
+        self._lease.close()
+        if self._owner is not None:
+            with suppress(QueueError):  # else the name is free a little later
+                keys, owner = [self._streams.lease], [self._owner]
+                self._streams.call(lambda: self._release_lease(keys, owner), patience=0.0)
         self._streams.close()
 
     # --- jobs: the trainer's side ---------------------------------------------------------------
@@ -222,11 +236,24 @@ class Queue:
     def adopt(self, owner: str) -> bool:
         """Take this name for `owner`, a run's own name: drop what any other run left under it.
 
-        Jobs of two runs may have the same ids, so a name serves one after the other only so.
+        Jobs of two runs may have the same ids, so a name serves one after the other only so. Until
+        this object is closed, or has been silent for `LEASE_SECONDS`, no other run gets it.
 
         Returns:
             Whether it was another's, or nobody's, before.
+
+        Raises:
+            QueueError: another run has it now.
         """
+        holder = self._lease_holder(owner)
+        if holder != owner:
+            raise QueueError(
+                f"the run {holder} has the name {self._run!r} in this Redis now, and each of two "
+                "would take the other's results for its own. Wait until that run has ended, or "
+                "give this one another AGENTPRM_QUEUE_NAME, or a Redis of its own."
+            )
+        self._owner = owner
+        self._lease.hold(owner)
         key = self._streams.keys["owner"]
         if self._streams.call(partial(self._redis.get, key)) == owner.encode():
             return False
@@ -299,12 +326,28 @@ class Queue:
         fields = (self.consumer, entry_id, round(idle * 1000), deliveries)
         self._streams.run(self._set_idle, ["jobs"], GROUPS["jobs"], *fields)
 
+    def _lease_holder(self, owner: str, *, patience: float | None = None) -> str:
+        """Take the lease for `owner`, or renew it; whoever has it then."""
+        fields = (owner, round(LEASE_SECONDS * 1000))
+        keys = [self._streams.lease]
+        holder = self._streams.call(lambda: self._take_lease(keys, fields), patience=patience)
+        return str(holder.decode())
+
+    def _renew(self, owner: str) -> bool:
+        try:
+            holder = self._lease_holder(owner, patience=0.0)
+        except QueueError:
+            return True
+        if holder != owner:
+            _log.error("another run has taken the name of this one", name=self._run, run=holder)
+        return holder == owner
+
     def _touch(self, entry_id: str) -> bool:
         fields = (GROUPS["jobs"], self.consumer, entry_id, 0, "same")
         try:
             # One attempt a beat: the next beat is the retry.
             held = self._streams.run(self._set_idle, ["jobs"], *fields, patience=0.0)
-        except (QueueError, redis.RedisError):
+        except QueueError:
             return True
         return bool(held)
 

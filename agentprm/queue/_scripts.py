@@ -47,15 +47,29 @@ redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3],
 return 1
 """
 
+LEASE = """
+-- KEYS: lease   ARGV: owner, milliseconds
+-- Taken or renewed, unless another has it; says who does then.
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return holder end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+
+RELEASE = """
+-- KEYS: lease   ARGV: owner
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
 BURY = """
 -- KEYS: jobs or results, dead, ids   ARGV: group, consumer, entry, bound, job id, reason, data
--- Only while this consumer holds the entry.
+-- Only while this consumer holds the entry. First comes what a full Redis refuses.
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
 if #held == 0 then return 0 end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
+           'job', ARGV[5], 'reason', ARGV[6], 'data', ARGV[7])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 redis.call('SREM', KEYS[3], ARGV[5])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
-           'job', ARGV[5], 'reason', ARGV[6], 'data', ARGV[7])
 return 1
 """

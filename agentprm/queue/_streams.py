@@ -37,6 +37,7 @@ class Streams:
         self._link = Link(url, patience=patience, stopped=stopped)
         self.redis = self._link.redis
         self.keys = {name: f"agentprm:{run}:{name}" for name in (*GROUPS, "dead", "ids", "owner")}
+        self.lease = f"agentprm:{run}:lease"
         self._link.call(self._create_groups)
 
     def close(self) -> None:

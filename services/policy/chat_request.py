@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentprm.protocol import MAX_CANDIDATES, MAX_MESSAGES, ChatMessage
+from agentprm.protocol import MAX_CANDIDATES, MAX_MESSAGES, ChatMessage, Many
 from services.policy.engine import Draw
 
 _NOT_DONE = ("top_p", "frequency_penalty", "presence_penalty", "logit_bias")
@@ -33,13 +33,13 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Many[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     n: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: str | Annotated[Many[str], Field(max_length=16)] | None = None
     logprobs: bool = False
     stream: bool = False
     top_p: float = 1.0

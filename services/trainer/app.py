@@ -9,7 +9,9 @@ from pathlib import Path
 from pydantic import Field
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
+from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
+from agentprm.registry import Registry
 from agentprm.settings import LoadSettings
 from services.trainer.collect import Services
 from services.trainer.exclusive import RunTaken, exclusive
@@ -17,7 +19,7 @@ from services.trainer.fleet import Fleet
 from services.trainer.inbox import JobsFailed
 from services.trainer.records import Records
 
-STOPS = (JobsFailed, QueueError, RunTaken, ServiceError)
+STOPS = (DamagedFile, JobsFailed, QueueError, RunTaken, ServiceError)
 """What ends the work on a run and is mended outside of it, as its message says. The same command
 goes on then."""
 
@@ -60,6 +62,7 @@ def open_run(settings: TrainerSettings) -> Iterator[tuple[Services, Records]]:
         RunTaken: another process works on it.
     """
     with exclusive(settings.run), connect(settings) as services:
+        Registry(settings.run / "checkpoints").drop_drafts()
         yield services, Records(settings.run / "records")
 
 

@@ -11,12 +11,16 @@ from typing import Self
 import orjson
 from torch.utils.tensorboard import SummaryWriter
 
+from agentprm.files import drop_torn_line
+
 
 class MetricsWriter:
     """`run/metrics.jsonl` and `run/tensorboard/`. A restarted run appends to both."""
 
     def __init__(self, run: Path) -> None:
-        self._file = (run / "metrics.jsonl").open("ab")
+        file = run / "metrics.jsonl"
+        drop_torn_line(file)
+        self._file = file.open("ab")
         self._board = SummaryWriter(str(run / "tensorboard"))
 
     def __enter__(self) -> Self:

@@ -7,14 +7,14 @@ A line is written and synced before its stream entry is acknowledged. A result t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import structlog
 
+from agentprm.files import drop_torn_line, read_lines
 from agentprm.protocol import Episode, JobResult
-from agentprm.runs import results_of, rollouts_stage
+from agentprm.runs import MEND_RECORDS, read_results_of_jobs, rollouts_stage
 
 log = structlog.get_logger()
 
@@ -30,15 +30,20 @@ def stage_of(job_id: str) -> str:
 
 
 class Records:
-    """The job results below `directory`."""
+    """The job results below `directory`.
+
+    Raises:
+        DamagedFile: a line of them cannot be read, now or when it is asked for.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, set[str]] = {}
         for path in directory.glob("*.jsonl"):
-            _drop_torn_line(path)
-            self._known[path.stem] = {orjson.loads(line)["job_id"] for line in _lines(path)}
+            drop_torn_line(path)  # its result was not acknowledged
+            jobs = read_lines(path, lambda line: str(orjson.loads(line)["job_id"]), MEND_RECORDS)
+            self._known[path.stem] = set(jobs)
 
     def finished(self, stage: str) -> set[str]:
         """The ids of the jobs of `stage` that are recorded."""
@@ -62,8 +67,7 @@ class Records:
 
     def results(self, stage: str) -> list[JobResult]:
         """The results of `stage`, in the order of their job ids, one a job."""
-        path = self._path(stage)
-        return results_of(_lines(path)) if path.exists() else []
+        return read_results_of_jobs(self._path(stage))
 
     def episodes(self, stage: str) -> list[Episode]:
         """The episodes of `stage`, in the order of their ids, whoever played them when."""
@@ -75,18 +79,3 @@ class Records:
 
     def _path(self, stage: str) -> Path:
         return self.directory / f"{stage}.jsonl"
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        yield from file
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut what a killed process left of its last line; that result was not acknowledged."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        log.warning("dropping a torn last line", file=str(path), bytes=len(content) - whole)
-        with path.open("r+b") as file:
-            file.truncate(whole)

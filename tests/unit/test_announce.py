@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import redis
 
-from agentprm.cli.machine import QUEUE_NAME, _announce
+from agentprm.cli.machine import QUEUE_NAME, _announced, _queue_name, train_connected, train_run
+from agentprm.cli.processes import Machine
+from agentprm.cli.services import Endpoints
+from agentprm.config import load_config
 from agentprm.protocol import RolloutJob
-from agentprm.queue import CurrentRun, Queue
+from agentprm.queue import CurrentRun, Queue, QueueError, _queue
 from agentprm.redis_server import RedisServer
 from services.rollout.__main__ import _wanted
 from services.rollout.settings import RolloutSettings
@@ -17,10 +23,9 @@ from services.rollout.settings import RolloutSettings
 
 def announce(run: Path, url: str) -> str:
     run.mkdir(exist_ok=True)
-    name = _announce(run, url)
-    with closing(CurrentRun(url)) as current:
+    with _announced(run, url) as name, closing(CurrentRun(url)) as current:
         assert current.read() == name
-    return name
+        return name
 
 
 def test_every_run_has_a_name_of_its_own_and_keeps_it(
@@ -46,6 +51,34 @@ def test_runs_of_one_fixed_name_do_not_see_each_others_jobs(
             assert not queue.publish(job)
 
 
+def test_a_second_run_does_not_get_a_name_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it become the current one; of a run that was killed the name is its own at once."""
+    monkeypatch.setenv(QUEUE_NAME, "fixed")
+    monkeypatch.setattr(_queue, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(_queue, "_RENEW_SECONDS", 0.2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with RedisServer(tmp_path / "redis") as server:
+        with _announced(first, server.url):
+            time.sleep(1.5)  # longer than the lease, which is renewed
+            with pytest.raises(QueueError, match=QUEUE_NAME):
+                announce(second, server.url)
+            assert (tmp_path / "current").resolve() == first
+        announce(second, server.url)  # `first` has ended
+
+        killed = Queue(server.url, "fixed")
+        killed.adopt(_queue_name(first))
+        killed._lease.close()
+        with pytest.raises(QueueError, match=QUEUE_NAME):
+            announce(second, server.url)
+        announce(first, server.url)
+        killed._owner = None
+        killed.close()
+
+
 def test_a_worker_goes_on_with_its_run_until_another_is_announced(tmp_path: Path) -> None:
     """Also where Redis came back without its data, and with it without the announcement."""
     settings = RolloutSettings(env_url="http://env", policy_url="http://policy")
@@ -56,3 +89,33 @@ def test_a_worker_goes_on_with_its_run_until_another_is_announced(tmp_path: Path
         assert _wanted("first", settings, current)
         current.announce("second")
         assert not _wanted("first", settings, current)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_no_flag_of_a_process_holds_the_password_of_redis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    """Flags are everyone's to read; the environment is not."""
+    endpoints = Endpoints(env="http://e", policy="http://p", prm="http://q")
+    spawned: list[tuple[list[str], str]] = []
+
+    def spawn(self: Machine, argv: list[str], *_: object) -> subprocess.Popen[bytes]:
+        spawned.append((argv, self._environment["AGENTPRM_REDIS_URL"]))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(Machine, "_spawn", spawn)
+    monkeypatch.setattr("agentprm.cli.machine.start_services", lambda *_: endpoints)
+    run = tmp_path / "run"
+    run.mkdir()
+    with RedisServer(tmp_path / "redis") as server:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.config_set("requirepass", "secret")
+        url = server.url.replace("unix://", "unix://:secret@")
+        monkeypatch.setenv("REDIS_URL", url)
+        if connected:
+            train_connected(run, endpoints, quiet=True)
+        else:
+            train_run(run, load_config("smoke"), None, quiet=True)
+    assert {given for _, given in spawned} == {url}
+    assert len(spawned) >= (1 if connected else 3)
+    assert not any("secret" in flag for argv, _ in spawned for flag in argv)

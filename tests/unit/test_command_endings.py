@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,8 @@ from typer.testing import CliRunner
 
 from agentprm.cli import app
 from agentprm.cli.common import digest_of, explained
+from agentprm.cli.processes import Machine
+from agentprm.files import write_atomic
 from agentprm.prompts import load_prompt
 from services.prm.settings import PRMServiceSettings
 
@@ -58,3 +66,77 @@ def test_a_run_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
         ended = CliRunner().invoke(app, ["up", "--run", str(tmp_path / name)])
         assert ended.exit_code == 2
         assert f"there is no run directory {tmp_path / name}" in ended.output
+
+
+_WAITS = """
+import sys, tempfile, time
+from agentprm.cli.common import explained
+with tempfile.TemporaryDirectory(dir=sys.argv[1]), explained("nothing is kept"):
+    print("waits", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    argv = [sys.executable, "-c", _WAITS, str(tmp_path), "60"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+        assert list(tmp_path.iterdir())
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert b"nothing is kept" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    argv = ["nohup", sys.executable, "-c", _WAITS, str(tmp_path), "1"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 0
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Files take ten bytes in this block."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    file.write_bytes(b"old")
+    with pytest.raises(typer.Exit) as ended, explained(), full_disk():
+        write_atomic(file, b"new" * 100)
+    assert ended.value.exit_code == 1
+    assert f"{file}: File too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert file.read_bytes() == b"old"
+
+
+def test_a_directory_that_cannot_be_written_to_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").touch()
+    with pytest.raises(typer.Exit) as ended, explained():
+        Machine(tmp_path)
+    assert ended.value.exit_code == 1
+    assert f"{tmp_path / 'logs'}: " in capsys.readouterr().err
+
+
+def test_a_machine_runs_without_the_note_of_what_runs(tmp_path: Path) -> None:
+    (tmp_path / "processes.json").mkdir()
+    with Machine(tmp_path) as machine:
+        machine.start("platform", "platform", in_terminal=True, quiet=True)
+        assert machine.watch("platform") == 0

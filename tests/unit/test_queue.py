@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from agentprm.protocol import JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import DeadJob, Entry, Offer, Queue, QueueError, QueueSettings
@@ -221,12 +222,13 @@ def test_who_waits_for_room_does_not_send_the_result_again(connect: Open) -> Non
 
 def test_a_name_that_another_run_takes_is_empty_and_its_ids_are_free(connect: Open) -> None:
     queue = connect()
-    assert queue.adopt("tiny-1")
-    assert queue.publish(job("a"))
-    assert not queue.adopt("tiny-1")
+    with connect() as trainer:
+        assert trainer.adopt("tiny-1")
+        assert queue.publish(job("a"))
+        assert not trainer.adopt("tiny-1")
     assert queue.lengths()["jobs"] == 1
     late = take(queue)
-    assert queue.adopt("tiny-2")
+    assert connect().adopt("tiny-2")
     assert queue.lengths()["jobs"] == 0
     assert queue.publish(job("a"))
     assert not queue.finish(late, result("a"))  # of the job that tiny-1 had published
@@ -364,3 +366,43 @@ def test_every_job_counts_once_however_workers_and_trainers_die(
         thread.join(timeout=10)
     pushed = Counter(job_id for job_id, _ in set(records))
     assert pushed == Counter(names), "one entry a job, however often it was delivered"
+
+
+def test_calls_outlast_a_full_redis(server: RedisServer, connect: Open) -> None:
+    queue = connect()
+    queue.publish(job("a"))
+    entry = take(queue)
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        admin.config_set("maxmemory", 1)
+        try:
+            with ThreadPoolExecutor() as pool:
+                calls = [
+                    pool.submit(queue.finish, entry, result("a")),
+                    pool.submit(queue.publish, job("b")),
+                ]
+                time.sleep(1.0)
+                assert not any(call.done() for call in calls)
+                admin.config_set("maxmemory", 0)
+                assert [call.result() for call in calls] == [True, True]
+        finally:
+            admin.config_set("maxmemory", 0)
+    assert [e.record.job_id for e in queue.results("episodes", 5, 1.0)] == ["a"]
+
+
+def test_a_redis_that_stays_full_is_said_to_be(server: RedisServer, connect: Open) -> None:
+    queue = connect(settings=QueueSettings(patience=0.3))
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        admin.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(QueueError, match="maxmemory"):
+                queue.publish(job("a"))
+        finally:
+            admin.config_set("maxmemory", 0)
+
+
+def test_what_redis_refuses_for_good_is_no_traceback(server: RedisServer, connect: Open) -> None:
+    queue = connect()
+    with redis.Redis.from_url(server.url, protocol=2) as admin:
+        admin.set(queue._streams.keys["ids"], "not a set")
+    with pytest.raises(QueueError, match="WRONGTYPE"):
+        queue.publish(job("a"))

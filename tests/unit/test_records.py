@@ -1,9 +1,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from agentprm import runs
+from agentprm.files import DamagedFile
 from agentprm.protocol import Episode, JobResult
 from services.trainer import demonstrations
+from services.trainer.metrics import MetricsWriter
 from services.trainer.records import Records, job_id, stage_of
 from tests.unit.trainer_episodes import episode
 
@@ -53,6 +57,34 @@ def test_a_torn_last_line_is_dropped_and_its_job_missing(tmp_path: Path) -> None
     assert again.finished("demos") == {"demos-0000"}
     assert again.append(result("demos-0001"))
     assert len(again.results("demos")) == 2
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 20, b"{}", b'{"job_id": "demos-0000"}'])
+def test_a_damaged_line_is_told_with_its_file_and_number(tmp_path: Path, damage: bytes) -> None:
+    directory = tmp_path / "records"
+    records = Records(directory)
+    file = directory / "demos.jsonl"
+    records.append(result("demos-0001"))
+    with file.open("ab") as appending:
+        appending.write(damage + b"\n")
+    for read in (
+        lambda: Records(directory).results("demos"),
+        lambda: runs.read_episodes(tmp_path, "demos"),
+    ):
+        with pytest.raises(DamagedFile, match=rf"{file}: line 2 cannot be read.*played again"):
+            read()
+
+
+def test_measurements_go_on_behind_a_torn_line(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.log("pi_0", 0, {"a": 1.0})
+    file = tmp_path / "metrics.jsonl"
+    with file.open("ab") as torn:
+        torn.write(b'{"time": 17')
+    assert [line["a"] for line in runs.read_metrics(tmp_path)] == [1.0]
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.log("pi_0", 1, {"a": 2.0})
+    assert [line["a"] for line in runs.read_metrics(tmp_path)] == [1.0, 2.0]
 
 
 def test_stages_are_apart(tmp_path: Path) -> None:

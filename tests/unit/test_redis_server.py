@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -139,3 +140,27 @@ def test_the_environment_names_a_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redis_server.given_url() == "redis://b"
     monkeypatch.setenv("REDIS_URL", "redis://a")
     assert redis_server.given_url() == "redis://a"
+
+
+def test_it_starts_where_the_path_of_temporary_files_is_too_long_for_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with RedisServer(tmp_path / "redis") as server, Queue(server.url, "run") as queue:
+        assert queue.lengths()["jobs"] == 0
+
+
+def test_why_it_does_not_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = tmp_path / "idle"
+    idle.write_text("#!/bin/sh\nexec sleep 60\n")
+    idle.chmod(0o755)
+    monkeypatch.setattr(redis_server, "find_redis_server", lambda: idle)
+    monkeypatch.setattr(redis_server, "START_TIMEOUT", 0.5)
+    server = RedisServer(tmp_path / "redis")
+    try:
+        with pytest.raises(RedisServerError, match=r"does not start \(.*No such file"):
+            server.start()
+    finally:
+        server.close()

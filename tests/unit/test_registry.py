@@ -176,6 +176,29 @@ def test_a_crash_between_rename_and_mark_leaves_nothing_to_load(registry: Regist
     assert (registry.open(VERSION) / "model.safetensors").read_bytes() == b"weights"
 
 
+_WRITES = """
+import sys, time
+from pathlib import Path
+from agentprm.registry import Registry
+with Registry(Path(sys.argv[1])).write("policy/1") as draft:
+    (draft / "model.safetensors").write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_draft_is_removed_once_its_writer_was_killed(registry: Registry) -> None:
+    argv = [sys.executable, "-c", _WRITES, str(registry.root)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+        registry.drop_drafts()
+        assert [path.name[:7] for path in (registry.root / "policy").iterdir()] == [".draft-"]
+        writer.kill()
+    registry.drop_drafts()
+    assert list((registry.root / "policy").iterdir()) == []
+
+
 def test_versions_come_in_the_order_of_their_numbers(registry: Registry) -> None:
     for version in ("online/1.10", "online/1.9", "online/2.1", "policy/10", "policy/9"):
         write(registry, version)

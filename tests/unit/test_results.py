@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from agentprm.files import DamagedFile
 from agentprm.protocol import (
     Action,
     ChoiceRule,
@@ -77,6 +78,12 @@ def test_results_round_trip(tmp_path: Path) -> None:
     )
     write_results(tmp_path, [row])
     assert read_results(tmp_path) == [row]
+    file = tmp_path / "results.json"
+    whole = file.read_bytes()
+    for damage in (whole[:100], b"[3]", b"3", whole.replace(b"pi_0", b"")[:-1]):
+        file.write_bytes(damage)
+        with pytest.raises(DamagedFile, match=rf"{file} cannot be read.*Delete it"):
+            read_results(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from agentprm.config import load_config
+from agentprm.redis_server import RedisServer
 from agentprm.registry import Registry
+from services.trainer.app import TrainerSettings, open_run
 from services.trainer.exclusive import RunTaken, exclusive
 
 _HOLD = """
@@ -48,6 +50,18 @@ def test_one_that_is_killed_leaves_the_run_free(tmp_path: Path) -> None:
     holder.communicate()
     with exclusive(tmp_path):
         pass
+
+
+def test_who_takes_a_run_clears_away_what_killed_fits_left(tmp_path: Path) -> None:
+    draft = tmp_path / "checkpoints" / "policy" / ".draft-killed"
+    draft.mkdir(parents=True)
+    nobody = "http://127.0.0.1:9"
+    with RedisServer(tmp_path / "redis") as redis:
+        settings = TrainerSettings(
+            run=tmp_path, redis_url=redis.url, env_url=nobody, policy_url=nobody, prm_url=nobody
+        )
+        with open_run(settings):
+            assert not draft.exists()
 
 
 _SERVICES = [

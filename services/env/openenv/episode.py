@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from anyio import to_thread
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from agentprm.protocol import (
     MAX_STEPS,
     Command,
     CreateSessions,
     Id,
+    Request,
     Seed,
     Session,
     Split,
@@ -33,13 +34,11 @@ class Run(Protocol):
         """The result of `call`, which is made in a thread where it has to wait."""
 
 
-class Play(BaseModel):
+class Play(Request):
     """An action: one command of the game."""
 
-    model_config = ConfigDict(extra="forbid")
-
     command: Command
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default={})
 
 
 class Observation(BaseModel):

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Response
 from pydantic import BaseModel, Field
 
-from agentprm.protocol import MAX_TEXTS, Rendered, ScoreRequest, ScoreResponse
+from agentprm.protocol import MAX_TEXTS, Many, Rendered, ScoreRequest, ScoreResponse
 from agentprm.service import json_response
 
 
 class RewardRequest(BaseModel):
     """What is honoured of a request; the other fields are passed over."""
 
-    query: list[Rendered] = Field(min_length=1, max_length=MAX_TEXTS)
+    query: Many[Rendered] = Field(min_length=1, max_length=MAX_TEXTS)
 
 
 class RewardResponse(BaseModel):

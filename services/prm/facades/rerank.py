@@ -20,6 +20,7 @@ from agentprm.protocol import (
     MAX_COMMAND,
     Action,
     Choice,
+    Many,
     ScoreRequest,
     ScoreResponse,
     State,
@@ -44,7 +45,7 @@ class RerankRequest(BaseModel):
 
     model: str | None = None
     query: Text
-    documents: list[Text | Document] = Field(min_length=1, max_length=MAX_DOCUMENTS)
+    documents: Many[Text | Document] = Field(min_length=1, max_length=MAX_DOCUMENTS)
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
 
