@@ -136,8 +136,6 @@ class _PRM(_Model):
     @endpoint
     def score_episodes(self, episodes: Sequence[p.Episode]) -> Call[list[list[float]]]:
         """Q of every turn of recorded episodes."""
-        if not episodes:  # /v1/score takes nothing without anything to score
-            return get("/health", p.Health).then(lambda _: [])
         request = p.ScoreRequest(transcripts=[episode.transcript() for episode in episodes])
         return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.transcripts)
 

@@ -25,6 +25,8 @@ def scored(prm: PRMClient, line: str) -> Iterator[tuple[str, list[str], list[flo
             yield "chat", answers, prm.score_messages(record["messages"])
         return
     episodes = JobResult.model_validate(record).episodes
+    if not episodes:
+        return
     for episode, q in zip(episodes, prm.score_episodes(episodes), strict=True):
         commands = [turn.action.command for turn in episode.turns]
         yield f"{episode.game.task} ({'won' if episode.won else 'lost'})", commands, q
