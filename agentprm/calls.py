@@ -13,6 +13,7 @@ The method `count` of the first returns a `Count`, that of the second is awaited
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
@@ -37,6 +38,7 @@ HEALTH_SECONDS = 10.0
 """Seconds until a service that does not say how it is counts as one that cannot be reached."""
 _SHORTEST = 0.05
 """Least seconds that an attempt gets, however near the deadline."""
+_TRICKLE = "it comes too slowly"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -241,24 +243,34 @@ class Client:
             ServiceError: it does not answer, or not with what it is.
         """
         with _as_service_errors(self._http.base_url):
-            return _HEALTH.read(_checked(self._http.get(_HEALTH.path, timeout=self._patience)))
+            return _HEALTH.read(_checked(self._answer(_HEALTH, httpx.Timeout(self._patience))))
 
     def _do(self, call: Call[T]) -> T:
         attempts = _Attempts(self._deadline, self._unreachable)
 
         def once() -> bytes:
-            return _checked(
-                self._http.request(
-                    call.method,
-                    call.path,
-                    content=call.content,
-                    params=call.params,
-                    timeout=attempts.timeout,
-                )
-            )
+            return _checked(self._answer(call, attempts.timeout))
 
         with _as_service_errors(self._http.base_url):
             return call.read(tenacity.Retrying(**attempts.policy)(once))
+
+    def _answer(self, call: Call[Any], timeout: httpx.Timeout) -> httpx.Response:
+        """The answer, which is given up where it comes little by little: httpx times each read."""
+        ends = time.monotonic() + (timeout.read or 0.0)
+        parts = []
+        with self._http.stream(
+            call.method, call.path, content=call.content, params=call.params, timeout=timeout
+        ) as answer:
+            for part in answer.iter_raw():
+                parts.append(part)
+                if time.monotonic() > ends:
+                    raise httpx.ReadTimeout(_TRICKLE, request=answer.request)
+        return httpx.Response(
+            answer.status_code,
+            headers=answer.headers,
+            content=b"".join(parts),
+            request=answer.request,
+        )
 
 
 class AsyncClient:
@@ -295,22 +307,28 @@ class AsyncClient:
             ServiceError: it does not answer, or not with what it is.
         """
         with _as_service_errors(self._http.base_url):
-            answer = await self._http.get(_HEALTH.path, timeout=self._patience)
+            answer = await self._answer(_HEALTH, httpx.Timeout(self._patience))
             return _HEALTH.read(_checked(answer))
 
     async def _do(self, call: Call[T]) -> T:
         attempts = _Attempts(self._deadline, self._unreachable)
 
         async def once() -> bytes:
-            return _checked(
-                await self._http.request(
+            return _checked(await self._answer(call, attempts.timeout))
+
+        with _as_service_errors(self._http.base_url):
+            return call.read(await tenacity.AsyncRetrying(**attempts.policy)(once))
+
+    async def _answer(self, call: Call[Any], timeout: httpx.Timeout) -> httpx.Response:
+        try:
+            # A little longer: what httpx times itself it can name.
+            async with asyncio.timeout((timeout.read or 0.0) + _SHORTEST):
+                return await self._http.request(
                     call.method,
                     call.path,
                     content=call.content,
                     params=call.params,
-                    timeout=attempts.timeout,
+                    timeout=timeout,
                 )
-            )
-
-        with _as_service_errors(self._http.base_url):
-            return call.read(await tenacity.AsyncRetrying(**attempts.policy)(once))
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(_TRICKLE) from error

@@ -9,6 +9,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from agentprm.keys import Keys, is_loopback
+from agentprm.service._local import Local
+
 CONNECTIONS = 4096
 """Most open connections; those beyond are closed at once."""
 HEADER_SECONDS = 10.0
@@ -68,7 +71,12 @@ class Http(HttpToolsProtocol):
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Run until SIGTERM or SIGINT; requests in flight get ten seconds to end."""
+    """Run until SIGTERM or SIGINT; requests in flight get ten seconds to end.
+
+    On loopback and without keys only what this machine itself sends is answered.
+    """
+    if is_loopback(host) and not Keys.from_environment():
+        app.add_middleware(Local)
     uvicorn.run(
         app,
         host=host,

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -129,6 +130,30 @@ def test_an_attempt_does_not_outlast_the_deadline(score: Score) -> None:
         with pytest.raises(ServiceError):
             score(f"http://127.0.0.1:{silent.getsockname()[1]}", 1.0)
         assert 0.9 < time.monotonic() - started < 9
+
+
+def test_an_answer_that_trickles_does_not_outlast_the_deadline(score: Score) -> None:
+    ended = threading.Event()
+
+    def trickle(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+            while not ended.wait(0.2):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=trickle, args=(listening,))
+        thread.start()
+        started = time.monotonic()
+        try:
+            with pytest.raises(ServiceError, match="too slowly"):
+                score(f"http://127.0.0.1:{listening.getsockname()[1]}", 1.0)
+            assert 0.9 < time.monotonic() - started < 9
+        finally:
+            ended.set()
+            thread.join()
 
 
 def health_at_once(url: str) -> None:
