@@ -6,7 +6,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Literal, Self
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from agentprm.protocol import Job, JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import _scripts
 from agentprm.queue._heartbeat import Heartbeat
+from agentprm.queue._lease import Lease
 from agentprm.queue._link import QueueError
 from agentprm.queue._streams import GROUPS, Row, Streams
 from agentprm.queue._values import DeadJob, Entry, Offer, QueueSettings, Results
@@ -25,10 +25,6 @@ from agentprm.validation import first_error
 _CONSUMER = "trainer"
 """Results have one consumer, always of this name, so that a restarted trainer finds at once what
 it had taken and not acknowledged."""
-
-LEASE_SECONDS = 30.0
-"""Until a name is free whose run ended without a word."""
-_RENEW_SECONDS = 5.0
 
 _job: TypeAdapter[RolloutJob | PreferenceJob] = TypeAdapter(Job)
 _log = structlog.get_logger()
@@ -54,7 +50,6 @@ class Queue:
         stopped: threading.Event | None = None,
     ) -> None:
         self.settings = settings or QueueSettings()
-        self._run = run
         self.consumer = f"{name}-{uuid.uuid4().hex[:8]}"
         self._stopped = stopped or threading.Event()
         self._streams = Streams(url, run, patience=self.settings.patience, stopped=self._stopped)
@@ -64,10 +59,7 @@ class Queue:
         self._finish = self._redis.register_script(_scripts.FINISH)
         self._set_idle = self._redis.register_script(_scripts.SET_IDLE)
         self._bury = self._redis.register_script(_scripts.BURY)
-        self._take_lease = self._redis.register_script(_scripts.LEASE)
-        self._release_lease = self._redis.register_script(_scripts.RELEASE)
-        self._owner: str | None = None
-        self._lease = Heartbeat(self._renew, _RENEW_SECONDS)
+        self._lease = Lease(self._streams, run)
         self._heartbeat = Heartbeat(self._touch, self.settings.claim_after / 3)
 
     def __enter__(self) -> Self:
@@ -80,10 +72,6 @@ class Queue:
         """Stop the heartbeat, leave the name to others and close the connections."""
         self._heartbeat.close()
         self._lease.close()
-        if self._owner is not None:
-            with suppress(QueueError):  # else the name is free a little later
-                keys, owner = [self._streams.lease], [self._owner]
-                self._streams.call(lambda: self._release_lease(keys, owner), patience=0.0)
         self._streams.close()
 
     # --- jobs: the trainer's side ---------------------------------------------------------------
@@ -237,7 +225,7 @@ class Queue:
         """Take this name for `owner`, a run's own name: drop what any other run left under it.
 
         Jobs of two runs may have the same ids, so a name serves one after the other only so. Until
-        this object is closed, or has been silent for `LEASE_SECONDS`, no other run gets it.
+        this object is closed no other run gets it; see `Lease`.
 
         Returns:
             Whether it was another's, or nobody's, before.
@@ -245,15 +233,7 @@ class Queue:
         Raises:
             QueueError: another run has it now.
         """
-        holder = self._lease_holder(owner)
-        if holder != owner:
-            raise QueueError(
-                f"the run {holder} has the name {self._run!r} in this Redis now, and each of two "
-                "would take the other's results for its own. Wait until that run has ended, or "
-                "give this one another AGENTPRM_QUEUE_NAME, or a Redis of its own."
-            )
-        self._owner = owner
-        self._lease.hold(owner)
+        self._lease.take(owner)
         key = self._streams.keys["owner"]
         if self._streams.call(partial(self._redis.get, key)) == owner.encode():
             return False
@@ -325,22 +305,6 @@ class Queue:
     def _release(self, entry_id: str, idle: float, deliveries: int) -> None:
         fields = (self.consumer, entry_id, round(idle * 1000), deliveries)
         self._streams.run(self._set_idle, ["jobs"], GROUPS["jobs"], *fields)
-
-    def _lease_holder(self, owner: str, *, patience: float | None = None) -> str:
-        """Take the lease for `owner`, or renew it; whoever has it then."""
-        fields = (owner, round(LEASE_SECONDS * 1000))
-        keys = [self._streams.lease]
-        holder = self._streams.call(lambda: self._take_lease(keys, fields), patience=patience)
-        return str(holder.decode())
-
-    def _renew(self, owner: str) -> bool:
-        try:
-            holder = self._lease_holder(owner, patience=0.0)
-        except QueueError:
-            return True
-        if holder != owner:
-            _log.error("another run has taken the name of this one", name=self._run, run=holder)
-        return holder == owner
 
     def _touch(self, entry_id: str) -> bool:
         fields = (GROUPS["jobs"], self.consumer, entry_id, 0, "same")

@@ -15,7 +15,7 @@ from agentprm.cli.processes import Machine
 from agentprm.cli.services import Endpoints
 from agentprm.config import load_config
 from agentprm.protocol import RolloutJob
-from agentprm.queue import CurrentRun, Queue, QueueError, _queue
+from agentprm.queue import CurrentRun, Queue, QueueError, _lease
 from agentprm.redis_server import RedisServer
 from services.rollout.__main__ import _wanted
 from services.rollout.settings import RolloutSettings
@@ -56,8 +56,8 @@ def test_a_second_run_does_not_get_a_name_that_is_in_use(
 ) -> None:
     """Nor does it become the current one; of a run that was killed the name is its own at once."""
     monkeypatch.setenv(QUEUE_NAME, "fixed")
-    monkeypatch.setattr(_queue, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(_queue, "_RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(_lease, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(_lease, "_RENEW_SECONDS", 0.2)
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -69,14 +69,11 @@ def test_a_second_run_does_not_get_a_name_that_is_in_use(
             assert (tmp_path / "current").resolve() == first
         announce(second, server.url)  # `first` has ended
 
-        killed = Queue(server.url, "fixed")
-        killed.adopt(_queue_name(first))
-        killed._lease.close()
+        with closing(redis.Redis.from_url(server.url)) as client:  # what one that is killed leaves
+            client.set("agentprm:fixed:lease", _queue_name(first), px=60_000)
         with pytest.raises(QueueError, match=QUEUE_NAME):
             announce(second, server.url)
         announce(first, server.url)
-        killed._owner = None
-        killed.close()
 
 
 def test_a_worker_goes_on_with_its_run_until_another_is_announced(tmp_path: Path) -> None:
