@@ -33,7 +33,8 @@ class ProcessSettings(BaseSettings):
             sys.exit("\n".join(_line(e["loc"], e["msg"]) for e in error.errors()))
 
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0 is any that is free."""
 
 
 class ServiceSettings(ProcessSettings):
