@@ -10,7 +10,7 @@ import structlog
 from agentprm.config import read_config
 from agentprm.service import configure_logging
 from agentprm.visible import visible_to_fits
-from services.trainer.app import TrainerSettings
+from services.trainer.settings import TrainerSettings
 
 
 def main() -> int:

@@ -15,12 +15,13 @@ from agentprm.config import read_config
 from agentprm.lineage import die_with_parent
 from agentprm.prompts import load_prompt
 from agentprm.service import configure_logging
-from services.trainer.app import STOPS, TrainerSettings, connect
 from services.trainer.fits import FitJob, Fits
 from services.trainer.fitting import ignore, processes
 from services.trainer.metrics import MetricsWriter
+from services.trainer.opening import STOPS, connect
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.settings import TrainerSettings
 
 
 class FitProcessSettings(TrainerSettings):

@@ -9,8 +9,8 @@ import sys
 from agentprm.config import accelerate_file
 from agentprm.files import write_atomic
 from agentprm.lineage import bound
-from services.trainer.app import TrainerSettings
 from services.trainer.fits import FitJob
+from services.trainer.settings import TrainerSettings
 
 _STOP_SECONDS = 60.0
 """Seconds in which the processes have to end when they are told to."""

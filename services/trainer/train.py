@@ -9,14 +9,15 @@ from agentprm.config import Config
 from agentprm.devices import DeviceError, processes_of_fits, require_visible
 from agentprm.prompts import load_prompt
 from agentprm.results import print_table
-from services.trainer.app import STOPS, TrainerSettings, open_run
 from services.trainer.base_model import BaseModelError
 from services.trainer.baselines import LOOPS
 from services.trainer.demonstrations import DemonstrationsError
 from services.trainer.launch import FitFailed, Launcher
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
+from services.trainer.opening import STOPS, open_run
 from services.trainer.progress import Progress
+from services.trainer.settings import TrainerSettings
 
 
 def train(settings: TrainerSettings, config: Config) -> int:

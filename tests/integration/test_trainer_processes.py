@@ -28,12 +28,13 @@ from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, JobResult, NextAction, Preference, PreferenceJob, Sampling
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
-from services.trainer.app import TrainerSettings, connect
 from services.trainer.fits import FitJob, Fits
 from services.trainer.launch import FitFailed, Launcher
 from services.trainer.metrics import MetricsWriter
+from services.trainer.opening import connect
 from services.trainer.progress import Progress
 from services.trainer.records import Records
+from services.trainer.settings import TrainerSettings
 from tests.processes import service
 from tests.unit.trainer_episodes import create_small, episode, group
 
@@ -305,7 +306,7 @@ def test_its_processes_end_with_a_trainer_that_is_killed(run: Run) -> None:
     """They wait for preferences, which nobody sends."""
     job = run.job("policy", "never")
     code = (
-        "import sys; from services.trainer.app import TrainerSettings as S;"
+        "import sys; from services.trainer.settings import TrainerSettings as S;"
         "from services.trainer.fits import FitJob; from services.trainer.launch import Launcher;"
         "Launcher(S.model_validate_json(sys.argv[1]), 2, 'ddp')"
         ".perform(FitJob.model_validate_json(sys.argv[2]))"

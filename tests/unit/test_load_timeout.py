@@ -13,7 +13,8 @@ from services.policy import app as policy
 from services.policy.settings import PolicySettings
 from services.prm import app as prm
 from services.prm.settings import PRMServiceSettings
-from services.trainer.app import TrainerSettings, connect
+from services.trainer.opening import connect
+from services.trainer.settings import TrainerSettings
 
 
 @pytest.fixture(autouse=True)

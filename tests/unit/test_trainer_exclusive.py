@@ -13,8 +13,9 @@ import pytest
 from agentprm.config import load_config
 from agentprm.redis_server import RedisServer
 from agentprm.registry import Registry
-from services.trainer.app import TrainerSettings, open_run
 from services.trainer.exclusive import RunTaken, exclusive
+from services.trainer.opening import open_run
+from services.trainer.settings import TrainerSettings
 
 _HOLD = """
 import sys

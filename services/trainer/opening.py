@@ -1,23 +1,20 @@
-"""The trainer as a process: its settings, and its connections to the other services."""
+"""A run opened for work: its lock, its records, and connections to the services."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-
-from pydantic import Field
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
 from agentprm.registry import Registry
-from agentprm.settings import LoadSettings
 from services.trainer.collect import Services
 from services.trainer.exclusive import RunTaken, exclusive
 from services.trainer.fleet import Fleet
 from services.trainer.inbox import JobsFailed
 from services.trainer.records import Records
+from services.trainer.settings import TrainerSettings
 
 STOPS = (DamagedFile, JobsFailed, QueueError, RunTaken, ServiceError)
 """What ends the work on a run and is mended outside of it, as its message says. The same command
@@ -25,30 +22,6 @@ goes on then."""
 
 _SPARE = 300.0
 """Seconds that the answer to a load may take beyond the time to load: it waits for requests."""
-
-
-class TrainerSettings(LoadSettings):
-    """Where the run is, and where the services are."""
-
-    run: Path = Field(description="run directory, with its config.json")
-    queue: str | None = Field(
-        default=None, description="name of the run in Redis; default the directory's"
-    )
-    redis_url: str = Field(description="redis://host:port/0")
-    env_url: str = Field(description="the environment service")
-    policy_url: str = Field(description="the policy service; of several replicas a,b,...")
-    prm_url: str = Field(description="the PRM service; of several replicas a,b,...")
-    max_jobs: int = Field(
-        default=QueueSettings().max_jobs,
-        ge=1,
-        description="jobs that may be outstanding, those being played among them",
-    )
-    num_processes: int | None = Field(
-        default=None, ge=1, description="processes that share a fit; default the preset's"
-    )
-    accelerate: str | None = Field(
-        default=None, description="ddp, fsdp, or an accelerate file; default the preset's"
-    )
 
 
 @contextmanager
