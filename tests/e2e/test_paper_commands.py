@@ -3,6 +3,7 @@ shaping with rejection sampling."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -104,14 +105,23 @@ def test_the_monitor_reads_where_nothing_was_fitted(run: Path, i: int) -> None:
     assert not asked & openings
 
 
-def test_a_world_model_is_fitted_measured_and_planned_in(run: Path, alfworld_data: Path) -> None:
+def test_a_world_model_is_fitted_measured_and_planned_in(
+    run: Path, alfworld_data: Path, tmp_path: Path
+) -> None:
+    """The run's PRM is none to plan by, as it says; the same weights that say nothing are taken."""
     agentprm("world", "fit", "--run", str(run))
     rows: list[dict[str, Any]] = orjson.loads(
         agentprm("world", "eval", "--run", str(run), "--count", "6", "--json")
     )
     assert {row["split"] for row in rows} == {"train", "valid_seen"}
+    bare = tmp_path / "prm"
+    shutil.copytree(run / "checkpoints" / "prm" / "0", bare)
+    (bare / METADATA).unlink()
+    registry = ["--registry", str(run / "checkpoints")]
+    agentprm("checkpoints", "adopt", str(bare), "prm/9", *registry)
     for model in ("learned", "true"):
-        plan = ["plan", "--run", str(run), "--depth", "2", "--width", "2", "--model", model]
+        plan = ["plan", "--run", str(run), "--prm", "prm/9", "--model", model]
+        plan += ["--depth", "2", "--width", "2"]
         plan += ["--games", str(alfworld_data), "--count", "1", "--max-steps", "2", "--json"]
         (row,) = orjson.loads(agentprm(*plan))
         assert (row["games"], row["actions"]) == (1, 2.0)

@@ -31,10 +31,8 @@ def port(tmp_path: Path) -> Iterator[int]:
     command += ["--policy", str(publish(tmp_path / "policy", prm=False))]
     command += ["--prm", str(publish(tmp_path / "prm", prm=True))]
     command += ["--prompt", str(tmp_path / "authors.j2")]
-    # The alfworld package names its games there when it is imported, as another test may have.
-    environment = {name: value for name, value in os.environ.items() if name != "ALFWORLD_DATA"}
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=_environment())
     try:
         for k in (1, 2):
             _wait(process, f"http://127.0.0.1:{port + k}/health")
@@ -64,10 +62,17 @@ def test_it_ends_where_a_service_refuses_its_checkpoint(tmp_path: Path) -> None:
     tiny_scorer(tmp_path / "prm", 0, labels=2)
     command = [sys.executable, "-m", "agentprm.cli", "up", "--port", str(free_port())]
     command += ["--prm", str(tmp_path / "prm"), "--device", "cpu"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        command, env=_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "prm does not serve prm/0" in ended.stderr
     assert "has 2 labels" in ended.stderr
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without the games that alfworld names in it where another test has imported it."""
+    return {name: value for name, value in os.environ.items() if name != "ALFWORLD_DATA"}
 
 
 def _wait(process: subprocess.Popen[bytes], url: str) -> None:

@@ -80,7 +80,12 @@ with tempfile.TemporaryDirectory(dir=sys.argv[1]), explained("nothing is kept"):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     argv = [sys.executable, "-c", _WAITS, str(tmp_path), "60"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and inherited
+    try:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGHUP, ours)
+    with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"waits\n"
         assert list(tmp_path.iterdir())

@@ -251,7 +251,7 @@ def test_contradictions_of_a_chat_request_name_the_field(
 
 def test_waiting_jobs_share_a_batch_but_not_each_others_faults(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     registry = Registry(tmp_path / "checkpoints")
     registry.adopt(tmp_path / "model", "policy/0")
     batches: list[list[int]] = []

@@ -434,7 +434,7 @@ def test_messages_that_the_chat_template_refuses_are_a_422(tmp_path: Path) -> No
     )
     tokenizer.save_pretrained(path)
     engine = load(path)
-    for role, why in (("system", "no system"), ("assistant", "conversation")):
+    for role, why in (("system", "no system"), ("assistant", "a user message has to come")):
         with pytest.raises(ProblemError, match=why) as raised:
             engine.generate(
                 [Prompt((Message.model_validate({"role": role, "content": ""}),))], Draw()

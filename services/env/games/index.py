@@ -102,8 +102,8 @@ class GameIndex:
 
 
 _ADVICE = (
-    "give a directory that `alfworld-download` filled, by default ~/.cache/alfworld, or one that "
-    "`agentprm games generate` did, which needs no download"
+    "give, or have ALFWORLD_DATA name, a directory that `alfworld-download` filled, by default "
+    "~/.cache/alfworld, or one that `agentprm games generate` did, which needs no download"
 )
 
 
