@@ -210,14 +210,16 @@ def _require_kind(source: Path, version: str) -> None:
     """
     try:
         config = orjson.loads((source / "config.json").read_bytes())
-        _, architectures = config["model_type"], config.get("architectures")
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or "model_type" not in config:
         raise CheckpointError(
             f"{source} is no Hugging Face checkpoint: its config.json names no model_type"
-        ) from None
+        )
     scores = version.partition("/")[0] in _CLASSIFIERS
     foreign = ("ForCausalLM", "LMHeadModel") if scores else ("ForSequenceClassification",)
-    found = next((a for a in architectures or [] if a.endswith(foreign)), None)
+    named = config.get("architectures") or []
+    found = next((name for name in named if name.endswith(foreign)), None)
     if found is not None:
         raise CheckpointError(f"{source} is no {'PRM' if scores else 'policy'}: it is a {found}")
 

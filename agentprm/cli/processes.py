@@ -21,6 +21,7 @@ import httpx
 import orjson
 import structlog
 
+from agentprm.calls import HEALTH_SECONDS
 from agentprm.cli.ports import answers, require_free
 from agentprm.files import write_atomic
 from agentprm.keys import SENT, own_key
@@ -207,7 +208,9 @@ class Machine:
         """
         key = self._environment.get(SENT)
         headers = {"Authorization": f"Bearer {key}"} if key else {}  # details need one
-        answer = httpx.get(f"{self.url(name)}/health", headers=headers, trust_env=False)
+        answer = httpx.get(
+            f"{self.url(name)}/health", headers=headers, timeout=HEALTH_SECONDS, trust_env=False
+        )
         health = Health.model_validate_json(answer.raise_for_status().content)
         if health.version != version:
             reason = health.details.get("refused") or self._tail(self._processes[name])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agentprm.calls import ServiceError
 from agentprm.protocol import (
     CONTEXT_TOO_LONG,
     ActResponse,
@@ -21,6 +20,7 @@ from agentprm.protocol import (
 )
 from services.rollout.choice import by_chance, majority
 from services.rollout.game import Decision, LiveGame, PlayError
+from services.rollout.halves import those_that_fit
 from services.rollout.planning import Model, look_ahead
 from services.rollout.policy import JobPolicy, seed_for
 
@@ -57,22 +57,12 @@ class AskingActor(Actor):
 
     def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision | None]:
         """See `Actor`."""
-        return self._decide(games, str(turn))
-
-    def _decide(self, games: Sequence[LiveGame], purpose: str) -> list[Decision | None]:
-        """The decisions, asked for in halves where one of the games is too long."""
-        try:
-            return [*self._answer(games, purpose)]
-        except ServiceError as error:
-            if error.title != CONTEXT_TOO_LONG:
-                raise
-        if len(games) == 1:
-            game = games[0]
-            _log.warning("a game is given up", game=game.session.game.id, reason=CONTEXT_TOO_LONG)
-            return [None]
-        half = len(games) // 2
-        first = self._decide(games[:half], f"{purpose}/0")
-        return first + self._decide(games[half:], f"{purpose}/1")
+        decisions = those_that_fit(games, lambda some, half: self._answer(some, f"{turn}{half}"))
+        for game, decision in zip(games, decisions, strict=True):
+            if decision is None:
+                name = game.session.game.id
+                _log.warning("a game is given up", game=name, reason=CONTEXT_TOO_LONG)
+        return decisions
 
     @abstractmethod
     def _answer(self, games: Sequence[LiveGame], purpose: str) -> list[Decision]:

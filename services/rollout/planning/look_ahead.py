@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from agentprm.calls import ServiceError
 from agentprm.protocol import (
-    CONTEXT_TOO_LONG,
     MAX_BATCH,
     ActResponse,
     Candidate,
@@ -16,6 +15,7 @@ from agentprm.protocol import (
     State,
     Turn,
 )
+from services.rollout.halves import those_that_fit
 from services.rollout.planning.model import H, Model
 from services.rollout.planning.search import Choice, search
 
@@ -40,8 +40,9 @@ def look_ahead(
     """
     answers: list[ActResponse] = []
 
-    def ask(states: list[State], n: int, seed: int) -> list[list[Candidate]]:
-        answer = act(states, n, seed)
+    def ask(states: Sequence[State], half: str, *, n: int, seed: int) -> list[list[Candidate]]:
+        drawn = random.Random(f"{seed}{half}").getrandbits(31) if half else seed
+        answer = act(list(states), n, drawn)
         answers.append(answer)
         return [result.candidates for result in answer.results]
 
@@ -49,8 +50,8 @@ def look_ahead(
         first = random.Random(f"{seed}/{level}").getrandbits(31) if level else seed
         found: list[list[Candidate]] = []
         for k in range(0, len(states), MAX_BATCH):
-            some, drawn = list(states[k : k + MAX_BATCH]), (first + k) % 2**31
-            found += _expand_those_that_fit(ask, some, n, drawn) if level else ask(some, n, drawn)
+            some, asked = states[k : k + MAX_BATCH], partial(ask, n=n, seed=(first + k) % 2**31)
+            found += [c or [] for c in those_that_fit(some, asked)] if level else asked(some, "")
         return found
 
     try:
@@ -59,24 +60,3 @@ def look_ahead(
     finally:
         model.forget()
     return choices, answers[0]
-
-
-def _expand_those_that_fit(
-    ask: Callable[[list[State], int, int], list[list[Candidate]]],
-    states: list[State],
-    n: int,
-    seed: int,
-) -> list[list[Candidate]]:
-    """The candidates in each state, asked for in halves where one of the states is too long."""
-    try:
-        return ask(states, n, seed)
-    except ServiceError as error:
-        if error.title != CONTEXT_TOO_LONG:
-            raise
-    if len(states) == 1:
-        return [[]]
-    half = len(states) // 2
-    return [
-        *_expand_those_that_fit(ask, states[:half], n, seed),
-        *_expand_those_that_fit(ask, states[half:], n, (seed + half) % 2**31),
-    ]
