@@ -27,12 +27,12 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
+from agentprm.models.replicas import Replicas
+from agentprm.models.serving import Serving
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Sampling, State, Step
 from agentprm.registry import Registry
-from agentprm.replicas import Replicas
 from agentprm.service import configure_logging
-from agentprm.serving import Serving
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine, Question
 from services.policy.engine.embedded import EmbeddedEngine

@@ -31,7 +31,7 @@ from agentprm.queue import Queue, QueueSettings
 from agentprm.service import configure_logging
 from benchmarks.rollout import report, temporary_redis
 from services.rollout.player import Player
-from services.trainer.records import Records
+from services.trainer.rollouts.records import Records
 
 RUN = "bench"
 STATES = 32

@@ -34,8 +34,8 @@ from benchmarks.env import cpu
 from services.env.engine.check import sample
 from services.env.engine.compiled import CompiledGame, CompiledState
 from services.env.engine.compiled.solver import next_command
-from services.trainer.targets import discounted_returns, keys, monte_carlo_targets
-from services.trainer.vine import Place, sample_places
+from services.trainer.rollouts.vine import Place, sample_places
+from services.trainer.targets.monte_carlo import discounted_returns, keys, monte_carlo_targets
 
 PROVENANCE = Provenance(engine="compiled", package_version="", data_version="", template_hash="")
 DRAWS = 8

@@ -32,16 +32,16 @@ from rich.table import Table
 
 OPERATIONS: Sequence[tuple[str, str]] = (
     ("imports", r"<frozen importlib"),
-    ("SFT", r"\(services/trainer/sft\.py"),
-    ("PRM", r"\(services/trainer/prm\.py"),
-    ("DPO", r"\(services/trainer/dpo\.py"),
+    ("SFT", r"\(services/trainer/fits/sft\.py"),
+    ("PRM", r"\(services/trainer/fits/prm\.py"),
+    ("DPO", r"\(services/trainer/fits/dpo\.py"),
     ("prefill", r"_prefill \(services/policy/"),
     ("decode", r"_decode \(services/policy/"),
     ("commands of a policy, scored", r"score \(services/policy/engine/"),
     ("actions by the PRM, scored", r"\(services/prm/(scorer|model|batching)"),
     ("environment", r"\(services/env/"),
     ("prompts, tokens, draws", r"\((services/policy/|agentprm/(prompts|encoding))"),
-    ("Redis clients and records", r"\((redis/|agentprm/queue/|services/trainer/records)"),
+    ("Redis clients and records", r"\((redis/|agentprm/queue/|services/trainer/rollouts/records)"),
     ("JSON", r"\((pydantic|agentprm/protocol|fastapi/(routing|encoders))"),
     ("HTTP", r"\((uvicorn|starlette|fastapi|httpx|httpcore|h11|anyio|asyncio|agentprm/service)"),
 )

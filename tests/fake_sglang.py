@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 
-from agentprm.sglang import SGLangClient
+from agentprm.models.sglang import SGLangClient
 
 
 @dataclass(frozen=True)

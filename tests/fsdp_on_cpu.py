@@ -1,4 +1,4 @@
-"""`services.trainer.fit` under FSDP on a CPU.
+"""`services.trainer.fits.process` under FSDP on a CPU.
 
 accelerate shards only what runs on an accelerator, and takes DDP for processes on CPUs, silently.
 Torch itself shards on CPUs as well: here accelerate is told that these processes are not on CPUs.
@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from services.trainer.fit import main
+from services.trainer.fits.process import main
 
 
 def _sharding(*_: Any, **__: Any) -> tuple[str, DistributedType]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentprm.sglang import SGLangClient
+from agentprm.models.sglang import SGLangClient
 from tests.turns import in_turn
 
 _SCRIPT = Path(__file__).parents[2] / "shared" / "sglang" / "sglang-cpu"

@@ -124,7 +124,7 @@ def _fit_module(config: Config) -> list[str]:
     module = "services.trainer.world.fit"
     if config.num_processes == 1:
         return [module]
-    from agentprm.devices import processes_of_fits  # torch, which takes seconds to import
+    from agentprm.models.devices import processes_of_fits  # torch, which takes seconds to import
 
     processes = processes_of_fits(config.num_processes, config.device, config.accelerate)
     if processes == 1:

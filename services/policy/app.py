@@ -11,10 +11,10 @@ from prometheus_client import Counter
 
 from agentprm import __version__
 from agentprm.client import AsyncPRMClient
+from agentprm.models.serving import add_checkpoint_routes
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ActRequest, ActResponse, ActResult, Health
 from agentprm.service import create_app, json_response, problems, unless_left
-from agentprm.serving import add_checkpoint_routes
 from services.policy import chat
 from services.policy.backend import open_backend
 from services.policy.batching import Batcher

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentprm.backend import Backend, on_replicas, open_replicas
-from agentprm.in_place import InPlaceServing
+from agentprm.models.backend import Backend, on_replicas, open_replicas
+from agentprm.models.in_place import InPlaceServing
+from agentprm.models.serving import Serving
 from agentprm.prompts import PromptTemplate
 from agentprm.registry import Registry
-from agentprm.serving import Serving
 from services.policy.canary import check
 from services.policy.engine import Engine
 from services.policy.engine.embedded import EmbeddedEngine

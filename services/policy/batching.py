@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 import structlog
 from prometheus_client import Gauge, Histogram
 
+from agentprm.models.serving import Served, Serving
 from agentprm.service import ProblemError
-from agentprm.serving import Served, Serving
 
 W = TypeVar("W")
 

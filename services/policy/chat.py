@@ -18,9 +18,9 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from agentprm.client import AsyncPRMClient
+from agentprm.models.serving import Serving
 from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, ScoreRequest
 from agentprm.service import ProblemError, request_body, shape_problems, unless_left
-from agentprm.serving import Serving
 from agentprm.validation import first_error, first_field
 from services.policy.batching import Batcher
 from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score

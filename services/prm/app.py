@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Response
 
 import agentprm
+from agentprm.models.serving import add_checkpoint_routes
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Health, ModelCard, ScoreRequest, ScoreResponse
 from agentprm.service import create_app, json_response, problems
-from agentprm.serving import add_checkpoint_routes
 from services.prm.backend import open_backend
 from services.prm.batching import Batcher
 from services.prm.facades import add_facades

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from agentprm import segments
+from agentprm.models import segments
 from services.prm.packing import Row
 
 

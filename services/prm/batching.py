@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from agentprm.models.serving import Served
 from agentprm.protocol import ScoreRequest, ScoreResponse
 from agentprm.service import ProblemError
-from agentprm.serving import Served
 from services.prm.packing import Row
 from services.prm.scorer import BaseScorer, Plan
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from agentprm.ensembles import read_members
 from agentprm.facts import read_facts, require_template
+from agentprm.models.serving import Served
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Checkpoint, ModelCard, ScoreResponse, Scores
 from agentprm.registry import CheckpointError, Registry
-from agentprm.serving import Served
 from services.prm.canary import check
 from services.prm.scorer import BaseScorer
 

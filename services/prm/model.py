@@ -17,11 +17,11 @@ import torch
 from prometheus_client import Counter, Gauge
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from agentprm.devices import pick_device, pick_dtype
-from agentprm.prefix_cache import PrefixCache
+from agentprm.models.devices import pick_device, pick_dtype
+from agentprm.models.prefix_cache import PrefixCache
+from agentprm.models.segments import NAME, bytes_per_token, takes_segments
+from agentprm.models.weights import copy_from_file, require_all
 from agentprm.registry import CheckpointError
-from agentprm.segments import NAME, bytes_per_token, takes_segments
-from agentprm.weights import copy_from_file, require_all
 from services.prm.attention import Segment, Store
 from services.prm.packing import Row
 

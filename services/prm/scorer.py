@@ -22,12 +22,12 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from agentprm.encoding import answer_mark, closed, encode, encode_answers
+from agentprm.models.remembering import RememberingTokenizer
+from agentprm.models.surplus_tokens import without_surplus
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import CheckpointError
-from agentprm.remembering import RememberingTokenizer
 from agentprm.service import ProblemError
-from agentprm.surplus_tokens import without_surplus
 from services.prm.model import Classifier
 from services.prm.packing import Row, fork_row
 

@@ -17,13 +17,13 @@ from prometheus_client import Counter
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from agentprm.backend import require_started_with, tag_of
-from agentprm.prefix_cache import PrefixCache
+from agentprm.models.backend import require_started_with, tag_of
+from agentprm.models.prefix_cache import PrefixCache
+from agentprm.models.replicas import Replicas
+from agentprm.models.sglang import SGLangClient, SGLangError
+from agentprm.models.surplus_tokens import without_surplus
 from agentprm.prompts import PromptTemplate
 from agentprm.registry import CheckpointError
-from agentprm.replicas import Replicas
-from agentprm.sglang import SGLangClient, SGLangError
-from agentprm.surplus_tokens import without_surplus
 from services.prm.ensemble import Ensemble
 from services.prm.packing import Row
 from services.prm.scorer import CANARY, CANARY_TOLERANCE, BaseScorer, sigmoid

@@ -13,11 +13,11 @@ from agentprm.config import Algorithm, Config
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, State, Step
 from agentprm.registry import CheckpointError
-from services.trainer.fitting import load_tokenizer
-from services.trainer.inverse import require_full_attention
-from services.trainer.rows import action_row
+from services.trainer.fits.inverse import require_full_attention
 from services.trainer.seeds import derive
 from services.trainer.tiny import create_tiny
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.rows import action_row
 
 
 class BaseModelError(Exception):

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 from agentprm.config import Algorithm
 from agentprm.results import Row, write_results
-from services.trainer.fits import FitJob
+from services.trainer.fits.jobs import FitJob
 from services.trainer.loop import Loop
 
 

@@ -10,8 +10,8 @@ from agentprm.config import Evaluation
 from agentprm.protocol import ChoiceRule
 from agentprm.results import Row
 from agentprm.service import configure_logging
-from services.trainer.collect import Collector
-from services.trainer.evaluation import evaluate, evaluate_chat
+from services.trainer.rollouts.collect import Collector
+from services.trainer.rollouts.evaluation import evaluate, evaluate_chat
 from services.trainer.single import SingleSettings, write_row
 
 

@@ -18,24 +18,24 @@ from agentprm.registry import Registry
 from agentprm.results import Row, write_results
 from agentprm.runs import DEMONSTRATIONS, evaluation_stage, rollouts_stage
 from services.trainer.base_model import base_model, require_trainable
-from services.trainer.collect import Collector, Services
-from services.trainer.demonstrations import demonstrate
-from services.trainer.evaluation import evaluate
-from services.trainer.exploration import (
+from services.trainer.fits.jobs import FitJob, Fits
+from services.trainer.metrics import MetricsWriter
+from services.trainer.progress import Progress
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.demonstrations import demonstrate
+from services.trainer.rollouts.evaluation import evaluate
+from services.trainer.rollouts.exploration import (
     EXPLORER,
     EXPLORER_DEMONSTRATIONS,
     begin,
     rollout_jobs,
     success_by_way,
 )
-from services.trainer.fits import FitJob, Fits
-from services.trainer.metrics import MetricsWriter
-from services.trainer.progress import Progress
-from services.trainer.records import Records
-from services.trainer.reference import ROLLOUTS, VALUE, reference_jobs
+from services.trainer.rollouts.records import Records
+from services.trainer.rollouts.transitions import draw_transitions, sample_next_actions
+from services.trainer.rollouts.vine import sample_places, vine_jobs, vine_stage
 from services.trainer.seeds import derive
-from services.trainer.transitions import draw_transitions, sample_next_actions
-from services.trainer.vine import sample_places, vine_jobs, vine_stage
+from services.trainer.targets.reference import ROLLOUTS, VALUE, reference_jobs
 
 
 class Loop:

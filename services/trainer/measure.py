@@ -11,12 +11,12 @@ from pydantic import Field
 from agentprm.config import read_config
 from agentprm.measurements import Measured, Measurement, read_measured, read_plan, write_measured
 from agentprm.service import configure_logging
-from services.trainer.collect import Collector
-from services.trainer.evaluation import evaluate
 from services.trainer.metrics import MetricsWriter
 from services.trainer.opening import STOPS, open_run
-from services.trainer.process_reward import process_reward, validation_states
 from services.trainer.progress import Progress
+from services.trainer.rollouts.collect import Collector
+from services.trainer.rollouts.evaluation import evaluate
+from services.trainer.rollouts.process_reward import process_reward, validation_states
 from services.trainer.settings import TrainerSettings
 
 

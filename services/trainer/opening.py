@@ -9,11 +9,11 @@ from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
 from agentprm.registry import Registry
-from services.trainer.collect import Services
 from services.trainer.exclusive import RunTaken, exclusive
-from services.trainer.fleet import Fleet
-from services.trainer.inbox import JobsFailed
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.inbox import JobsFailed
+from services.trainer.rollouts.records import Records
 from services.trainer.settings import TrainerSettings
 
 STOPS = (DamagedFile, JobsFailed, QueueError, RunTaken, ServiceError)

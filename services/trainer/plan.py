@@ -11,8 +11,8 @@ from agentprm.planned import PlannedRow, summarise_planned
 from agentprm.protocol import Lookahead
 from agentprm.runs import short_name
 from agentprm.service import configure_logging
-from services.trainer.collect import Collector
-from services.trainer.evaluation import evaluation_games
+from services.trainer.rollouts.collect import Collector
+from services.trainer.rollouts.evaluation import evaluation_games
 from services.trainer.single import SingleSettings, write_row
 
 

@@ -8,9 +8,9 @@ import structlog
 from pydantic import Field
 
 from agentprm.results import Row, print_table, write_results
-from services.trainer.collect import Collector
 from services.trainer.opening import STOPS, open_run
 from services.trainer.progress import Progress
+from services.trainer.rollouts.collect import Collector
 from services.trainer.settings import TrainerSettings
 
 

@@ -6,17 +6,17 @@ import structlog
 import transformers
 
 from agentprm.config import Config
-from agentprm.devices import DeviceError, processes_of_fits, require_visible
+from agentprm.models.devices import DeviceError, processes_of_fits, require_visible
 from agentprm.prompts import load_prompt
 from agentprm.results import print_table
 from services.trainer.base_model import BaseModelError
 from services.trainer.baselines import LOOPS
-from services.trainer.demonstrations import DemonstrationsError
-from services.trainer.launch import FitFailed, Launcher
+from services.trainer.fits.launch import FitFailed, Launcher
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
 from services.trainer.opening import STOPS, open_run
 from services.trainer.progress import Progress
+from services.trainer.rollouts.demonstrations import DemonstrationsError
 from services.trainer.settings import TrainerSettings
 
 

@@ -33,12 +33,12 @@ from services.rollout.chat import ChatModel
 from services.rollout.game import PlayError
 from services.rollout.player import Player
 from services.trainer.baselines import LOOPS
-from services.trainer.collect import Services
-from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.records import Records
 from tests.env_server import KITCHEN
 from tests.fake_services import EAST, Rooms, Walker, serving
 from tests.integration.conftest import ADMIN, READ, Guarded

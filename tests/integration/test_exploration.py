@@ -24,18 +24,18 @@ from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from agentprm.registry import Registry
 from services.rollout.player import Played, Player
-from services.trainer import rows
-from services.trainer.collect import Services
-from services.trainer.exploration import begin, rollout_jobs
-from services.trainer.fits import FitJob
-from services.trainer.fleet import Fleet
+from services.trainer.fits.jobs import FitJob
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
-from services.trainer.online import sample_states
 from services.trainer.progress import Progress
-from services.trainer.records import Records
-from services.trainer.targets import monte_carlo_targets
+from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.exploration import begin, rollout_jobs
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.online import sample_states
+from services.trainer.rollouts.records import Records
+from services.trainer.targets.monte_carlo import monte_carlo_targets
 from services.trainer.tiny.hindsight import hindsight
+from services.trainer.training import rows
 from tests.env_server import EnvServer, write_kitchen
 from tests.servers import model_server
 from tests.unit.trainer_episodes import create_small

@@ -14,8 +14,8 @@ from agentprm.ensembles import write_ensemble
 from agentprm.facts import METADATA
 from agentprm.prompts import load_prompt
 from agentprm.registry import Registry
-from services.trainer.prm import fit_prm
-from services.trainer.targets import monte_carlo_targets
+from services.trainer.fits.prm import fit_prm
+from services.trainer.targets.monte_carlo import monte_carlo_targets
 from tests.scorers import tiny_scorer
 from tests.servers import prm_server
 from tests.unit.trainer_episodes import create_small, episode

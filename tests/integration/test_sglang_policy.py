@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM
 from agentprm.client import PolicyClient, ServiceError
 from agentprm.config import Scratch
 from agentprm.encoding import encode
+from agentprm.models.replicas import Replicas, ReplicasError
+from agentprm.models.sglang import SGLangClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActRequest, Message, Sampling, State, Step
 from agentprm.registry import Registry
-from agentprm.replicas import Replicas, ReplicasError
-from agentprm.sglang import SGLangClient
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine

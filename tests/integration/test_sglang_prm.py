@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from agentprm.models.replicas import Replicas
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Transcript
 from agentprm.registry import Registry
-from agentprm.replicas import Replicas
 from agentprm.service import ProblemError
 from services.prm.app import build_app
 from services.prm.settings import PRMServiceSettings

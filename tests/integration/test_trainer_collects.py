@@ -32,19 +32,19 @@ from agentprm.protocol import (
 )
 from agentprm.queue import Queue, QueueSettings
 from agentprm.redis_server import RedisServer
-from services.trainer import inbox as inboxes
-from services.trainer.collect import Collector, Services
-from services.trainer.fleet import Fleet
-from services.trainer.inbox import Inbox, JobsFailed
-from services.trainer.online import (
+from services.trainer.progress import Progress
+from services.trainer.rollouts import inbox as inboxes
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.inbox import Inbox, JobsFailed
+from services.trainer.rollouts.online import (
     GroupSource,
     OnlineSource,
     PreferenceSource,
     candidate_jobs,
     sample_states,
 )
-from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.records import Records
 from tests.unit.trainer_episodes import episode, group
 
 Job = RolloutJob | PreferenceJob
@@ -173,8 +173,8 @@ def test_the_time_of_training_is_no_silence_of_the_workers(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes longer than may be waited, and the next result is not there yet after it."""
-    monkeypatch.setattr("services.trainer.inbox._STALLED", 2.0)
-    monkeypatch.setattr("services.trainer.inbox._WAIT", 0.1)
+    monkeypatch.setattr("services.trainer.rollouts.inbox._STALLED", 2.0)
+    monkeypatch.setattr("services.trainer.rollouts.inbox._WAIT", 0.1)
     trained = threading.Event()
 
     def play(job: Job) -> JobResult:

@@ -18,12 +18,12 @@ from agentprm.protocol import Episode, Game, JobResult, RolloutJob, Sampling, Sp
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from agentprm.registry import Registry
-from services.trainer.collect import Collector, Services
-from services.trainer.demonstrations import DemonstrationsError, demonstrate, read_episodes
-from services.trainer.fleet import Fleet
 from services.trainer.progress import Progress
-from services.trainer.records import Records
-from services.trainer.transitions import read_next_actions, sample_next_actions
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.demonstrations import DemonstrationsError, demonstrate, read_episodes
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.records import Records
+from services.trainer.rollouts.transitions import read_next_actions, sample_next_actions
 from tests.fake_services import EAST, WEST, Rooms, Walker, serving
 from tests.unit.trainer_episodes import create_small, episode
 

@@ -28,12 +28,12 @@ from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, JobResult, NextAction, Preference, PreferenceJob, Sampling
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
-from services.trainer.fits import FitJob, Fits
-from services.trainer.launch import FitFailed, Launcher
+from services.trainer.fits.jobs import FitJob, Fits
+from services.trainer.fits.launch import FitFailed, Launcher
 from services.trainer.metrics import MetricsWriter
 from services.trainer.opening import connect
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.records import Records
 from services.trainer.settings import TrainerSettings
 from tests.processes import service
 from tests.unit.trainer_episodes import create_small, episode, group
@@ -110,7 +110,7 @@ class Run:
     def fit_sharded(self, job: FitJob) -> None:
         """By two processes under FSDP, on the CPU."""
         launcher = Launcher(self.settings, 2, "fsdp")
-        launcher.argv[launcher.argv.index("services.trainer.fit")] = "tests.fsdp_on_cpu"
+        launcher.argv[launcher.argv.index("services.trainer.fits.process")] = "tests.fsdp_on_cpu"
         launcher.perform(job)
 
     def curves(self) -> list[dict[str, float]]:
@@ -307,7 +307,8 @@ def test_its_processes_end_with_a_trainer_that_is_killed(run: Run) -> None:
     job = run.job("policy", "never")
     code = (
         "import sys; from services.trainer.settings import TrainerSettings as S;"
-        "from services.trainer.fits import FitJob; from services.trainer.launch import Launcher;"
+        "from services.trainer.fits.jobs import FitJob;"
+        "from services.trainer.fits.launch import Launcher;"
         "Launcher(S.model_validate_json(sys.argv[1]), 2, 'ddp')"
         ".perform(FitJob.model_validate_json(sys.argv[2]))"
     )

@@ -21,15 +21,15 @@ from agentprm.protocol import Action, Episode, RolloutJob, Start
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from services.rollout.player import Player
-from services.trainer.collect import Services
-from services.trainer.fleet import Fleet
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.records import Records
+from services.trainer.rollouts.vine import sample_places, vine_jobs
 from services.trainer.seeds import derive
-from services.trainer.targets import keys, monte_carlo_targets
-from services.trainer.vine import sample_places, vine_jobs
+from services.trainer.targets.monte_carlo import keys, monte_carlo_targets
 from tests.env_server import KITCHEN, EnvServer, write_kitchen
 from tests.fake_services import EAST, Rooms, Walker, serving
 from tests.unit.trainer_episodes import create_small

@@ -23,11 +23,11 @@ from services.policy.canary import check as check_policy
 from services.policy.engine.embedded import EmbeddedEngine
 from services.prm.canary import check as check_prm
 from services.prm.scorer import Scorer
-from services.trainer.dpo import fit_dpo
-from services.trainer.fitting import Save
-from services.trainer.prm import fit_prm
-from services.trainer.sft import fit_sft
-from services.trainer.targets import monte_carlo_targets
+from services.trainer.fits.dpo import fit_dpo
+from services.trainer.fits.prm import fit_prm
+from services.trainer.fits.sft import fit_sft
+from services.trainer.targets.monte_carlo import monte_carlo_targets
+from services.trainer.training.fitting import Save
 from tests.unit.trainer_episodes import create_small, episode, preferences
 
 EPISODES = [

@@ -20,8 +20,8 @@ from agentprm.protocol import (
 )
 from services.rollout.privileged import whereabouts
 from services.rollout.reasons import rationalised
-from services.trainer.rows import episode_rows
 from services.trainer.tiny.tokenizer import create_tokenizer
+from services.trainer.training.rows import episode_rows
 from tests.unit.trainer_episodes import episode
 
 HINT = "mug 1 in cabinet 3"

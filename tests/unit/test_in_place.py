@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from agentprm.in_place import InPlaceServing, _Gate
+from agentprm.models.in_place import InPlaceServing, _Gate
+from agentprm.models.replicas import Replicas, ReplicasError
+from agentprm.models.sglang import Generate
 from agentprm.registry import Registry
-from agentprm.replicas import Replicas, ReplicasError
 from agentprm.service import ProblemError
-from agentprm.sglang import Generate
 from tests.fake_services import serving
 from tests.fake_sglang import FakeSGLang, Named
 
@@ -71,7 +71,7 @@ def test_servers_are_put_on_a_checkpoint_to_the_end_whoever_waits_for_it(
 ) -> None:
     """The load is given up while a server reads: it serves what the server has in the end, and
     neither a load nor the mending begins beside it."""
-    monkeypatch.setattr("agentprm.in_place.MEND_SECONDS", 0.05)
+    monkeypatch.setattr("agentprm.models.in_place.MEND_SECONDS", 0.05)
     one = InPlaceServing("prm", registry, Named, lambda *_: None, Replicas([url]))
 
     async def main() -> None:

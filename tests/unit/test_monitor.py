@@ -34,11 +34,11 @@ from agentprm.registry import Registry
 from agentprm.trials import Trial, Trials, fell
 from services.policy.decoding import Decoder, Query
 from services.policy.engine.embedded import EmbeddedEngine
-from services.trainer.collect import Services
 from services.trainer.monitor.readings import Monitor, divergence, fitted_games, held_out_games
 from services.trainer.monitor.reference import Reference
 from services.trainer.monitor.watch import Watch, trial_games
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.records import Records
 from tests.models import tiny_causal_lm
 from tests.states import STATE
 from tests.unit.test_policy_decoding import brute_force

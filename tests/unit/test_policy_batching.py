@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from agentprm.models.serving import Serving
 from agentprm.protocol import ActRequest, State
 from agentprm.registry import Registry
-from agentprm.serving import Serving
 from services.policy.app import build_app
 from services.policy.batching import Batcher
 from services.policy.engine import Draw, Prompt, Sample

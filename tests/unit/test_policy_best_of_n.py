@@ -18,6 +18,7 @@ from fastapi import FastAPI, Response
 from pydantic import ValidationError
 
 from agentprm.client import AsyncPRMClient
+from agentprm.models.serving import Serving
 from agentprm.protocol import (
     Action,
     ActRequest,
@@ -31,7 +32,6 @@ from agentprm.protocol import (
 )
 from agentprm.registry import Registry
 from agentprm.service import ProblemError, create_app
-from agentprm.serving import Serving
 from services.policy.batching import Batcher
 from services.policy.best_of_n import PRMUnavailableError, best, choose_best, ranking, score
 from services.policy.chat_request import ChatRequest, best_of_named

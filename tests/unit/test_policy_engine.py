@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.encoding import encode
-from agentprm.prefix_cache import PrefixCache
+from agentprm.models.prefix_cache import PrefixCache
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
 from services.policy.engine import Draw, Prompt, Question, Sample

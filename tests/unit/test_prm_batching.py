@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from agentprm.models.serving import Served
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ScoreRequest, ScoreResponse
 from agentprm.service import ProblemError
-from agentprm.serving import Served
 from services.prm import batching
 from services.prm.batching import Batcher
 from services.prm.packing import Row

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from agentprm.prefix_cache import PrefixCache
+from agentprm.models.prefix_cache import PrefixCache
 from agentprm.prompts import PromptTemplate, load_prompt
 from agentprm.protocol import (
     Action,

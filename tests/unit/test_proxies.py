@@ -13,9 +13,9 @@ from agentprm.addresses import by_proxy
 from agentprm.cli.ports import free_port
 from agentprm.cli.processes import Machine
 from agentprm.client import AsyncPRMClient, PRMClient
+from agentprm.models.sglang import SGLangClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Health, Sampling, State
-from agentprm.sglang import SGLangClient
 from services.rollout.chat import ChatModel
 from tests.fake_services import serving
 from tests.fake_sglang import FakeSGLang

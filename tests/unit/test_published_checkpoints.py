@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from agentprm.encoding import encode, encode_answers, render
+from agentprm.models.surplus_tokens import without_surplus
 from agentprm.prompts import PromptTemplate, load_prompt, parse_action
 from agentprm.protocol import (
     Action,
@@ -32,14 +33,13 @@ from agentprm.protocol import (
     Transcript,
 )
 from agentprm.registry import CheckpointError, Registry
-from agentprm.surplus_tokens import without_surplus
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Draw, Prompt
 from services.policy.engine.embedded import EmbeddedEngine
 from services.prm.ensemble import load_ensemble
 from services.prm.scorer import Scorer
-from services.trainer.fitting import load_tokenizer
-from services.trainer.prm_model import load_prm
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.prm_model import load_prm
 from tests.llama import TEMPLATE, publish
 
 STEPS = [

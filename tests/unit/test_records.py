@@ -6,9 +6,9 @@ import pytest
 from agentprm import runs
 from agentprm.files import DamagedFile
 from agentprm.protocol import Episode, JobResult
-from services.trainer import demonstrations
 from services.trainer.metrics import MetricsWriter
-from services.trainer.records import Records, job_id, stage_of
+from services.trainer.rollouts import demonstrations
+from services.trainer.rollouts.records import Records, job_id, stage_of
 from tests.unit.trainer_episodes import episode
 
 

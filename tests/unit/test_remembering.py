@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from agentprm.encoding import encode, encode_answers
-from agentprm.memory import Memory, sizeof
+from agentprm.models.memory import Memory, sizeof
+from agentprm.models.remembering import MAX_BYTES, RememberingTokenizer
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Message, State
-from agentprm.remembering import MAX_BYTES, RememberingTokenizer
 from tests.models import word_tokenizer
 from tests.scorers import episode
 

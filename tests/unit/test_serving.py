@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agentprm.models.serving import LOAD_ROUTE, MAX_LOADS, Serving, add_checkpoint_routes
 from agentprm.protocol import Health
 from agentprm.registry import STABLE, Registry
 from agentprm.service import Limits, ProblemError, create_app
-from agentprm.serving import LOAD_ROUTE, MAX_LOADS, Serving, add_checkpoint_routes
 from tests.fake_services import serving as serving_at
 
 

@@ -8,8 +8,8 @@ import httpx
 import orjson
 import pytest
 
-from agentprm.replicas import _shares
-from agentprm.sglang import Generate, SGLangClient, SGLangError
+from agentprm.models.replicas import _shares
+from agentprm.models.sglang import Generate, SGLangClient, SGLangError
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response]) -> SGLangClient:

@@ -15,14 +15,14 @@ from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActResult, Candidate
 from agentprm.registry import Registry
 from agentprm.runs import read_stage_seconds
-from services.trainer.collect import Collector, Services
-from services.trainer.fits import FitJob, Fits, _member
-from services.trainer.fleet import Fleet
+from services.trainer.fits.jobs import FitJob, Fits, _member
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
-from services.trainer.process_reward import mean_q, process_reward, validation_states
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.process_reward import mean_q, process_reward, validation_states
+from services.trainer.rollouts.records import Records
 from services.trainer.updates.online import OnlineUpdate, _Online
 from tests.fake_services import Walker, serving
 from tests.finished_run import finished_run

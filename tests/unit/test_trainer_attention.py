@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from services.trainer.attention import attend_on_cpu
 from services.trainer.tiny.model import create_tiny
+from services.trainer.training.attention import attend_on_cpu
 
 MASKS = {
     "none": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],

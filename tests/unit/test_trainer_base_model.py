@@ -21,11 +21,11 @@ from agentprm.config import Algorithm, load_config
 from agentprm.prompts import load_prompt
 from services.trainer.base_model import BaseModelError, base_model, require_trainable
 from services.trainer.baselines import MoreSFT
-from services.trainer.collect import Services
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.records import Records
 from tests.models import tiny_causal_lm
 from tests.unit.trainer_episodes import create_small
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.batches import TokenBatches, by_length, padded
+from services.trainer.training.batches import TokenBatches, by_length, padded
 
 
 @given(

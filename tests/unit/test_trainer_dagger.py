@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 from agentprm.config import SFTSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Episode
-from services.trainer.dagger import fit_dagger, labelled_row
-from services.trainer.fitting import load_tokenizer
-from services.trainer.rows import action_row
-from services.trainer.sft import _weights
+from services.trainer.fits.dagger import fit_dagger, labelled_row
+from services.trainer.fits.sft import _weights
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.rows import action_row
 from tests.unit.trainer_episodes import create_small, episode
 
 EXPERT = Action(reason="find mug", command="go to cabinet 1")

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, State
-from services.trainer.dpo import fit_dpo
-from services.trainer.fitting import Metrics, Save, load_tokenizer
-from services.trainer.rows import action_row
-from services.trainer.streaming import NoSamplesError
+from services.trainer.fits.dpo import fit_dpo
+from services.trainer.training.fitting import Metrics, Save, load_tokenizer
+from services.trainer.training.rows import action_row
+from services.trainer.training.streaming import NoSamplesError
 from tests.unit.trainer_episodes import (
     BAD,
     GOOD,

@@ -7,11 +7,11 @@ import pytest
 
 from agentprm.config import Exploration, Posterior, Reset
 from agentprm.protocol import Episode
-from services.trainer.exploration import Resets, deal, led
-from services.trainer.online import sample_states
+from services.trainer.rollouts.exploration import Resets, deal, led
+from services.trainer.rollouts.online import sample_states
+from services.trainer.rollouts.vine import reachable, sample_places
 from services.trainer.tiny.hindsight import hindsight, hindsight_hints
 from services.trainer.tiny.tokenizer import create_tokenizer
-from services.trainer.vine import reachable, sample_places
 from tests.unit.trainer_episodes import episode
 
 COMMANDS = ["look", "inventory", "help", "go to cabinet 1"]

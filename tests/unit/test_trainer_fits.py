@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from agentprm.config import Algorithm, load_config
 from agentprm.prompts import load_prompt
 from agentprm.protocol import JobResult
-from services.trainer.fits import FitJob, Fits
+from services.trainer.fits.jobs import FitJob, Fits
 from services.trainer.progress import Progress
-from services.trainer.records import Records
-from services.trainer.targets import split_by_game
-from services.trainer.transitions import draw_transitions
+from services.trainer.rollouts.records import Records
+from services.trainer.rollouts.transitions import draw_transitions
+from services.trainer.targets.monte_carlo import split_by_game
 from tests.unit.trainer_episodes import create_small, episode
 
 

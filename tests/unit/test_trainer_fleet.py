@@ -14,14 +14,14 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from agentprm.client import PRMClient, ServiceError
+from agentprm.models.serving import Serving, add_checkpoint_routes
 from agentprm.protocol import Health
 from agentprm.registry import Registry
 from agentprm.service import create_app
-from agentprm.serving import Serving, add_checkpoint_routes
-from services.trainer.collect import Collector, Services
-from services.trainer.fleet import Fleet
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.fleet import Fleet
+from services.trainer.rollouts.records import Records
 from tests.fake_services import serving
 
 

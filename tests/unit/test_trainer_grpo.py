@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 from agentprm.config import GRPOSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Group
-from services.trainer.fitting import Metrics, Save, load_tokenizer
-from services.trainer.grpo import fit_grpo
-from services.trainer.log_probs import plain_log_probs
-from services.trainer.losses import clipped_policy_loss, squared_log_ratio
-from services.trainer.rows import action_row
-from services.trainer.streaming import NoSamplesError
+from services.trainer.fits.grpo import fit_grpo
+from services.trainer.training.fitting import Metrics, Save, load_tokenizer
+from services.trainer.training.log_probs import plain_log_probs
+from services.trainer.training.losses import clipped_policy_loss, squared_log_ratio
+from services.trainer.training.rows import action_row
+from services.trainer.training.streaming import NoSamplesError
 from tests.unit.trainer_episodes import BAD, GOOD, STATES, Source, create_small, group, log_prob
 
 PROMPT = load_prompt("chat")

@@ -20,24 +20,24 @@ from transformers import (
     Qwen2Config,
 )
 
-import services.trainer.inverse as inverse
+import services.trainer.fits.inverse as inverse
 from agentprm.config import Algorithm, PRMSettings, changed, load_config
 from agentprm.encoding import encode
 from agentprm.facts import read_facts
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Episode, JobResult
-from services.trainer.batches import AlternatingBatches
-from services.trainer.fitting import load_tokenizer
-from services.trainer.forks import episode_forks
-from services.trainer.inverse import (
+from services.trainer.fits.inverse import (
     effective_horizon,
     fit_inverse_prm,
     require_full_attention,
 )
-from services.trainer.prm_model import load_prm
-from services.trainer.records import Records
-from services.trainer.rows import action_row
-from services.trainer.transitions import NextActions, draw_transitions
+from services.trainer.rollouts.records import Records
+from services.trainer.rollouts.transitions import NextActions, draw_transitions
+from services.trainer.training.batches import AlternatingBatches
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.forks import episode_forks
+from services.trainer.training.prm_model import load_prm
+from services.trainer.training.rows import action_row
 from tests.unit.trainer_episodes import create_small, episode
 
 LOOK, INVENTORY, FRIDGE, CABINET = "look", "inventory", "go to fridge 1", "go to cabinet 1"

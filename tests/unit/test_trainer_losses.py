@@ -8,15 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from services.trainer.calibration import (
+from services.trainer.training.calibration import (
     Scored,
     area_under_curve,
     calibration,
     expected_calibration_error,
     reliability,
 )
-from services.trainer.log_probs import fused_log_probs, plain_log_probs
-from services.trainer.losses import soft_bce, weighted_nll
+from services.trainer.training.log_probs import fused_log_probs, plain_log_probs
+from services.trainer.training.losses import soft_bce, weighted_nll
 from tests.unit.trainer_episodes import create_small
 
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentprm.config import Scratch
-from services.trainer.muon import Muon, orthogonal
-from services.trainer.optim import MuonAdamW
 from services.trainer.tiny.model import create_tiny
+from services.trainer.training.muon import Muon, orthogonal
+from services.trainer.training.optim import MuonAdamW
 
 SHAPES = [(16, 16), (24, 8), (8, 24)]
 

@@ -12,8 +12,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from agentprm.registry import CheckpointError
-from services.trainer.fitting import load_tokenizer
-from services.trainer.prm_model import load_prm
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.prm_model import load_prm
 
 
 def with_tokens(path: Path, *tokens: str, **named: str) -> Path:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.pairs import preference_pairs
-from services.trainer.targets import monte_carlo_targets
+from services.trainer.targets.monte_carlo import monte_carlo_targets
+from services.trainer.targets.pairs import preference_pairs
 from tests.unit.trainer_episodes import episode
 
 # Game a, first state: `look` has Q̂ (1/2 + 0) / 2, `help` 0.5, `inventory` 0. After `look` two more

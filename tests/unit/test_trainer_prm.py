@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification
 from agentprm.config import PRMSettings
 from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
-from services.trainer.fitting import load_tokenizer
-from services.trainer.prm import fit_prm
-from services.trainer.prm_model import load_prm
-from services.trainer.rows import episode_rows
-from services.trainer.targets import monte_carlo_targets
+from services.trainer.fits.prm import fit_prm
+from services.trainer.targets.monte_carlo import monte_carlo_targets
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.prm_model import load_prm
+from services.trainer.training.rows import episode_rows
 from tests.unit.trainer_episodes import (
     INVENTORY_LOSES,
     LOOK_WINS,

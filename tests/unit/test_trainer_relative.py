@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification
 from agentprm.config import PRMSettings
 from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
-from services.trainer.fitting import Metrics, load_tokenizer
-from services.trainer.prm_model import load_prm
-from services.trainer.relative import CENTER, fit_relative_prm, ranking_measures
-from services.trainer.rows import action_row
-from services.trainer.targets import monte_carlo_targets
+from services.trainer.fits.relative import CENTER, fit_relative_prm, ranking_measures
+from services.trainer.targets.monte_carlo import monte_carlo_targets
+from services.trainer.training.fitting import Metrics, load_tokenizer
+from services.trainer.training.prm_model import load_prm
+from services.trainer.training.rows import action_row
 from tests.unit.trainer_episodes import INVENTORY_LOSES, LOOK_WINS, create_small, in_eight_games
 
 PROMPT = load_prompt("chat")

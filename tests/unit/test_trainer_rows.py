@@ -7,8 +7,8 @@ import pytest
 
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action
-from services.trainer.fitting import load_tokenizer
-from services.trainer.rows import action_row, answer_rows
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.rows import action_row, answer_rows
 from tests.unit.trainer_episodes import create_small, episode
 
 STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in (0, 2, 5)]

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from agentprm.config import DPOSettings, SFTSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action
-from services.trainer.dpo import fit_dpo
-from services.trainer.fitting import Metrics
-from services.trainer.schedule import rate
-from services.trainer.sft import fit_sft
+from services.trainer.fits.dpo import fit_dpo
+from services.trainer.fits.sft import fit_sft
+from services.trainer.training.fitting import Metrics
+from services.trainer.training.schedule import rate
 from tests.unit.trainer_episodes import create_small, episode, preference
 
 CHAT = load_prompt("chat")

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agentprm.config import SFTSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
-from services.trainer.fitting import Metrics, load_tokenizer
-from services.trainer.rows import episode_rows
-from services.trainer.sft import fit_sft
+from services.trainer.fits.sft import fit_sft
+from services.trainer.training.fitting import Metrics, load_tokenizer
+from services.trainer.training.rows import episode_rows
 from tests.unit.trainer_episodes import create_small, episode
 
 EPISODES = [

@@ -16,15 +16,15 @@ from agentprm.config import EXPERT, Config, PRMSettings, load_config, read_confi
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, JobResult, Turn
 from agentprm.registry import Registry
-from services.trainer.fits import FitJob, Fits
-from services.trainer.fitting import ignore, load_tokenizer
-from services.trainer.prm import fit_prm
+from services.trainer.fits.jobs import FitJob, Fits
+from services.trainer.fits.prm import fit_prm
 from services.trainer.progress import Progress
-from services.trainer.records import Records
-from services.trainer.reference import VALUE, predict_values, reference_values
-from services.trainer.rows import episode_rows
-from services.trainer.shaping import advantages, shaped
-from services.trainer.targets import monte_carlo_targets
+from services.trainer.rollouts.records import Records
+from services.trainer.targets.monte_carlo import monte_carlo_targets
+from services.trainer.targets.reference import VALUE, predict_values, reference_values
+from services.trainer.targets.shaping import advantages, shaped
+from services.trainer.training.fitting import ignore, load_tokenizer
+from services.trainer.training.rows import episode_rows
 from tests.unit.trainer_episodes import (
     INVENTORY_LOSES,
     LOOK_WINS,

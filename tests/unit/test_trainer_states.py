@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby, pairwise
 
-from services.trainer.online import sample_turns
+from services.trainer.rollouts.online import sample_turns
 from tests.unit.trainer_episodes import episode
 
 PLAYED = [episode(["look"] * 8, [0.0] * 8, game=f"{k // 2:02}", index=k) for k in range(40)]

@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.targets import discounted_returns, monte_carlo_targets, split_by_game
+from services.trainer.targets.monte_carlo import (
+    discounted_returns,
+    monte_carlo_targets,
+    split_by_game,
+)
 from tests.unit.trainer_episodes import episode
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from agentprm.config import Config, PolicyUpdate
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Group, JobResult
-from services.trainer.fits import FitJob, Fits
+from services.trainer.fits.jobs import FitJob, Fits
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.records import Records
 from services.trainer.updates import UPDATES
 from tests.unit.trainer_episodes import create_small, episode, group, log_prob
 

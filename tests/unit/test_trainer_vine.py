@@ -9,10 +9,10 @@ from agentprm.config import Vine
 from agentprm.config._config import Config
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActResult, Candidate, Episode, RolloutJob, Start
-from services.trainer.fitting import load_tokenizer
-from services.trainer.rows import episode_rows
-from services.trainer.targets import monte_carlo_targets
-from services.trainer.vine import Place, actions_to_try, random_actions, sample_places
+from services.trainer.rollouts.vine import Place, actions_to_try, random_actions, sample_places
+from services.trainer.targets.monte_carlo import monte_carlo_targets
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.rows import episode_rows
 from tests.unit.trainer_episodes import create_small, episode
 
 # A rollout that is lost, and continuations from its second state, which the first turn led to.

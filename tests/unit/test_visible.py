@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentprm.config import load_config
-from agentprm.devices import processes_of_fits
+from agentprm.models.devices import processes_of_fits
 from agentprm.visible import VARIABLE, visible_to_fits
 
 MAIN = """

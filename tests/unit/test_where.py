@@ -9,9 +9,9 @@ from benchmarks.where import OTHER, operation, seconds_by_operation
 from services.policy.engine.embedded import EmbeddedEngine
 
 STACKS = {
-    "imports": "<module> (services/trainer/sft.py:3);"
+    "imports": "<module> (services/trainer/fits/sft.py:3);"
     "_find_and_load (<frozen importlib._bootstrap>:1176)",
-    "SFT": "fit_rows (services/trainer/sft.py:92);train (transformers/trainer.py:2325)",
+    "SFT": "fit_rows (services/trainer/fits/sft.py:92);train (transformers/trainer.py:2325)",
     "prefill": "_decode (services/policy/engine/embedded.py:219);"
     "_prefill (services/policy/engine/embedded.py:239);forward (torch/nn/linear.py:1)",
     "decode": "_decode (services/policy/engine/embedded.py:230);forward (torch/nn/linear.py:1)",

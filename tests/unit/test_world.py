@@ -12,8 +12,8 @@ from agentprm.config import Config
 from agentprm.encoding import encode
 from agentprm.protocol import Action, Episode, Turn
 from agentprm.world import Outcome, asked, conversation, outcome_text, read_outcome
-from services.trainer.fitting import Metrics, load_tokenizer
-from services.trainer.records import Records
+from services.trainer.rollouts.records import Records
+from services.trainer.training.fitting import Metrics, load_tokenizer
 from services.trainer.world.accuracy import Slots, accuracy, slots
 from services.trainer.world.fit import fit_world, whole_episodes
 from services.trainer.world.transitions import transitions, world_rows

@@ -24,9 +24,9 @@ from agentprm.protocol import (
     State,
     Turn,
 )
-from services.trainer.fitting import load_tokenizer
-from services.trainer.rows import action_row
 from services.trainer.tiny import create_tiny
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.rows import action_row
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from agentprm.prefix_cache import common_length
+from agentprm.models.prefix_cache import common_length
 from services.policy.engine import Draw
 from services.policy.engine.kept import Row, Tail
 from services.policy.engine.sampling import generator

@@ -15,8 +15,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from agentprm.encoding import encode, render
-from agentprm.memory import Memory
-from agentprm.prefix_cache import common_length
+from agentprm.models.memory import Memory
+from agentprm.models.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
 from services.policy.engine import Prompt, require_room

@@ -13,13 +13,13 @@ import torch
 from prometheus_client import Counter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agentprm.devices import pick_device, pick_dtype
 from agentprm.encoding import eos_tokens
-from agentprm.prefix_cache import common_length
+from agentprm.models.devices import pick_device, pick_dtype
+from agentprm.models.prefix_cache import common_length
+from agentprm.models.segments import bytes_per_token
+from agentprm.models.surplus_tokens import without_surplus
+from agentprm.models.weights import copy_from_file, require_all
 from agentprm.protocol import Message
-from agentprm.segments import bytes_per_token
-from agentprm.surplus_tokens import without_surplus
-from agentprm.weights import copy_from_file, require_all
 from services.policy.engine import (
     PROMPT_TOKENS,
     Draw,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from agentprm.segments import NAME, takes_segments
+from agentprm.models.segments import NAME, takes_segments
 from services.policy.engine.kv import BatchKV
 from services.policy.engine.segment import Segment
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from agentprm import segments
-from agentprm.prefix_cache import PrefixCache
+from agentprm.models import segments
+from agentprm.models.prefix_cache import PrefixCache
 from services.policy.engine.segment import Segment
 
 

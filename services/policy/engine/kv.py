@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from agentprm.segments import Store
+from agentprm.models.segments import Store
 
 
 class _Layer(DynamicLayer):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agentprm import segments
+from agentprm.models import segments
 
 
 @dataclass(eq=False)

@@ -15,14 +15,14 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from agentprm.backend import require_started_with, tag_of
 from agentprm.encoding import eos_tokens
-from agentprm.prefix_cache import common_length
+from agentprm.models.backend import require_started_with, tag_of
+from agentprm.models.prefix_cache import common_length
+from agentprm.models.replicas import Replicas
+from agentprm.models.sglang import Generate, Generated, SGLangClient
+from agentprm.models.surplus_tokens import without_surplus
 from agentprm.protocol import Message
-from agentprm.replicas import Replicas
 from agentprm.service import ProblemError
-from agentprm.sglang import Generate, Generated, SGLangClient
-from agentprm.surplus_tokens import without_surplus
 from services.policy.engine import (
     PROMPT_TOKENS,
     Draw,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from agentprm.prefix_cache import common_length
+from agentprm.models.prefix_cache import common_length
 
 
 @dataclass

@@ -25,8 +25,8 @@ from agentprm.ensembles import read_members
 from agentprm.facts import METADATA
 from agentprm.protocol import ActRequest, Choice, Sampling, ScoreRequest, State
 from agentprm.registry import Registry
-from services.trainer.collect import Services
 from services.trainer.monitor.reference import Reference
+from services.trainer.rollouts.collect import Services
 
 
 class Monitor:

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from agentprm.encoding import closed, encode_answers, eos_tokens
-from agentprm.prefix_cache import common_length
+from agentprm.models.prefix_cache import common_length
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Candidate, Decoding, State
-from services.trainer.fitting import load_tokenizer, processes
+from services.trainer.training.fitting import load_tokenizer, processes
 
 PACKED_TOKENS = 1024
 """Most tokens of answers behind one state in a forward pass."""

@@ -13,12 +13,12 @@ from agentprm.protocol import Episode, Game, Sampling, Split
 from agentprm.registry import STABLE, Registry
 from agentprm.runs import DEMONSTRATIONS
 from agentprm.trials import Trial, Trials
-from services.trainer.collect import Collector, Services
 from services.trainer.monitor.readings import Monitor
 from services.trainer.monitor.reference import Reference
-from services.trainer.online import sample_states
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.online import sample_states
+from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
 
 _ALL = 10**9

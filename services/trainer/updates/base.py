@@ -14,10 +14,10 @@ import structlog
 from agentprm.config import Config
 from agentprm.prompts import PromptTemplate
 from agentprm.registry import STABLE, Registry
-from services.trainer.collect import Collector, Services
-from services.trainer.fitting import LogMetrics, ReportStep
 from services.trainer.progress import LogStage, Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.records import Records
+from services.trainer.training.fitting import LogMetrics, ReportStep
 
 _log = structlog.get_logger()
 

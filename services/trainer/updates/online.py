@@ -14,15 +14,20 @@ from typing import Any, ClassVar
 from agentprm.config import OnlineSettings
 from agentprm.protocol import State
 from agentprm.registry import Registry, number
-from services.trainer.collect import Collector, Services
-from services.trainer.dpo import fit_dpo
-from services.trainer.fitting import Metrics, Save, ignore
-from services.trainer.grpo import fit_grpo
-from services.trainer.inbox import Inbox
+from services.trainer.fits.dpo import fit_dpo
+from services.trainer.fits.grpo import fit_grpo
 from services.trainer.monitor import Watch, fitted_games, held_out_games, watch
-from services.trainer.online import GroupSource, OnlineSource, PreferenceSource, sample_states
+from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.inbox import Inbox
+from services.trainer.rollouts.online import (
+    GroupSource,
+    OnlineSource,
+    PreferenceSource,
+    sample_states,
+)
 from services.trainer.seeds import derive
-from services.trainer.streaming import NoSamplesError
+from services.trainer.training.fitting import Metrics, Save, ignore
+from services.trainer.training.streaming import NoSamplesError
 from services.trainer.updates.base import Update
 
 _KEPT_ONLINE = 2

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.trainer.collect import Collector
-from services.trainer.fitting import load_tokenizer
-from services.trainer.online import candidate_jobs, sample_states
-from services.trainer.rows import Row, action_row
+from services.trainer.fits.sft import fit_rows, fit_sft
+from services.trainer.rollouts.collect import Collector
+from services.trainer.rollouts.online import candidate_jobs, sample_states
 from services.trainer.seeds import derive
-from services.trainer.sft import fit_rows, fit_sft
+from services.trainer.training.fitting import load_tokenizer
+from services.trainer.training.rows import Row, action_row
 from services.trainer.updates.base import Update
 
 

@@ -26,7 +26,7 @@ from agentprm.settings import ProcessSettings
 from agentprm.world import WorldModel, read_outcome
 from services.trainer.exclusive import RunTaken, exclusive
 from services.trainer.progress import Progress
-from services.trainer.records import Records
+from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
 from services.trainer.world.accuracy import Accuracy, accuracy
 from services.trainer.world.transitions import transitions

@@ -16,8 +16,8 @@ from pydantic import Field
 from rich.console import Console
 
 from agentprm.config import Config, read_config
-from agentprm.devices import DeviceError, require_visible
 from agentprm.lineage import die_with_parent
+from agentprm.models.devices import DeviceError, require_visible
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
@@ -25,7 +25,13 @@ from agentprm.runs import DEMONSTRATIONS
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from services.trainer.exclusive import RunTaken, exclusive
-from services.trainer.fitting import (
+from services.trainer.fits.sft import fit_rows
+from services.trainer.metrics import MetricsWriter
+from services.trainer.progress import Progress
+from services.trainer.rollouts.records import Records
+from services.trainer.seeds import derive
+from services.trainer.targets.monte_carlo import split_by_game
+from services.trainer.training.fitting import (
     LogMetrics,
     Metrics,
     ReportStep,
@@ -33,12 +39,6 @@ from services.trainer.fitting import (
     load_tokenizer,
     processes,
 )
-from services.trainer.metrics import MetricsWriter
-from services.trainer.progress import Progress
-from services.trainer.records import Records
-from services.trainer.seeds import derive
-from services.trainer.sft import fit_rows
-from services.trainer.targets import split_by_game
 from services.trainer.world.transitions import world_rows
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agentprm.encoding import Tokenizer, encode
 from agentprm.protocol import Episode, Message
 from agentprm.world import Outcome, answered, opening, outcome_text
-from services.trainer.rows import Row, shortened
+from services.trainer.training.rows import Row, shortened
 
 
 @dataclass(frozen=True)

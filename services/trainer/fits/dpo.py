@@ -1,0 +1,187 @@
+"""Online DPO: π_i from preferences that arrive while it is trained (eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import DPOConfig, DPOTrainer
+
+from agentprm.config import DPOSettings
+from agentprm.encoding import Tokenizer
+from agentprm.prompts import PromptTemplate
+from agentprm.protocol import Preference
+from services.trainer.training.canaries import policy_canary
+from services.trainer.training.fitting import (
+    LogMetrics,
+    Metrics,
+    ReportStep,
+    common_arguments,
+    ignore,
+    load_tokenizer,
+    passes,
+    report,
+    save_fit,
+)
+from services.trainer.training.losses import weighted_nll
+from services.trainer.training.rows import answer_rows
+from services.trainer.training.sharding import shard_reference
+from services.trainer.training.streaming import Publish, Publisher, Stream, train_on
+from services.trainer.training.trainers import StepMeanTrainer
+
+_Row = dict[str, list[int]]
+
+
+def fit_dpo(
+    policy: Path,
+    reference: Path,
+    preferences: Iterable[Preference],
+    out: Path,
+    settings: DPOSettings,
+    prompt: PromptTemplate,
+    publish: Publish = ignore,
+    *,
+    seed: int,
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
+) -> Metrics:
+    """Train `policy` towards the chosen and away from the rejected actions; write it to `out`.
+
+    `preferences` is read while training goes on and may wait for the next: a batch is taken when
+    its optimizer step is due, and nothing ahead of it (the first preference is read at the start).
+    Training ends after `settings.max_steps`, or when there are no more. Every
+    `settings.publish_every` steps `publish` gets the weights; training waits until it returns.
+    With several processes only the main one reads `preferences` and calls `publish`. `seed` is that
+    of dropout.
+
+    Raises:
+        NoSamplesError: too few preferences came that were short enough.
+    """
+    tokenizer = load_tokenizer(policy)
+    stream = Stream(
+        preferences,
+        lambda preference: _row(tokenizer, prompt, preference, settings.max_tokens),
+        _tokens,
+        rows=settings.batch_pairs,
+        passes=passes(settings),
+    )
+    with common_arguments(settings, settings.max_steps, seed) as arguments:
+        trainer = _OnlineDPO(
+            model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+            ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+            args=DPOConfig(
+                **arguments,
+                max_length=None,
+                beta=settings.beta,
+            ),
+            train_dataset=Dataset.from_list([stream.first()]),
+            processing_class=tokenizer,
+        )
+        trainer.stream, trainer.chosen_weight = stream, settings.chosen_weight
+        trainer.add_callback(
+            Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
+        )
+        report(trainer, log, progress)
+        metrics = train_on(stream, trainer, "preferences", ("accuracy", "margin"))
+        facts = {
+            "kind": "dpo",
+            "template_hash": prompt.hash,
+            "settings": settings.model_dump(),
+            "seed": seed,
+            "metrics": metrics,
+        }
+        save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
+    return metrics
+
+
+class _OnlineDPO(StepMeanTrainer, DPOTrainer):
+    """TRL's DPOTrainer over a stream of rows that are tokenised already."""
+
+    stream: Stream[Preference, _Row]
+    chosen_weight: float
+
+    def __init__(self, *, ref_model: PreTrainedModel, **arguments: Any) -> None:
+        self._reference = ref_model
+        self._counted = torch.zeros(2)
+        super().__init__(ref_model=ref_model, **arguments)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shards the reference, once the accelerator is there and before TRL does."""
+        super().create_accelerator_and_postprocess()
+        shard_reference(self._reference, self.accelerator)
+
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """The number of tokens of the chosen actions."""
+        return _chosen(batch["completion_mask"]).sum()
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], *, num_items_in_batch: Tensor
+    ) -> Tensor:
+        """TRL's loss, and the chosen actions' negative log-likelihood from the same pass.
+
+        TRL's own term for the latter is a mean over a batch. That of the preferences is so too,
+        but every batch has as many of them.
+        """
+        self._count(inputs)
+        passed: list[Any] = []
+        handle = model.register_forward_hook(lambda _model, _inputs, given: passed.append(given))
+        try:
+            loss = DPOTrainer.compute_loss(self, model, inputs)
+        finally:
+            handle.remove()
+        nll = weighted_nll(passed[0].log_probs.chunk(2)[0], _chosen(inputs["completion_mask"]))
+        own: Tensor = loss / self.current_gradient_accumulation_steps
+        return own + self.chosen_weight * self.scaled(nll, num_items_in_batch)
+
+    def _count(self, inputs: dict[str, Tensor]) -> None:
+        """The preferences since the last line, and those among them that are not ties."""
+        chosen, rejected = (inputs["input_ids"] * inputs["attention_mask"]).chunk(2)
+        self._counted += torch.tensor([len(chosen), (chosen != rejected).any(1).sum().item()])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds how often, and by how much, the chosen of two different actions is preferred.
+
+        TRL's means are over ties as well, anchors among them, whose share is 0 of either.
+        """
+        rows, different = self.accelerator.reduce(
+            self._counted.to(self.args.device), "sum"
+        ).tolist()
+        measured = self._metrics["train"]
+        if different and measured["rewards/accuracies"]:
+            for name, theirs in (("accuracy", "accuracies"), ("margin", "margins")):
+                logs[name] = fmean(measured[f"rewards/{theirs}"]) * rows / different
+        self._counted.zero_()
+        super().log(logs, start_time)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches of the stream."""
+        return self.stream.loader(self.data_collator)
+
+
+def _row(
+    tokenizer: Tokenizer, prompt: PromptTemplate, preference: Preference, max_tokens: int
+) -> _Row | None:
+    actions = (preference.chosen, preference.rejected)
+    ids, (chosen, rejected) = answer_rows(tokenizer, prompt, preference.state, actions)
+    if len(ids) + max(len(chosen), len(rejected)) > max_tokens:
+        return None
+    return {"prompt_ids": ids, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def _chosen(completion_mask: Tensor) -> Tensor:
+    """Which of the predicted tokens belong to a chosen action; the batch is [chosen, rejected]."""
+    return completion_mask.chunk(2)[0][:, 1:]
+
+
+def _tokens(row: _Row) -> int:
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])

@@ -1,0 +1,90 @@
+"""Where demonstrations come from: the environment's expert, a file of episodes, or a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+
+from agentprm.config import Demonstrations
+from agentprm.protocol import Episode, JobResult, Split
+from agentprm.registry import Registry
+from agentprm.runs import DEMONSTRATIONS
+from services.trainer.rollouts.collect import Collector
+from services.trainer.rollouts.records import job_id
+from services.trainer.seeds import derive, shuffled
+
+_EXPERT = "expert/0"
+
+
+class DemonstrationsError(Exception):
+    """What was named holds no episodes to learn from."""
+
+
+def demonstrate(collector: Collector, registry: Registry, plan: Demonstrations) -> None:
+    """Demonstrations into the records.
+
+    Raises:
+        DemonstrationsError: `plan.source` is a path without episodes of train games.
+        CheckpointError: it is a directory of something else than a policy.
+    """
+    source = Path(plan.source)
+    if plan.source != "expert" and not (source / "config.json").is_file():
+        _take(collector, source, plan.games)
+        return
+    games = collector.games(Split.TRAIN, plan.games, DEMONSTRATIONS)
+    if plan.source == "expert":
+        jobs = collector.jobs(DEMONSTRATIONS, games, actor="expert")
+    else:
+        if not registry.exists(_EXPERT):
+            registry.adopt(source, _EXPERT)
+        jobs = collector.jobs(DEMONSTRATIONS, games, policy=_EXPERT, sampling=plan.sampling)
+    who = "the expert" if plan.source == "expert" else plan.source
+    collector.collect(DEMONSTRATIONS, jobs, f"{who} plays {len(games)} train games")
+
+
+def read_episodes(path: Path) -> list[Episode]:
+    """The episodes of a JSONL file, or of all such files in a directory.
+
+    A line is an episode, or a job result as runs record them. A line that a file has twice counts
+    once: it is one result, which two trainers have recorded.
+
+    Raises:
+        DemonstrationsError: there is none, a line is neither, or a game is no train game.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    given = [file.read_bytes().splitlines() for file in files if file.is_file()]
+    try:
+        episodes = [e for lines in given for line in dict.fromkeys(lines) for e in _episodes(line)]
+    except ValueError as error:
+        raise DemonstrationsError(f"{path}: a line is no episode: {error}") from error
+    if not episodes:
+        raise DemonstrationsError(f"{path} holds no demonstrations: neither JSONL nor a policy")
+    foreign = next((e.game.id for e in episodes if e.game.split != Split.TRAIN), None)
+    if foreign is not None:
+        raise DemonstrationsError(f"{path}: {foreign} is no train game, so it is not trained on")
+    return episodes
+
+
+def _take(collector: Collector, path: Path, count: int) -> None:
+    """Record at most `count` episodes, under ids of this run: they may be another run's."""
+    job = job_id(DEMONSTRATIONS, 0)
+    if job in collector.records.finished(DEMONSTRATIONS):
+        collector.progress.skip(DEMONSTRATIONS)
+        return
+    collector.progress.start(DEMONSTRATIONS, f"demonstrations from {path}")
+    drawn = shuffled(read_episodes(path), derive(collector.seed, DEMONSTRATIONS))[:count]
+    episodes = [
+        episode.model_copy(update={"id": f"{job}/{k}", "job_id": job})
+        for k, episode in enumerate(drawn)
+    ]
+    collector.records.append(
+        JobResult(job_id=job, worker=str(path), seconds=0.0, episodes=episodes)
+    )
+    collector.progress.end({"episodes": len(episodes)})
+
+
+def _episodes(line: bytes) -> list[Episode]:
+    if "episodes" in orjson.loads(line):
+        return JobResult.model_validate_json(line).episodes
+    return [Episode.model_validate_json(line)]

@@ -1,0 +1,1 @@
+"""What fits are made of: rows, batches, losses, optimizers, trainers, checkpoints."""

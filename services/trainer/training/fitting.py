@@ -1,0 +1,234 @@
+"""What all fits share: arguments of transformers' Trainer, its reports, and saving."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import orjson
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from agentprm.config import FitSettings
+from agentprm.facts import METADATA
+from agentprm.models.devices import computes_bf16, pick_device
+from agentprm.models.surplus_tokens import without_surplus
+from services.trainer.training.batches import TokenBatches
+from services.trainer.training.canaries import MakeCanary
+from services.trainer.training.padding import padding_token
+
+Metrics = dict[str, float]
+LogMetrics = Callable[[Metrics], None]
+"""Takes a line of measurements, with the optimizer step under `step`."""
+ReportStep = Callable[[int, int], None]
+"""Takes the optimizer steps done and the steps in all."""
+Save = Callable[[Path], None]
+"""Writes weights and tokenizer to a directory."""
+
+_PATIENCE = datetime.timedelta(hours=1)
+"""How long a process waits for another one, which may be waiting for preferences to come."""
+
+
+def ignore(*_: object) -> None:
+    """The report that nobody reads."""
+
+
+@contextmanager
+def common_arguments(settings: FitSettings, steps: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Keyword arguments for any `TrainingArguments`, for a fit of `steps` optimizer steps.
+
+    `seed` is that of dropout. Trainer wants a directory of its own: it gets one that is gone
+    afterwards. Nothing is saved there, and nothing is reported but through `report`.
+    """
+    torch.set_num_threads(settings.threads)
+    transformers.utils.logging.disable_progress_bar()
+    cuda = torch.cuda.is_available()
+    with TemporaryDirectory(prefix="agentprm-fit-") as scratch, warnings.catch_warnings():
+        # TRL still asks for it by its old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        yield {
+            "output_dir": scratch,
+            "max_steps": steps,
+            "seed": seed,
+            "use_cpu": not cuda,
+            "ddp_find_unused_parameters": False,
+            "bf16": autocasts(settings),
+            "learning_rate": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+            "max_grad_norm": settings.max_grad_norm,
+            "lr_scheduler_kwargs": {
+                "warmup": math.ceil(settings.warmup_fraction * steps),
+                "decay": round(settings.decay_fraction * steps),
+            },
+            "gradient_accumulation_steps": passes(settings),
+            "activation_checkpointing": settings.checkpointing,
+            "logging_steps": settings.log_every,
+            "logging_first_step": True,
+            "logging_nan_inf_filter": False,
+            "log_level_replica": "error",
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": cuda,
+        }
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; where it names no token for padding it gets one.
+
+    Raises:
+        CheckpointError: it knows more tokens than the model, or has none that could be padding.
+    """
+    text = AutoConfig.from_pretrained(directory).get_text_config()
+    tokenizer: PreTrainedTokenizerBase = without_surplus(
+        directory, AutoTokenizer.from_pretrained(directory), text.vocab_size
+    )
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.pad_token = padding_token(directory, tokenizer)
+    return tokenizer
+
+
+def processes() -> PartialState:
+    """The processes of this fit: one, or those that `accelerate launch` or `torchrun` started."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def passes(settings: FitSettings) -> int:
+    """Batches that one process computes for an optimizer step."""
+    world: int = processes().num_processes
+    return math.ceil(settings.accumulation / world)
+
+
+def autocasts(settings: FitSettings) -> bool:
+    """Whether matrices are computed in bf16."""
+    automatic = settings.precision == "auto" and computes_bf16(pick_device("auto"))
+    return settings.precision == "bf16" or automatic
+
+
+def throughput(tokens: int, seconds: float) -> Metrics:
+    """The measurements of speed that every fit returns."""
+    return {
+        "tokens": float(tokens),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def steps_of(batches: TokenBatches, settings: FitSettings) -> int:
+    """Optimizer steps in which all processes together go through `batches` once."""
+    return math.ceil(len(batches) / settings.accumulation)
+
+
+def release_memory() -> None:
+    """Give back what a fit that has ended held: weights, gradients and optimizer state.
+
+    A trainer, its callbacks and its model refer to one another, so they do not go by themselves,
+    and the policy service may compute on the same GPU.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def report(trainer: Trainer, log: LogMetrics, progress: ReportStep) -> None:
+    """Give what `trainer` measures to `log` and `progress` and not to the standard output."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Report(log, progress))
+
+
+class _Report(TrainerCallback):
+    """Passes on what Trainer measures, on the main process."""
+
+    def __init__(self, log: LogMetrics, progress: ReportStep) -> None:
+        self._log = log
+        self._progress = progress
+        self._started = time.perf_counter()
+
+    def on_train_begin(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """The clock starts."""
+        self._started = time.perf_counter()
+
+    def on_step_end(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """One optimizer step is done."""
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps)
+
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Trainer has measured something."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            numbers = {k: float(v) for k, v in logs.items() if k != "epoch"}
+            seconds = time.perf_counter() - self._started
+            self._log({"step": float(state.global_step), "seconds": seconds, **numbers})
+
+
+def gather_weights(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, make_canary: MakeCanary
+) -> Save:
+    """What writes the weights as they are now, and their canary.
+
+    All processes call this, the main one writes.
+    """
+    dtype = "bfloat16" if trainer.args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
+    canary = make_canary(trainer.model_wrapped, tokenizer, dtype)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    # Gathered shards no longer tell that two names are one tensor.
+    state = {name: state[name] for name in state if name not in model.all_tied_weights_keys}
+
+    def save(directory: Path) -> None:
+        model.save_pretrained(directory, state_dict=state)
+        tokenizer.save_pretrained(directory)
+        canary.write(directory)
+
+    return save
+
+
+def save_fit(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    facts: dict[str, Any],
+    make_canary: MakeCanary,
+) -> None:
+    """Write the trained model, its tokenizer, its canary and, as `agentprm.json`, how it was made.
+
+    All processes call this.
+    """
+    save = gather_weights(trainer, tokenizer, make_canary)
+    if trainer.is_world_process_zero():
+        save(out)
+        (out / METADATA).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+    trainer.accelerator.wait_for_everyone()
