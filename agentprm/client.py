@@ -33,9 +33,14 @@ __all__ = [
 
 class _Env:
     @endpoint
-    def games(self, split: p.Split | None = None, limit: int = 10_000) -> Call[p.GameList]:
-        """Games of the index, by split."""
-        params: dict[str, str | int] = {"limit": limit} | ({"split": split} if split else {})
+    def games(
+        self, split: p.Split | None = None, limit: int = 10_000, offset: int = 0
+    ) -> Call[p.GameList]:
+        """A page of the index, by split: at most `limit` games after `offset`, and how many there
+        are in all."""
+        params: dict[str, str | int] = {"limit": limit, "offset": offset}
+        if split:
+            params["split"] = split
         return get("/v1/games", p.GameList, params)
 
     @endpoint

@@ -45,6 +45,8 @@ from agentprm.service import ProblemError, create_app, json_response
 
 EAST, WEST = "go east", "go west"
 LAST_ROOM = 2
+PAGE = 3
+"""Games that the environment lists at once."""
 
 
 @dataclass
@@ -67,9 +69,10 @@ class Rooms:
         )
 
         @app.get("/v1/games")
-        def games() -> Response:
+        def games(offset: int = 0) -> Response:
             found = [_game(f"train/{letter}/1") for letter in "abcd"]
-            return json_response(GameList(games=found, total=len(found)))
+            page = found[offset : offset + PAGE]
+            return json_response(GameList(games=page, total=len(found)))
 
         @app.post("/v1/sessions")
         def create(body: CreateSessions) -> Response:

@@ -35,7 +35,8 @@ Games = Annotated[
     Path | None,
     typer.Option(
         help="directory of ALFWorld games, as alfworld-download makes it; by default "
-        "$ALFWORLD_DATA, then those the run has played, then generated ones",
+        "$ALFWORLD_DATA, then those the run has played, if there is one, then ~/.cache/alfworld, "
+        "then generated ones",
         envvar="ALFWORLD_DATA",
         show_envvar=False,
     ),

@@ -50,22 +50,27 @@ def games_of_run(run: Path, games: Path | None, console: Console) -> Path:
     """The games that `run` plays: those given, or those it has played so far, or any there are.
 
     The run remembers them, so that it goes on with the same where none are given. Until there are
-    records nothing was played, and what is remembered may have been a slip.
+    records, what is remembered may have been a slip.
 
     Raises:
         GamesError: there are none.
     """
-    file = run / "games"
-    played = file.exists() and (run / "records").exists()
-    before = Path(file.read_text()) if played else None
+    before = played_games(run)
     if games is None and before is not None:
         return before
     chosen = games_directory(games, console).resolve()
     if before is not None and before != chosen:
         console.print(f"{run} has played the games in {before}: it goes on with those in {chosen}")
     run.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, str(chosen).encode())
+    write_atomic(run / "games", str(chosen).encode())
     return chosen
+
+
+def played_games(run: Path) -> Path | None:
+    """The games that `run` has played so far, if it has played any."""
+    file = run / "games"
+    played = file.exists() and (run / "records").exists()
+    return Path(file.read_text()) if played else None
 
 
 def games_directory(games: Path | None, console: Console) -> Path:

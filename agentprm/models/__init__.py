@@ -1,1 +1,1 @@
-"""What serves a language model, policy or PRM: engines, caches, hot swaps, SGLang."""
+"""What serves a language model, policy or PRM: devices, caches, hot swaps, SGLang."""

@@ -154,7 +154,7 @@ class Loop:
     def roll_out(self, i: int, *, labelled: bool = False) -> None:
         """π_i plays train games, several times each; with `labelled` the expert comments.
 
-        See `exploration` for how the rollouts begin.
+        See `rollouts.exploration` for how the rollouts begin.
         """
         plan = self.config.rollouts
         stage = rollouts_stage(i)

@@ -17,7 +17,7 @@ from agentprm.client import EnvClient, PolicyClient, PRMClient
 from agentprm.config import Config
 from agentprm.facts import METADATA
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, Episode, RolloutJob, Start
+from agentprm.protocol import Action, Episode, RolloutJob, Split, Start
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from services.rollout.player import Player
@@ -90,6 +90,13 @@ def training(tmp_path: Path) -> Iterator[Training]:
 def discounted(episode: Episode) -> float:
     """The return from the branch, for a reward in the last turn."""
     return episode.outcome * CONFIG.gamma ** (len(episode.turns) - 1 - episode.start)
+
+
+def test_a_split_is_read_to_its_end(training: Training) -> None:
+    """Of four games the environment gives three at a time."""
+    collector = training.loop().collector
+    games = collector.games(Split.TRAIN, 9, "rollouts", repeat=False)
+    assert sorted(game.id for game in games) == [f"train/{letter}/1" for letter in "abcd"]
 
 
 def test_branches_are_played_become_targets_and_are_fitted(training: Training) -> None:

@@ -1,8 +1,8 @@
 """The fit of InversePRM: Q from what tells expert from learner transitions (algorithm 2, stage 2).
 
-The reward that Q implies, r(s, a) = Q(s, a) − γ Q(s', a') with a' ~ π_{i-1}, is the logit of "this
-transition is the expert's". The gradient flows through both Q: it is the reward that is fitted, and
-Q(s', a') is no target as in temporal differences.
+The reward that Q_i implies, r(s, a) = Q_i(s, a) − γ Q_i(s', a') with a' ~ π_i, is the logit of
+"this transition is the expert's". The gradient flows through both Q: it is the reward that is
+fitted, and Q(s', a') is no target as in temporal differences.
 
 Q adds up logits over the rest of an episode. What the model computes, and what is served, is a mean
 of them: z = Q / H for the effective horizon H = 1 + γ + ... + γ^{T-1}, as σ(z) in [0, 1].

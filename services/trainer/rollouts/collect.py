@@ -80,13 +80,21 @@ class Collector:
 
         At its end the split begins again; without `repeat` the games end there.
         """
-        games = self.services.env.games(split).games
+        games = self._split(split)
         if not games:
             raise RuntimeError(f"the environment has no games in the split {split}")
         order = shuffled(games, derive(self.seed, "games", purpose))
         if not repeat:
             return order[skip : skip + count]
         return [order[(skip + k) % len(order)] for k in range(count)]
+
+    def _split(self, split: Split) -> list[Game]:
+        page = self.services.env.games(split)
+        games = page.games
+        while page.games and len(games) < page.total:
+            page = self.services.env.games(split, offset=len(games))
+            games += page.games
+        return games
 
     def jobs(
         self,

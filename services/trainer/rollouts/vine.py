@@ -1,7 +1,7 @@
 """Vine rollouts: where to branch off, which actions to try there, and the jobs that do it.
 
 A continuation begins with the state and the action that it is to tell about, so its return is one
-more visit of that (s, a), and `monte_carlo_targets` takes the mean over all of them.
+more visit of that (s, a), and `targets.monte_carlo` takes the mean over all of them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from services.trainer.targets.monte_carlo import keys
 class Pair:
     """Two actions in state t of an episode, of which the first has the higher Q̂.
 
-    `state` names that state (see `targets.keys`).
+    `state` names that state (see `monte_carlo.keys`).
     """
 
     state: bytes

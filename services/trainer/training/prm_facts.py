@@ -11,7 +11,7 @@ from agentprm.protocol import Episode, GameSet, PRMFacts, TrainingData
 from services.trainer.training.fitting import Metrics
 
 Sides = tuple[Sequence[int], Sequence[int]]
-"""Indices of the episodes that train and of those that validate, as of `split_by_game`."""
+"""Indices of the episodes that train and of those that validate, by `monte_carlo.split_by_game`."""
 
 
 def facts_of(
