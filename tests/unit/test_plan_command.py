@@ -54,9 +54,13 @@ def test_what_is_no_return_is_not_added_to_rewards(run: Path, prm: str, why: str
     assert "give --depth 1" in said
 
 
-def test_a_return_is(run: Path) -> None:
-    """It goes on to the games, which are not there."""
+def test_a_return_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on to the games of the run, which are there no more."""
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    (run / "games").write_text(str(run / "nowhere"))
+    (run / "records").mkdir()
     asked = ["plan", "--run", str(run), "--prm", "prm/0", "--depth", "2", "--model", "true"]
-    result = CliRunner().invoke(app, [*asked, "--games", str(run / "nowhere")])
+    result = CliRunner().invoke(app, asked)
     assert result.exit_code != 0
     assert "depth" not in result.stderr
+    assert "nowhere" in result.stderr
