@@ -2,7 +2,8 @@
 
 accelerate shards only what runs on an accelerator, and takes DDP for processes on CPUs, silently.
 Torch itself shards on CPUs as well: here accelerate is told that these processes are not on CPUs.
-Whatever model computes, each of its layers has to be sharded by itself.
+Whatever model computes, each of its layers has to be sharded by itself, and its gradients after
+every batch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -35,5 +37,6 @@ if __name__ == "__main__":
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     register_module_forward_pre_hook(_require_sharded)
     code = main()
+    assert GradientState().plugin_kwargs["sync_each_batch"]
     assert Accelerator().is_fsdp2
     sys.exit(code)

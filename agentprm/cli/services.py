@@ -15,8 +15,10 @@ from agentprm.registry import Registry
 ENV, POLICY, PRM, _WORLD, _SGLANG = "env", "policy", "prm", "world", "sglang"
 
 SGLANG_COMMAND = (
-    "python -m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port}"
+    "python -m sglang.launch_server --model-path {model} --dtype bfloat16 "
+    "--host 127.0.0.1 --port {port}"
 )
+"""Left to itself it computes in float16 what is stored in float32, as fits store it."""
 _SGLANG_START = 900.0
 """Seconds that a SGLang server has to start: it loads, compiles and captures graphs."""
 
@@ -27,6 +29,9 @@ class Options:
 
     prompt: str = "chat"
     device: str = "auto"
+    policy_device: str | None = None
+    prm_device: str | None = None
+    """Where those models are, if not on `device`."""
     engine: str = "compiled"
     expert: str = "search"
     workers: int = 2
@@ -47,6 +52,8 @@ class Options:
         return cls(
             prompt=config.prompt,
             device=config.device,
+            policy_device=config.policy_device,
+            prm_device=config.prm_device,
             engine=config.engine,
             expert=config.expert,
             workers=config.workers,
@@ -55,6 +62,11 @@ class Options:
             policy_engine=config.policy_engine,
             sglang_urls=config.sglang_urls,
         )
+
+    def device_of(self, service: str) -> str:
+        """Where that service computes."""
+        own = {POLICY: self.policy_device, PRM: self.prm_device}
+        return own.get(service) or self.device
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ def start_model(
 ) -> str:
     """A service that holds a model; `name` tells replicas of it apart."""
     registry = ["--registry", str(run / "checkpoints")]
-    common = ["--prompt", options.prompt, "--device", options.device]
+    common = ["--prompt", options.prompt, "--device", options.device_of(service)]
     if service == POLICY:
         common += ["--engine", options.policy_engine]
         common += ["--engine-url", ",".join(options.sglang_urls)] if options.sglang_urls else []

@@ -199,6 +199,9 @@ class Config(Settings):
     """SGLang servers, started on a checkpoint of the model's configuration and tokenizer."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, cuda:1, ... A fit in one process takes one GPU."""
+    policy_device: str | None = None
+    prm_device: str | None = None
+    """Where policy and PRM are served, if not on `device`: fits want a GPU for themselves."""
     num_processes: int = Field(default=1, ge=1)
     """Processes that share a fit, each on a GPU of its own, or on the CPU (`device`). They change
     its time, not its result: batches are of all processes together."""

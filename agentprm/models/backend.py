@@ -17,7 +17,10 @@ from agentprm.models.sglang import SGLangClient
 from agentprm.registry import STABLE
 from agentprm.settings import EngineSettings
 
-_NOT_SHAPE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+_NOT_SHAPE = {
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),  # fits name one for padding
+}
 """Settings of a checkpoint that may differ from those a server was started with."""
 
 Facts = dict[str, str | int | float | bool | None]

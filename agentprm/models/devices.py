@@ -38,12 +38,17 @@ def processes_of_fits(asked: int, device: str, accelerate: str) -> int:
     return min(asked, gpus) if gpus else asked
 
 
-def pick_dtype(name: str, device: torch.device) -> str:
-    """What to compute in; `auto` is the checkpoint's own on a GPU, and float32 on a CPU.
+def pick_dtype(name: str, device: torch.device, stored: torch.dtype | None) -> str:
+    """What to compute in; `auto` is float32 on a CPU, and that of the checkpoint on a GPU.
 
-    CPUs are slow in 16 bits, and few compute in float16 at all.
+    CPUs are slow in 16 bits, and few compute in float16 at all. On a GPU with bfloat16 this is
+    taken for a checkpoint in float32: fits store that, and have computed in bfloat16.
     """
-    return "float32" if name == "auto" and device.type == "cpu" else name
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "float32"
+    return "bfloat16" if stored == torch.float32 and computes_bf16(device) else "auto"
 
 
 def computes_bf16(device: torch.device) -> bool:

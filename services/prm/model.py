@@ -64,7 +64,7 @@ class Classifier:
             )
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
-            dtype=pick_dtype(dtype, self.device),
+            dtype=pick_dtype(dtype, self.device, config.dtype),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

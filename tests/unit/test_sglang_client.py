@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from transformers import AutoConfig
+from transformers.models.llama import LlamaConfig
 
+from agentprm.models.backend import require_started_with
 from agentprm.models.replicas import _shares
 from agentprm.models.sglang import Generate, SGLangClient, SGLangError
 
@@ -93,3 +97,16 @@ def test_episodes_stay_with_their_replica_until_it_has_its_share() -> None:
     # Eight items for two replicas: five is the most that one gets.
     assert _shares(range(8), [0] * 8, 2) == [[0, 1, 2, 3, 4], [5, 6, 7]]
     assert _shares([5, 6], [9] * 7, 1) == [[5, 6]]
+
+
+def test_a_checkpoint_may_name_a_token_for_padding_that_the_started_model_does_not(
+    tmp_path: Path,
+) -> None:
+    """Llama's configuration names none, and fits write the one they pad with."""
+    LlamaConfig(pad_token_id=None, eos_token_id=[7, 8]).save_pretrained(tmp_path)
+    info = {"model_path": "", "tokenizer_path": str(tmp_path), "weight_version": "default"}
+    config = AutoConfig.from_pretrained(tmp_path).to_dict()
+    with client(lambda _: httpx.Response(200, json=info | {"is_generation": True})) as server:
+        require_started_with(server, config | {"pad_token_id": 9, "use_cache": False})
+        with pytest.raises(ValueError, match="was started with num_hidden_layers 32, the check"):
+            require_started_with(server, config | {"num_hidden_layers": 2})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 from agentprm.config import Algorithm, load_config
 from agentprm.prompts import load_prompt
@@ -17,6 +17,7 @@ from services.trainer.progress import Progress
 from services.trainer.rollouts.records import Records
 from services.trainer.rollouts.transitions import draw_transitions
 from services.trainer.targets.monte_carlo import split_by_game
+from services.trainer.training.trainers import StepMeanTrainer
 from tests.unit.trainer_episodes import create_small, episode
 
 
@@ -57,6 +58,13 @@ def test_a_fit_leaves_no_weights_in_memory(tmp_path: Path) -> None:
             assert (out / "model.safetensors").is_file()
     finally:
         gc.enable()
+
+
+def test_processes_hold_their_gradients_once(tmp_path: Path) -> None:
+    """Not in the model and in the buckets that are sent as well, a third more in all."""
+    model = AutoModelForCausalLM.from_pretrained(create_small(tmp_path))
+    arguments = TrainingArguments(str(tmp_path / "scratch"), use_cpu=True)
+    assert StepMeanTrainer(model, arguments).accelerator.ddp_handler.gradient_as_bucket_view
 
 
 def test_what_a_prm_holds_out_no_prm_before_it_was_fitted_on(tmp_path: Path) -> None:

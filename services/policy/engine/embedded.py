@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 import torch
 from prometheus_client import Counter
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.encoding import eos_tokens
 from agentprm.models.devices import pick_device, pick_dtype
@@ -92,9 +92,10 @@ class EmbeddedEngine(Engine):
             OSError, ValueError, RuntimeError: transformers cannot read it.
         """
         where = pick_device(device)
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=pick_dtype(dtype, where),
+            dtype=pick_dtype(dtype, where, config.dtype),
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import gc
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import torch
@@ -43,8 +44,18 @@ LogMetrics = Callable[[Metrics], None]
 """Takes a line of measurements, with the optimizer step under `step`."""
 ReportStep = Callable[[int, int], None]
 """Takes the optimizer steps done and the steps in all."""
-Save = Callable[[Path], None]
-"""Writes weights and tokenizer to a directory."""
+
+
+class Save(Protocol):
+    """Writes the weights of a fit."""
+
+    def __call__(self, directory: Path, *, rounded: bool = False) -> None:
+        """Write weights and tokenizer to `directory`.
+
+        Where they are only served they may be `rounded` to what a GPU serves them in, which is half
+        to write, to hash and to read.
+        """
+
 
 _PATIENCE = datetime.timedelta(hours=1)
 """How long a process waits for another one, which may be waiting for preferences to come."""
@@ -208,12 +219,24 @@ def gather_weights(
     # Gathered shards no longer tell that two names are one tensor.
     state = {name: state[name] for name in state if name not in model.all_tied_weights_keys}
 
-    def save(directory: Path) -> None:
-        model.save_pretrained(directory, state_dict=state)
+    def save(directory: Path, *, rounded: bool = False) -> None:
+        weights = state
+        if rounded := rounded and serves_rounded(trainer):
+            weights = {name: state[name].to(torch.bfloat16) for name in state}
+        model.save_pretrained(directory, state_dict=weights)
+        if rounded:
+            config = copy.deepcopy(model.config)
+            config.dtype = torch.bfloat16
+            config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         canary.write(directory)
 
     return save
+
+
+def serves_rounded(trainer: Trainer) -> bool:
+    """Whether what `trainer` fits is served in bfloat16: not on a CPU, which serves float32."""
+    return bool(trainer.args.bf16 and trainer.args.device.type == "cuda")
 
 
 def save_fit(

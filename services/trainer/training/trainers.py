@@ -79,13 +79,22 @@ class StepMeanTrainer(Trainer):
         return self.lr_scheduler
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does. Under FSDP bf16 is for the matrices, not for sums and results."""
+        """As transformers does, with what it leaves to accelerate's defaults.
+
+        Under FSDP bf16 is for the matrices, not for sums and results, and gradients are shared out
+        after every batch: else each GPU keeps those of the whole model until the last of a step.
+        Under DDP they are not held twice, in the model and in the buckets that are sent.
+        """
         super().create_accelerator_and_postprocess()
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         if plugin is not None and self.args.bf16:
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32
             )
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
 
 class TokenBatchTrainer(StepMeanTrainer):

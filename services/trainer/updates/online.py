@@ -165,7 +165,7 @@ class _Online:
         """Write weights of the fit and put them into the policy service."""
         version = f"online/{self.i}.{step}"
         with self.registry.write(version) as out:
-            save(out)
+            save(out, rounded=self.watch is None)  # else it may become π_i, which is trained on
         self.services.policy.load(version)
         best = self.watch.best if self.watch else None
         for old in [v for v in self._passing() if v != best][:-_KEPT_ONLINE]:
@@ -206,5 +206,6 @@ class _Online:
         return [v for v in self._versions() if not every or number(v)[1] % every]
 
 
-def _copy(directory: Path, target: Path) -> None:
+def _copy(directory: Path, target: Path, *, rounded: bool = False) -> None:
+    del rounded  # these are looked at, and π_i may be one of them
     shutil.copytree(directory, target, dirs_exist_ok=True)
