@@ -13,23 +13,14 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from agentprm.protocol import Message
-
-_TODAY = {"%-d": "26", "%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024"}
-"""What a chat template is told today is, by the codes of `strftime`. Templates such as Llama 3.2's
-write the date into the system message; with the real one a checkpoint would read other tokens every
-day than those it was trained on. This is the date that Llama's own template falls back to.
-"""
+from agentprm.rendering import Template, render, segments
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Template, Protocol):
     """The part of a Hugging Face tokenizer that is needed here."""
 
     eos_token: str | None
     pad_token: str | None
-    chat_template: Any
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        """Render messages as text."""
 
     def encode(self, text: str, **kwargs: Any) -> Any:
         """Token ids of a text."""
@@ -48,36 +39,6 @@ class Encoded:
     spans: list[tuple[int, int]]
 
 
-def render(
-    tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, generation_prompt: bool = False
-) -> str:
-    """The conversation as text, the same on every day (see `_TODAY`).
-
-    With `generation_prompt` it ends where the assistant's next message begins.
-    """
-    text: str = tokenizer.apply_chat_template(
-        list(messages),
-        tokenize=False,
-        add_generation_prompt=generation_prompt,
-        chat_template=_undated(tokenizer.chat_template),
-    )
-    return text
-
-
-def _undated(template: Any) -> str | None:
-    """The template, with a function of its own in place of the one that knows the date.
-
-    None, which leaves the choice to the tokenizer, where it has none or several.
-    """
-    if not isinstance(template, str):
-        return None
-    if "strftime_now" not in template:
-        return template
-    date = "format" + "".join(f" | replace('{code}', '{text}')" for code, text in _TODAY.items())
-    macro = "{% macro strftime_now(format) %}{{ " + date + " }}{% endmacro %}{{ '' }}"
-    return macro + template
-
-
 def encode(
     tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool = False
 ) -> Encoded:
@@ -86,41 +47,16 @@ def encode(
     With `generation_prompt` the ids end where the assistant's next message begins.
 
     Raises:
-        ValueError: the first message is an answer, or the chat template rewrites earlier messages
-            when later ones arrive.
+        ValueError, TemplateError: as `agentprm.rendering.segments`.
     """
-    if messages and messages[0].role == "assistant":  # transformers renders no empty conversation
-        raise ValueError("a user message has to come before the first assistant message")
-    raw = [message.model_dump() for message in messages]
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
-    done = ""
-
-    def extend(rendered: str) -> str:
-        """Add the ids of what `rendered` has more than what is done; the text of it."""
-        nonlocal done
-        if not rendered.startswith(done):
-            raise ValueError(
-                "the tokenizer's chat template rewrites earlier messages; an append-only "
-                "conversation cannot be cached or scored turn by turn with it"
-            )
-        text = rendered[len(done) :]
+    for text, answer in segments(tokenizer, messages, generation_prompt=generation_prompt):
+        start = len(ids)
         if text:
             ids.extend(tokenizer.encode(text, add_special_tokens=False))
-        done = rendered
-        return text
-
-    for k, message in enumerate(messages):
-        if message.role == "assistant":
-            extend(render(tokenizer, raw[:k], generation_prompt=True))
-            start = len(ids)
-            text = extend(render(tokenizer, raw[: k + 1]))
-            spans.append((start, _end_of_turn(tokenizer, ids, text, message.content)))
-        elif k + 1 < len(messages) and messages[k + 1].role != "assistant":
-            extend(render(tokenizer, raw[: k + 1]))
-    # The last message and the header of the answer are one segment, as they will be once the
-    # answer is part of the conversation: else the ids would not be a prefix of the later ones.
-    extend(render(tokenizer, raw, generation_prompt=generation_prompt))
+        if answer is not None:
+            spans.append((start, _end_of_turn(tokenizer, ids, text, answer)))
     return Encoded(ids=ids, spans=spans)
 
 

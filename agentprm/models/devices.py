@@ -51,6 +51,19 @@ def pick_dtype(name: str, device: torch.device, stored: torch.dtype | None) -> s
     return "bfloat16" if stored == torch.float32 and computes_bf16(device) else "auto"
 
 
+def bytes_to_keep(
+    gib: float | None, device: torch.device, *, on_cpu: float, models: int = 1
+) -> int:
+    """What each of `models` may keep of what it computed, where `gib` was asked for.
+
+    Where nothing was, they get an eighth of a GPU's memory together; on a CPU `on_cpu` GiB each.
+    """
+    if gib is None and device.type == "cuda":
+        memory: int = torch.cuda.get_device_properties(device).total_memory
+        return memory // (8 * models)
+    return int((on_cpu if gib is None else gib) * 2**30)
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16; without them it is slower than float32."""
     if device.type == "cuda":

@@ -150,6 +150,15 @@ class Segment(ABC):
         return added.to(query.device)
 
 
+def groups_heads(device: torch.device, mask: torch.Tensor | None) -> bool:
+    """Whether torch takes keys and values that several heads share as they are.
+
+    It does everywhere, but on CUDA with a mask by forming all scores in memory: the kernels that do
+    not take either the one or the other.
+    """
+    return mask is None or device.type != "cuda"
+
+
 def attend(
     module: Any,
     query: torch.Tensor,
@@ -175,6 +184,10 @@ def attend(
         mask = segment.mask(query, sliding_window)
         width = segment.start + len(segment) if mask is None else mask.shape[1]
         keys, values = segment.store.read(module.layer_idx, width)
+        as_they_are = groups_heads(query.device, mask)
+        if grouped and not as_they_are:
+            times = query.shape[1] // key.shape[1]
+            keys, values = (x.repeat_interleave(times, dim=0) for x in (keys, values))
         attended = scaled_dot_product_attention(
             queries,
             keys[None],
@@ -182,7 +195,7 @@ def attend(
             attn_mask=mask,
             is_causal=mask is None and segment.causal,
             scale=scaling,
-            enable_gqa=grouped,
+            enable_gqa=grouped and as_they_are,
         )
         outputs.append(attended.transpose(1, 2))
     return torch.cat(outputs, dim=1), None

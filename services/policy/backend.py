@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentprm.models.backend import Backend, on_replicas, open_replicas
+from agentprm.models.devices import bytes_to_keep, pick_device
 from agentprm.models.in_place import InPlaceServing
 from agentprm.models.serving import Serving
 from agentprm.prompts import PromptTemplate
@@ -13,7 +14,7 @@ from services.policy.canary import check
 from services.policy.engine import Engine
 from services.policy.engine.embedded import EmbeddedEngine
 from services.policy.engine.sglang import SGLangEngine
-from services.policy.settings import PolicySettings
+from services.policy.settings import CACHE_GIB, PolicySettings
 
 
 def open_backend(settings: PolicySettings, prompt: PromptTemplate) -> Backend:
@@ -25,11 +26,12 @@ def open_backend(settings: PolicySettings, prompt: PromptTemplate) -> Backend:
 
 def _embedded(settings: PolicySettings, prompt: PromptTemplate) -> Backend:
     def build(path: Path) -> Engine:
+        device = pick_device(settings.device)
         return EmbeddedEngine.load(
             path,
             device=settings.device,
             dtype=settings.dtype,
-            cache_bytes=int(settings.cache_gib * 2**30),
+            cache_bytes=bytes_to_keep(settings.cache_gib, device, on_cpu=CACHE_GIB),
         )
 
     serving = Serving(

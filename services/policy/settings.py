@@ -6,6 +6,9 @@ from pydantic import Field
 
 from agentprm.settings import EngineSettings, Port
 
+CACHE_GIB = 1.5
+"""What the embedded engine keeps on a CPU where nothing else is asked for."""
+
 
 class PolicySettings(EngineSettings):
     """The policy service: samples actions, and with a PRM returns the best of N."""
@@ -18,9 +21,10 @@ class PolicySettings(EngineSettings):
     prm_unreachable: float = Field(
         default=2.0, gt=0, description="the same for a PRM that takes no connection"
     )
-    cache_gib: float = Field(
-        default=1.5,
+    cache_gib: float | None = Field(
+        default=None,
         ge=0,
-        description="memory for keys and values kept between turns, in GiB (embedded engine)",
+        description="memory for keys and values kept between turns, in GiB (embedded engine); "
+        f"by default {CACHE_GIB} on a CPU, an eighth of a GPU's memory on a GPU",
     )
     queue: int = Field(default=16_384, ge=1, description="most samples that wait; then 429")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agentprm.ensembles import read_members
 from agentprm.models.backend import Backend, on_replicas, open_replicas
+from agentprm.models.devices import bytes_to_keep, pick_device
 from agentprm.models.in_place import InPlaceServing
 from agentprm.models.serving import Serving
 from agentprm.prompts import PromptTemplate
 from agentprm.registry import Registry
 from services.prm.ensemble import Ensemble, load_ensemble
 from services.prm.scorer import BaseScorer, Scorer
-from services.prm.settings import PRMServiceSettings
+from services.prm.settings import CACHE_GIB, PRMServiceSettings
 from services.prm.sglang import OnServers, SGLangScorer
 
 
@@ -25,16 +27,15 @@ def open_backend(settings: PRMServiceSettings, prompt: PromptTemplate) -> Backen
 def _embedded(settings: PRMServiceSettings, prompt: PromptTemplate) -> Backend:
     registry = Registry(settings.registry)
 
-    def scorer(path: Path) -> BaseScorer:
-        return Scorer(
-            path,
-            prompt,
-            device=settings.device,
-            dtype=settings.dtype,
-            cache_bytes=int(settings.cache_gib * 2**30),
-        )
-
     def build(path: Path) -> Ensemble:
+        device, models = pick_device(settings.device), len(read_members(path)) or 1
+        kept = bytes_to_keep(settings.cache_gib, device, on_cpu=CACHE_GIB, models=models)
+
+        def scorer(path: Path) -> BaseScorer:
+            return Scorer(
+                path, prompt, device=settings.device, dtype=settings.dtype, cache_bytes=kept
+            )
+
         return load_ensemble(registry, path, prompt, scorer)
 
     serving = Serving("prm", registry, build, _check, timeout=settings.load_timeout)

@@ -76,10 +76,11 @@ class Classifier:
             )
         model = model.to(self.device).eval()
         copy_from_file(model)
-        self.head: Any = model.score
         self._model: Any = model
         self._body: Any = model.base_model
         self.dtype = str(model.dtype).removeprefix("torch.")
+        # As the trainer computes it: bf16 would round logits to two digits, and actions would tie.
+        self.head: Any = model.score.float()
         self.parameters = sum(p.numel() for p in model.parameters())
         text = config.get_text_config()
         self.vocabulary: int = text.vocab_size
@@ -184,12 +185,12 @@ class Classifier:
             use_cache=False,
             segments=segments,
         )
-        values = iter(self.head(output.last_hidden_state[0]).float().flatten().tolist())
+        values = iter(self.head(output.last_hidden_state[0].float()).flatten().tolist())
         for segment in segments:
             segment.keep(list(islice(values, len(segment))))
 
     def _alone(self, row: Row) -> list[float]:
         ids = torch.tensor([row.ids], device=self.device)
         hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state[0, row.ends]
-        logits: list[float] = self.head(hidden).float().flatten().tolist()
+        logits: list[float] = self.head(hidden.float()).flatten().tolist()
         return logits

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from agentprm.encoding import encode
+from agentprm.encoding import Encoded, encode
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
 from services.policy.engine.codec import Codec
@@ -88,11 +88,17 @@ def conversations() -> list[tuple[Message, ...]]:
     return found
 
 
-def outcome(tokenizer: Any, messages: Sequence[Message]) -> list[int] | None:
-    try:
-        return encode(tokenizer, messages, generation_prompt=True).ids
-    except (TemplateError, ValueError):
-        return None
+def outcome(
+    tokenizer: Any, messages: Sequence[Message], *, prompt: bool = True, tried: int = 10**6
+) -> Encoded | None:
+    """What `encode` makes of the messages, if anything: by the definition, where it renders every
+    beginning of the conversation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentprm.rendering._TRIED", tried)
+        try:
+            return encode(tokenizer, messages, generation_prompt=prompt)
+        except (TemplateError, ValueError):
+            return None
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, "llama"])
@@ -100,6 +106,9 @@ def test_any_conversation_is_encoded_as_training_does(name: str) -> None:
     tokenizer = llama_tokenizer()
     tokenizer.chat_template = TEMPLATES.get(name, tokenizer.chat_template)
     for messages in conversations():
+        for prompt in (True, False):
+            expected = outcome(tokenizer, messages, prompt=prompt)
+            assert outcome(tokenizer, messages, prompt=prompt, tried=6) == expected
         expected = outcome(tokenizer, messages)
         codec = Codec(tokenizer, (), 10_000)  # it knows no earlier turn
         if expected is None:
@@ -107,7 +116,7 @@ def test_any_conversation_is_encoded_as_training_does(name: str) -> None:
                 codec.prompt(messages)
             assert raised.value.problem.title == "Refused by the chat template"
         else:
-            assert codec.prompt(messages) == expected
+            assert codec.prompt(messages) == expected.ids
 
 
 @pytest.mark.parametrize("roles", [("user", "assistant"), ("user",)])
@@ -130,9 +139,13 @@ def test_a_long_conversation_is_rendered_a_few_times_whatever_its_length(
         Message.model_validate({"role": roles[k % len(roles)], "content": f"{k} {text}"})
         for k in range(199)
     )
-    ids = codec.prompt(messages)
-    assert rendered < 4 * 200 * (len(text) + 30)
-    assert ids == outcome(tokenizer, messages)
+    for encoded in (codec.prompt, lambda m: encode(tokenizer, m, generation_prompt=True).ids):
+        rendered = 0
+        ids = encoded(messages)
+        assert rendered < 4 * 200 * (len(text) + 30)
+        whole = outcome(tokenizer, messages)
+        assert whole is not None
+        assert ids == whole.ids
 
 
 def test_what_is_kept_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,46 @@ def test_padded_batches_answer_as_packed_ones_do(
             np.testing.assert_allclose([s.log_prob for s in a], [s.log_prob for s in b], atol=1e-4)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_bound_on_logits_is_one_on_tokens_that_have_any(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, *, padded: bool
+) -> None:
+    """With a large vocabulary it is fewer tokens than a prompt has, whose last ones count."""
+    if padded:
+        monkeypatch.setattr("services.policy.engine.forward.takes_segments", lambda *_: False)
+    free = load(llama)
+    monkeypatch.setattr("services.policy.engine.embedded.LOGITS", 24 * free.model.config.vocab_size)
+    messages = [conversation(2, k) for k in range(6)]
+    answers = tuple(("REASON:", f" look {k}") for k in range(4))
+    asked: list[int] = []
+
+    def watch(engine: EmbeddedEngine) -> Watched:
+        head = engine.model.get_output_embeddings()
+        head.register_forward_hook(lambda _, __, out: asked.append(out.shape[:-1].numel()))
+        return Watched(engine, monkeypatch)
+
+    # Samples of each, prompts read together, most tokens that have logits.
+    for n, together, most in ((4, [6], 24), (10, [2, 2, 2], 20), (30, [1] * 6, 30)):
+        prompts, draw = [Prompt(m, (n, 0)) for m in messages], Draw(n=n, max_tokens=3)
+        engine = load(llama)
+        watched = watch(engine)
+        same(engine.generate(prompts, draw), free.generate(prompts, draw))
+        passes = watched.take()
+        assert [len(new) for phase, new in passes if phase == "prefill"] == together
+        assert max(asked) == most
+        asked.clear()
+
+    questions = [Question(m, answers) for m in messages]
+    engine = load(llama)
+    watched = watch(engine)
+    for scores, expected in zip(engine.score(questions), free.score(questions), strict=True):
+        values = [[(s.log_prob, s.opening_log_prob) for s in all_] for all_ in (scores, expected)]
+        np.testing.assert_allclose(values[0], values[1], atol=1e-4)
+    (_, first), *_ = watched.take()
+    assert len(first) > 1
+    assert min(first) > max(asked)
+
+
 @pytest.mark.parametrize("chosen", [0, 1, 2])
 def test_the_answer_that_was_drawn_is_not_computed_again(
     llama: Path, monkeypatch: pytest.MonkeyPatch, chosen: int

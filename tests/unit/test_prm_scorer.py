@@ -142,6 +142,22 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(
         assert mixed == pytest.approx(single, abs=CLOSE)
 
 
+def test_logits_of_a_bf16_model_are_not_rounded_to_bf16(checkpoints: Path) -> None:
+    """Its steps of 1/64 would make actions tie; the trainer computes the last layer in float32."""
+    scorer = Scorer(checkpoints / "llama", load_prompt("chat"), device="cpu", dtype="bfloat16")
+    scorer.check()
+    assert (scorer.dtype, scorer.model._cache.capacity) == ("bfloat16", 2**30 // (2 * 2 * 32 * 2))
+    ids = list(range(20, 60))
+    (found,) = scorer.model.logits([Row(ids, list(range(40)), 40)])
+    assert sum(torch.tensor(found).bfloat16().float() != torch.tensor(found)) > 30
+    path = checkpoints / "llama"
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype="bfloat16").eval()
+    with torch.inference_mode():
+        hidden = model.model(torch.tensor([ids])).last_hidden_state[0, -1].float()
+        expected = float(hidden @ model.score.weight[0].float())
+    assert scorer.model.plain(ids) == pytest.approx(expected, abs=CLOSE)
+
+
 class Watched:
     """Counts what a scorer computes: for every pass the new tokens of each row."""
 

@@ -16,7 +16,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from agentprm.encoding import encode, encode_answers, render
+from agentprm.encoding import encode, encode_answers
 from agentprm.models.surplus_tokens import without_surplus
 from agentprm.prompts import PromptTemplate, load_prompt, parse_action
 from agentprm.protocol import (
@@ -33,6 +33,7 @@ from agentprm.protocol import (
     Transcript,
 )
 from agentprm.registry import CheckpointError, Registry
+from agentprm.rendering import render
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Draw, Prompt
 from services.policy.engine.embedded import EmbeddedEngine

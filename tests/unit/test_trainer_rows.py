@@ -8,7 +8,7 @@ import pytest
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action
 from services.trainer.training.fitting import load_tokenizer
-from services.trainer.training.rows import action_row, answer_rows
+from services.trainer.training.rows import action_row, all_rows, answer_rows
 from tests.unit.trainer_episodes import create_small, episode
 
 STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in (0, 2, 5)]
@@ -41,3 +41,23 @@ def test_answers_to_one_state_are_tokenised_as_each_alone_and_the_state_once(
         texts.clear()
         action_row(tokenizer, prompt, state, ACTIONS[0])
         assert read < sum(map(len, texts)) + 100  # for the two other answers
+
+
+def test_what_episodes_have_in_common_is_tokenised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, prompt = load_tokenizer(create_small(tmp_path)), load_prompt("chat")
+    played = [episode(["look"] * turns, [0] * turns) for turns in (6, 6, 5)]
+    expected = [all_rows(tokenizer, prompt, [each], 2048)[0][1] for each in played]
+    calls, encode = 0, tokenizer.encode
+
+    def counted(text: str, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    all_rows(tokenizer, prompt, played[:1], 2048)
+    alone, calls = calls, 0
+    assert all_rows(tokenizer, prompt, played, 2048) == list(enumerate(expected))
+    assert calls <= alone + 1

@@ -58,6 +58,11 @@ class Branches:
         return self.row.new + len(self.guess)
 
     @property
+    def logits(self) -> int:
+        """Most tokens whose logits are wanted at once: at first, or when all branches are open."""
+        return max(1 + len(self.guess), len(self.all))
+
+    @property
     def held(self) -> int:
         """Tokens of the prompt, whose keys and values are needed."""
         return len(self.row.ids)

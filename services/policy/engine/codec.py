@@ -1,8 +1,7 @@
 """Text to token ids and back, as `agentprm.encoding` defines it, at the pace of serving.
 
-`encode` renders a conversation once per message. While an episode runs, its conversation grows by
-an answer and an observation; here only those are rendered and tokenised. A long one that is new is
-rendered once.
+While an episode runs, its conversation grows by an answer and an observation; here only those are
+rendered and tokenised.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from agentprm.encoding import encode, render
 from agentprm.models.memory import Memory
 from agentprm.models.prefix_cache import common_length
 from agentprm.protocol import Message
+from agentprm.rendering import render, segments
 from agentprm.service import ProblemError
 from services.policy.engine import Prompt, require_room
-from services.policy.engine.rendered import ASKED, rest
 
 MAX_BYTES = 64 * 2**20
 """Most that known conversations take, and most that known segments of text do: a few thousand
@@ -28,6 +26,8 @@ conversations, and some hundred thousand answers and observations."""
 TRIED_MESSAGES = 6
 """Up to this length every conversation is rendered as a whole."""
 
+_ASKED = (Message(role="user", content="x"),)
+"""A short conversation."""
 _Key = tuple[tuple[str, str], ...]
 """Roles and contents of a conversation: hashed and compared at the pace of strings."""
 
@@ -48,7 +48,7 @@ class Codec:
         self._max_length = max_length
         self._prompts: Memory[tuple[str, array[int]]] = Memory(MAX_BYTES)
         self._segments: Memory[array[int]] = Memory(MAX_BYTES)
-        self._header = self._render(ASKED, prompt=True)
+        self._header = self._render(_ASKED, prompt=True)
         self._before, self._after = self._frame()
         self._uniform = self._same_anywhere()
         self.ends = frozenset(eos) | self._end_mark()
@@ -115,15 +115,9 @@ class Codec:
         return [self._tokenizer.decode([token]) for token in ids]
 
     def _from_scratch(self, messages: tuple[Message, ...]) -> tuple[str, list[int]]:
-        known = min(TRIED_MESSAGES, len(messages))
-        more = rest(self._render, messages, known) if known < len(messages) else None
-        if more is None:
-            ids = encode(self._tokenizer, messages, generation_prompt=True).ids
-            return self._render(messages, prompt=True), ids
-        text, segments = more
-        asks = messages[known].role == "assistant"
-        ids = encode(self._tokenizer, messages[:known], generation_prompt=asks).ids
-        return text, [*ids, *chain.from_iterable(self._encode(segments))]
+        found = segments(self._tokenizer, messages, generation_prompt=True)
+        texts = [text for text, _ in found if text]
+        return "".join(texts), [*chain.from_iterable(self._encode(texts))]
 
     def _extended(self, messages: tuple[Message, ...], key: _Key) -> tuple[str, list[int]] | None:
         """From the conversation of the turn before, where that is known."""
@@ -157,13 +151,13 @@ class Codec:
 
     def _turn(self, messages: Sequence[Message]) -> str:
         """An answer and the message after it, as rendered behind a short conversation."""
-        return self._render([*ASKED, *messages], prompt=True)[len(self._header) :]
+        return self._render([*_ASKED, *messages], prompt=True)[len(self._header) :]
 
     def _same_anywhere(self) -> bool:
         """Whether a probe's turns are rendered as each is behind a short conversation."""
         turn = [Message(role="assistant", content="y"), Message(role="user", content="z")]
         try:
-            whole = self._render([*ASKED, *turn, *turn], prompt=True)
+            whole = self._render([*_ASKED, *turn, *turn], prompt=True)
             return whole == self._header + 2 * self._turn(turn)
         except (TemplateError, ValueError):
             return False
@@ -192,7 +186,7 @@ class Codec:
         """What the template puts between the header and an answer, and behind an answer."""
         answer = "REASON: y\nACTION: z"
         header = self._header
-        whole = self._render([*ASKED, Message(role="assistant", content=answer)], prompt=False)
+        whole = self._render([*_ASKED, Message(role="assistant", content=answer)], prompt=False)
         if not whole.startswith(header) or answer not in whole[len(header) :]:
             raise ValueError("the chat template does not render the assistant's answer verbatim")
         before, _, after = whole[len(header) :].partition(answer)

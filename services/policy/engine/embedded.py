@@ -45,7 +45,8 @@ NEW_TOKENS = 16_384
 NEW_TOKENS_CPU = 1024
 """The same on a CPU: more would only fall out of its caches."""
 LOGITS = 2**28
-"""Most logits of one forward pass: 1 GiB."""
+"""Most logits of one forward pass: 1 GiB. Few of its tokens have any: the last ones of prompts,
+those of answers."""
 TREE_NODES = 256
 """Most command tokens packed into one row. Those of different reasons do not see each other, so a
 wider row is mostly mask: 512 takes 1.4 times as long for the commands behind 16 reasons."""
@@ -69,13 +70,8 @@ class EmbeddedEngine(Engine):
         self.model = model.eval()
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._forward = Forward(self.model)
-        self._new_tokens = max(
-            1,
-            min(
-                NEW_TOKENS_CPU if model.device.type == "cpu" else NEW_TOKENS,
-                LOGITS // text_config.vocab_size,
-            ),
-        )
+        self._new_tokens = NEW_TOKENS_CPU if model.device.type == "cpu" else NEW_TOKENS
+        self._logits = LOGITS // text_config.vocab_size
         self._kept = Kept(cache_bytes // bytes_per_token(model))
         self.max_length = max_length(text_config)
         eos = eos_tokens(model.generation_config, tokenizer)
@@ -142,7 +138,7 @@ class EmbeddedEngine(Engine):
         samples: list[list[Sample]] = [[] for _ in prompts]
         room = draw.n * min(draw.max_tokens, self.max_length)
         all_ = (self._branches(row, prompts[row.number], draw) for row in self._rows(encoded))
-        for group in batches(all_, self._forward.cost, self._new_tokens, room):
+        for group in batches(all_, self._forward.cost, self._new_tokens, self._logits, room):
             self._decode(group, draw)
             for found in group:
                 row = found.row
@@ -173,7 +169,7 @@ class EmbeddedEngine(Engine):
             for q in questions
         ]
         scores: list[dict[int, Score]] = [{} for _ in questions]
-        for group in batches(trees, self._forward.cost, self._new_tokens):
+        for group in batches(trees, self._forward.cost, self._new_tokens, self._logits):
             for planted, log_probs in zip(group, self._edges(group), strict=True):
                 number = planted.row.number
                 for answer, path in zip(planted.answers, planted.tree.paths, strict=True):
@@ -283,11 +279,11 @@ class EmbeddedEngine(Engine):
     def _edges(self, group: Sequence[Planted]) -> list[list[float]]:
         """Of each tree the log-probabilities of its edges."""
         segments = [planted.segment() for planted in group]
-        logits = self._compute(self._forward.batch(), segments, "score").float()
-        begins = accumulate((planted.new for planted in group), initial=0)
+        last = [planted.logits for planted in group]
+        logits = self._compute(self._forward.batch(), segments, "score", last).float()
         nodes, predicted = [], []
-        for begin, planted in zip(begins, group, strict=False):
-            nodes += [begin + node for node in planted.tree.edge_nodes]
+        for end, planted in zip(accumulate(last), group, strict=True):
+            nodes += [end - planted.new + node for node in planted.tree.edge_nodes]
             predicted += planted.tree.edge_tokens
         at, token = torch.from_numpy(np.array([nodes, predicted])).to(logits.device)
         values = iter((logits[at, token] - logits.logsumexp(dim=-1)[at]).tolist())

@@ -32,6 +32,11 @@ class Planted:
         return len(self.tree.tokens)
 
     @property
+    def logits(self) -> int:
+        """Last ones among them whose logits are wanted: the prompt's last, and all behind it."""
+        return self.new - self.row.new + 1
+
+    @property
     def held(self) -> int:
         """Tokens whose keys and values are needed."""
         return self.row.start + self.new
@@ -53,22 +58,26 @@ R = TypeVar("R", Branches, Planted)
 
 
 def batches(
-    items: Iterable[R], cost: Callable[[Sequence[int]], int], new_tokens: int, room: int = 0
+    items: Iterable[R],
+    cost: Callable[[Sequence[int]], int],
+    new_tokens: int,
+    logits: int,
+    room: int = 0,
 ) -> Iterator[list[R]]:
     """Items in their order, at most `new_tokens` computed and HELD_TOKENS held at once.
 
-    `cost` counts tokens of items side by side. Each item holds up to `room` further ones. A single
-    item may be larger than a batch.
+    Of the computed ones at most `logits` have logits. `cost` counts tokens of items side by side.
+    Each item holds up to `room` further ones. A single item may be larger than a batch.
     """
     batch: list[R] = []
-    new: list[int] = []
-    held: list[int] = []
+    sizes: list[tuple[int, int, int]] = []
     for item in items:
-        new.append(item.new)
-        held.append(item.held + room)
-        if batch and (cost(new) > new_tokens or cost(held) > HELD_TOKENS):
+        sizes.append((item.new, item.logits, item.held + room))
+        costs = map(cost, zip(*sizes, strict=True))
+        bounds = (new_tokens, logits, HELD_TOKENS)
+        if batch and any(taken > most for taken, most in zip(costs, bounds, strict=True)):
             yield batch
-            batch, new, held = [], new[-1:], held[-1:]
+            batch, sizes = [], sizes[-1:]
         batch.append(item)
     if batch:
         yield batch

@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from agentprm.config import DPOSettings
 from agentprm.encoding import Tokenizer
+from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Preference
 from services.trainer.training.canaries import policy_canary
@@ -65,9 +66,10 @@ def fit_dpo(
         NoSamplesError: too few preferences came that were short enough.
     """
     tokenizer = load_tokenizer(policy)
+    remembering = RememberingTokenizer(tokenizer)  # states of an episode begin alike
     stream = Stream(
         preferences,
-        lambda preference: _row(tokenizer, prompt, preference, settings.max_tokens),
+        lambda preference: _row(remembering, prompt, preference, settings.max_tokens),
         _tokens,
         rows=settings.batch_pairs,
         passes=passes(settings),

@@ -22,6 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from agentprm.config import GRPOSettings
 from agentprm.encoding import Tokenizer
+from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
 from services.trainer.training.batches import padded
@@ -83,9 +84,10 @@ def fit_grpo(
         NoSamplesError: too few groups came that were short enough.
     """
     tokenizer = load_tokenizer(policy)
+    remembering = RememberingTokenizer(tokenizer)  # states of an episode begin alike
     stream = Stream(
         groups,
-        lambda group: _row(tokenizer, prompt, group, settings.max_tokens),
+        lambda group: _row(remembering, prompt, group, settings.max_tokens),
         lambda row: sum(map(len, row.ids)),
         rows=settings.batch_groups,
         passes=passes(settings),

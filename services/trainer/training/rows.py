@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentprm.encoding import Tokenizer, encode, encode_answers
+from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Episode, Message, State
 
@@ -80,6 +81,7 @@ def all_rows(
     Raises:
         ValueError: there is not one row.
     """
+    tokenizer = RememberingTokenizer(tokenizer)  # episodes of a game say the same time and again
     rows = [
         (i, row)
         for i, (episode, hint) in enumerate(
