@@ -36,6 +36,7 @@ def main() -> int:
     settings = FitProcessSettings.from_command_line()
     configure_logging("trainer")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     job = FitJob.model_validate_json(settings.job.read_bytes())
     run, config = settings.run, read_config(settings.run)
     records, prompt = Records(run / "records"), load_prompt(config.prompt)
