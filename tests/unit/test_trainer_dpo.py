@@ -20,6 +20,7 @@ from tests.unit.trainer_episodes import (
     BAD,
     GOOD,
     STATES,
+    altered,
     create_small,
     log_prob,
     preference,
@@ -33,17 +34,6 @@ def margin(directory: Path) -> float:
     """log π(good) − log π(bad) in the third state."""
     good, bad = (log_prob(directory, PROMPT, STATES[2], action) for action in (GOOD, BAD))
     return good - bad
-
-
-def altered(directory: Path, out: Path) -> Path:
-    """Another policy: the weights of one, and noise, in `out`."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
-    model.save_pretrained(out)
-    return out
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -190,7 +180,10 @@ def test_it_ends_with_the_preferences(tmp_path: Path) -> None:
 def test_without_a_preference_that_fits_there_is_nothing_to_train_on(
     tmp_path: Path,
 ) -> None:
-    small = create_small(tmp_path)
-    settings = DPOSettings(max_tokens=16)
+    """Either action may be what makes it too long, if only by a token."""
+    small, brief = create_small(tmp_path), Action(command="look")
+    given = [preference(STATES[0], GOOD, brief), preference(STATES[0], brief, GOOD)]
+    ids, _ = action_row(load_tokenizer(small), PROMPT, STATES[0], GOOD)
+    settings = DPOSettings(max_tokens=len(ids) - 1)
     with pytest.raises(NoSamplesError, match="none was short enough"):
-        fit_dpo(small, small, preferences(last=3), tmp_path / "out", settings, PROMPT, seed=0)
+        fit_dpo(small, small, given, tmp_path / "out", settings, PROMPT, seed=0)

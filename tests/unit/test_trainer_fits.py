@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import orjson
+import pytest
 from rich.console import Console
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 from agentprm.config import Algorithm, load_config
+from agentprm.facts import METADATA
 from agentprm.prompts import load_prompt
 from agentprm.protocol import JobResult
 from services.trainer.fits.jobs import FitJob, Fits
@@ -58,6 +61,18 @@ def test_a_fit_leaves_no_weights_in_memory(tmp_path: Path) -> None:
             assert (out / "model.safetensors").is_file()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rows"), [(Algorithm.AGENT_PRM, 2), (Algorithm.INVERSE_PRM, 4)]
+)
+def test_demonstrations_that_were_lost_are_imitated_by_inverse_prm_alone(
+    tmp_path: Path, algorithm: Algorithm, rows: int
+) -> None:
+    fits, out = fits_of(tmp_path, algorithm), tmp_path / "out"
+    record(fits.records, "demonstrations", list("abcd"))  # of which b and d are won
+    fits.perform(FitJob(kind="sft", iteration=0, base=create_small(tmp_path), out=out))
+    assert orjson.loads((out / METADATA).read_bytes())["metrics"]["rows"] == rows
 
 
 def test_processes_hold_their_gradients_once(tmp_path: Path) -> None:

@@ -16,7 +16,16 @@ from services.trainer.training.log_probs import plain_log_probs
 from services.trainer.training.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.training.rows import action_row
 from services.trainer.training.streaming import NoSamplesError
-from tests.unit.trainer_episodes import BAD, GOOD, STATES, Source, create_small, group, log_prob
+from tests.unit.trainer_episodes import (
+    BAD,
+    GOOD,
+    STATES,
+    Source,
+    altered,
+    create_small,
+    group,
+    log_prob,
+)
 
 PROMPT = load_prompt("chat")
 WORST = Action(reason="look", command="help")
@@ -76,8 +85,12 @@ def test_the_expected_gradient_is_that_of_equation_3() -> None:
 
 
 def test_two_steps_on_one_batch_are_those_made_by_hand(tmp_path: Path) -> None:
-    """Loss and gradient of a mean over samples, where batches of a step have different sizes."""
+    """Loss and gradient of a mean over samples, where batches of a step have different sizes.
+
+    The reference is another policy than the one that is fitted.
+    """
     small = create_small(tmp_path)
+    other = altered(small, tmp_path / "other")
     groups = [group(STATES[0], SCORED), group(STATES[5], SCORED[:2])]
     settings = GRPOSettings(
         learning_rate=1e-9,  # the second step is at the same weights but for rounding
@@ -91,11 +104,14 @@ def test_two_steps_on_one_batch_are_those_made_by_hand(tmp_path: Path) -> None:
         log_every=1,
     )
     lines: list[Metrics] = []
-    fit_grpo(small, small, groups, tmp_path / "out", settings, PROMPT, seed=0, log=lines.append)
+    fit_grpo(small, other, groups, tmp_path / "out", settings, PROMPT, seed=0, log=lines.append)
 
     tokenizer = load_tokenizer(small)
-    model = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
-    total, samples = torch.tensor(0.0), 0
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        for directory in (small, other)
+    )
+    total, log_ratios, samples = torch.tensor(0.0), 0.0, 0
     for given in groups:
         mean = sum(c.count * (c.q or 0) for c in given.candidates) / sum(
             c.count for c in given.candidates
@@ -103,18 +119,24 @@ def test_two_steps_on_one_batch_are_those_made_by_hand(tmp_path: Path) -> None:
         for candidate in given.candidates:
             ids, (start, end) = action_row(tokenizer, PROMPT, given.state, candidate.action)
             row = torch.tensor([ids])
-            log_probs = plain_log_probs(model, row, torch.ones_like(row), row >= 0)
+            log_probs, before = (
+                plain_log_probs(model, row, torch.ones_like(row), row >= 0)[0, start - 1 : end - 1]
+                for model in (policy, reference)
+            )
             advantage = (candidate.q or 0) - mean
-            ratio = (log_probs - log_probs.detach())[0, start - 1 : end - 1].exp()
-            total = total - candidate.count * advantage * ratio.sum()
+            gain = advantage * (log_probs - log_probs.detach()).exp().sum()
+            log_ratio = (log_probs - before.detach()).sum()
+            total = total + candidate.count * (0.7 * log_ratio**2 / 2 - gain)
+            log_ratios += candidate.count * log_ratio.item()
             samples += candidate.count
     torch.autograd.backward(total / samples)
-    norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in policy.parameters()))
+    assert abs(log_ratios / samples) > 0.1
     for line in lines:
-        assert line["loss"] == pytest.approx(total.item() / samples, abs=1e-5)
+        assert line["loss"] == pytest.approx(total.item() / samples, rel=1e-4)
         assert line["grad_norm"] == pytest.approx(norm, rel=1e-3)
         assert line["q"] == pytest.approx((0.9 + 2 * 0.5 + 0.1 + 0.9 + 2 * 0.5) / 7)
-        assert line["log_ratio"] == pytest.approx(0, abs=1e-4)
+        assert line["log_ratio"] == pytest.approx(log_ratios / samples, rel=1e-4)
         assert line["clipped"] == 0
 
 
@@ -172,8 +194,9 @@ def test_beta_holds_the_policy_back(tmp_path: Path) -> None:
 
 
 def test_without_a_group_that_fits_there_is_nothing_to_train_on(tmp_path: Path) -> None:
-    settings = GRPOSettings(max_tokens=16)
+    """One of its actions may be what makes it too long, if only by a token."""
+    small, given = create_small(tmp_path), [group(STATES[0], SCORED)]
+    ids, _ = action_row(load_tokenizer(small), PROMPT, STATES[0], GOOD)
+    settings = GRPOSettings(max_tokens=len(ids) - 1)
     with pytest.raises(NoSamplesError, match="none was short enough"):
-        fit_grpo(
-            create_small(tmp_path), tmp_path, groups(3), tmp_path / "o", settings, PROMPT, seed=0
-        )
+        fit_grpo(small, small, given, tmp_path / "o", settings, PROMPT, seed=0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
 from transformers import (
@@ -23,7 +24,7 @@ from transformers import (
 import services.trainer.fits.inverse as inverse
 from agentprm.config import Algorithm, PRMSettings, changed, load_config
 from agentprm.encoding import encode
-from agentprm.facts import read_facts
+from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Episode, JobResult
 from services.trainer.fits.inverse import (
@@ -284,6 +285,34 @@ def test_it_recovers_the_expert_s_ordering_of_actions_and_the_values_by_hand(
     for commands, value in by_hand.items():
         assert q(*commands) == pytest.approx(value, abs=0.15), commands
     assert read_facts(out).algorithm == "inverse-prm"
+    assert orjson.loads((out / METADATA).read_bytes())["effective_horizon"] == 1 + gamma
+
+
+def test_games_held_out_take_no_part_and_are_measured_as_they_are_served(tmp_path: Path) -> None:
+    expert = [played(LOOK, CABINET, index=k, game=g) for k, g in enumerate("abcdefgh")]
+    learner = [played(FRIDGE, INVENTORY, index=8 + k, game=g) for k, g in enumerate("abcdefgh")]
+    chosen = {each.id: {1: do(INVENTORY)} for each in [*expert, *learner]}
+    settings = PRMSettings(
+        epochs=10, learning_rate=1e-2, batch_tokens=900, validation_fraction=0.25, precision="fp32"
+    )
+    small, prompt, out = create_small(tmp_path), load_prompt("chat"), tmp_path / "out"
+    metrics = fit_inverse_prm(
+        small, expert, learner, chosen, out, settings, prompt, 30, seed=0, split_seed=0, gamma=0.8
+    )
+    assert metrics["expert_transitions"] == metrics["learner_transitions"] == 6 * 2
+    assert metrics["val_q_expert"] > metrics["val_q_learner"] + 0.01
+
+    held_out = orjson.loads((out / METADATA).read_bytes())["validation_games"]
+    model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32)
+    tokenizer = load_tokenizer(out)
+    for name, episodes in (("expert", expert), ("learner", learner)):
+        served = []
+        for each in (each for each in episodes if each.game.id in held_out):
+            for t, turn in enumerate(each.turns):
+                ids, _ = action_row(tokenizer, prompt, each.state(t), turn.action)
+                served.append(torch.sigmoid(model(torch.tensor([ids])).logits).item())
+        assert len(served) == 2 * 2
+        assert metrics[f"val_q_{name}"] == pytest.approx(sum(served) / 4, abs=1e-5)
 
 
 def test_the_effective_horizon() -> None:

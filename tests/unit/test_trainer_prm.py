@@ -24,7 +24,9 @@ from tests.unit.trainer_episodes import (
     in_eight_games,
 )
 
-EPISODES = in_eight_games(LOOK_WINS, INVENTORY_LOSES)
+# Those that were won come first: an episode's place in its side of the split is no hint to it.
+EPISODES = sorted(in_eight_games(LOOK_WINS, INVENTORY_LOSES), key=lambda each: not each.won)
+ONE_GAME = slice(0, 16, 8)
 TARGETS = monte_carlo_targets(EPISODES, 0.8)
 SETTINGS = PRMSettings(epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25)
 
@@ -37,11 +39,13 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
     small = create_small(tmp_path)
     out, prompt = tmp_path / "out", load_prompt(name)
     metrics = fit_prm(
-        small, EPISODES, TARGETS, out, SETTINGS, prompt, seed=0, split_seed=0, gamma=0.8
+        small, EPISODES, TARGETS, out, SETTINGS, prompt, seed=0, split_seed=0, gamma=0.8, alpha=0.3
     )
     assert metrics["val_explained_variance"] > 0.9
     assert metrics["val_auc"] == 1
     assert metrics["val_bce"] - metrics["val_entropy"] < 0.1
+    rows = 1 if prompt.append_only else 2  # of an episode
+    assert (metrics["training_rows"], metrics["validation_rows"]) == (12 * rows, 4 * rows)
 
     metadata = orjson.loads((out / METADATA).read_bytes())
     assert (metadata["seed"], metadata["split_seed"], metadata["gamma"]) == (0, 0, 0.8)
@@ -49,7 +53,7 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
     assert len(metadata["validation_games"]) == 2
     facts = read_facts(out)
     assert facts.template_hash == prompt.hash
-    assert facts.gamma == 0.8
+    assert (facts.gamma, facts.alpha) == (0.8, 0.3)
     assert facts.data is not None
     assert facts.data.splits == ["train"]
     assert (facts.data.training.games, facts.data.training.episodes) == (6, 12)
@@ -69,11 +73,11 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
     # Plain transformers on the directory, cut after each action.
     model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32)
     tokenizer = load_tokenizer(out)
-    for i in (0, 1):
-        for row in episode_rows(tokenizer, prompt, EPISODES[i], 2048):
+    for played, targets in zip(EPISODES[ONE_GAME], TARGETS[ONE_GAME], strict=True):
+        for row in episode_rows(tokenizer, prompt, played, 2048):
             for (_, end), turn in zip(row.spans, row.turns, strict=True):
                 logit = model(torch.tensor([row.ids[:end]])).logits
-                assert torch.sigmoid(logit).item() == pytest.approx(TARGETS[i][turn], abs=0.15)
+                assert torch.sigmoid(logit).item() == pytest.approx(targets[turn], abs=0.15)
 
 
 def test_one_pass_scores_every_turn_as_plain_transformers_does_at_each_cut(
@@ -82,7 +86,7 @@ def test_one_pass_scores_every_turn_as_plain_transformers_does_at_each_cut(
     small = create_small(tmp_path)
     tokenizer, prompt = load_tokenizer(small), load_prompt("chat")
     pad = tokenizer.pad_token_id
-    rows = [episode_rows(tokenizer, prompt, e, 2048)[0] for e in (EPISODES[0], EPISODES[1])]
+    rows = [episode_rows(tokenizer, prompt, e, 2048)[0] for e in EPISODES[ONE_GAME]]
     rows[1] = episode_rows(tokenizer, prompt, episode(["look"] * 5, [0] * 5), 2048)[0]
     width, turns = max(len(r.ids) for r in rows), max(len(r.spans) for r in rows)
     ids = torch.tensor([r.ids + [pad] * (width - len(r.ids)) for r in rows])
@@ -107,8 +111,8 @@ def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
     out = tmp_path / "out"
     metrics = fit_prm(
         small,
-        EPISODES[:2],
-        TARGETS[:2],
+        EPISODES[ONE_GAME],
+        TARGETS[ONE_GAME],
         out,
         settings,
         load_prompt("chat"),

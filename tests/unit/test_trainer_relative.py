@@ -16,7 +16,13 @@ from services.trainer.targets.monte_carlo import monte_carlo_targets
 from services.trainer.training.fitting import Metrics, load_tokenizer
 from services.trainer.training.prm_model import load_prm
 from services.trainer.training.rows import action_row
-from tests.unit.trainer_episodes import INVENTORY_LOSES, LOOK_WINS, create_small, in_eight_games
+from tests.unit.trainer_episodes import (
+    INVENTORY_LOSES,
+    LOOK_WINS,
+    create_small,
+    episode,
+    in_eight_games,
+)
 
 PROMPT = load_prompt("chat")
 # In every game `look` leads to a win, `inventory` to a loss, and `help` to a win every other time.
@@ -90,14 +96,16 @@ def test_it_orders_the_actions_of_games_it_has_not_seen(tmp_path: Path, name: st
         epochs=12, learning_rate=1e-2, batch_tokens=2000, validation_fraction=0.25
     )
     metrics = fit_relative_prm(
-        small, EPISODES, TARGETS, out, settings, prompt, seed=0, split_seed=0, gamma=0.8
+        small, EPISODES, TARGETS, out, settings, prompt, seed=0, split_seed=0, gamma=0.8, alpha=0.3
     )
     assert metrics["val_pair_accuracy"] == 1
     assert metrics["val_pair_loss"] < math.log(2)
-    assert (metrics["pairs"], metrics["validation_rows"]) == (8 * 4, 2 * 4)
+    assert metrics["pairs"] == 8 * 4
+    assert (metrics["training_rows"], metrics["validation_rows"]) == (6 * 4, 2 * 4)
 
     facts = read_facts(out)
     assert facts.objective == "relative"
+    assert (facts.gamma, facts.alpha) == (0.8, 0.3)
     assert facts.calibration is None, "its numbers are no probabilities"
     assert facts.ranking is not None
     assert facts.ranking.accuracy == 1
@@ -115,6 +123,26 @@ def test_it_orders_the_actions_of_games_it_has_not_seen(tmp_path: Path, name: st
         z.append(model(torch.tensor([ids])).logits.item())
     assert z == sorted(z, reverse=True)
     assert 0.1 < torch.sigmoid(torch.tensor(z)).mean() < 0.9, "the scale is held near its middle"
+
+
+def test_a_pair_of_which_one_action_is_too_long_is_left_out(tmp_path: Path) -> None:
+    """In one game it is the better action that is too long, in another the worse one."""
+    small, long = create_small(tmp_path), "put mug 1 in/on sidetable 1"
+    tried = [("look", 1.0, "a"), ("help", 0.0, "a")]
+    tried += [("look", 0.0, "b"), (long, 1.0, "b"), ("look", 1.0, "c"), (long, 0.0, "c")]
+    episodes = [episode([command], [reward], game) for command, reward, game in tried]
+    targets = [[reward] for _, reward, _ in tried]
+    look, other, too_long = (
+        len(action_row(load_tokenizer(small), PROMPT, each.state(0), each.turns[0].action)[0])
+        for each in (episodes[0], episodes[1], episodes[3])
+    )
+    assert max(look, other) < too_long
+    settings = PRMSettings(epochs=1, max_tokens=too_long - 1, validation_fraction=0)
+    metrics = fit_relative_prm(
+        small, episodes, targets, tmp_path / "out", settings, PROMPT,
+        seed=0, split_seed=0, gamma=0.8,
+    )  # fmt: skip
+    assert (metrics["pairs"], metrics["too_long"], metrics["training_rows"]) == (3, 2, 1)
 
 
 def test_the_ranking_by_hand() -> None:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentprm.protocol import Action
 from services.trainer.targets.monte_carlo import (
     discounted_returns,
     monte_carlo_targets,
@@ -45,12 +46,19 @@ def test_the_same_words_after_another_history_or_in_another_game_are_another_pai
     assert targets == [[1, 1], [0, 0], [0, 0]]
 
 
-def test_another_reason_is_another_action() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"observation": "You are in the dark."},
+        {"action": Action(reason="have mug . heat", command="look")},
+        {"action": Action(reason="find mug", command="help")},
+        {"action": Action(reason="find muglo", command="ok")},  # the same letters in a row
+    ],
+)
+def test_a_pair_is_told_apart_by_each_of_its_texts(change: dict[str, str | Action]) -> None:
     first = episode(["look"], [1])
-    turn = first.turns[0]
-    action = turn.action.model_copy(update={"reason": "have mug . heat"})
-    other = turn.model_copy(update={"action": action, "reward": 0.0})
-    second = first.model_copy(update={"turns": (other,)})
+    turn = first.turns[0].model_copy(update={"reward": 0.0, **change})
+    second = first.model_copy(update={"turns": (turn,)})
     assert monte_carlo_targets([first, second], 1.0) == [[1], [0]]
 
 

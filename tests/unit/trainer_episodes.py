@@ -92,6 +92,17 @@ def create_small(parent: Path) -> Path:
     return directory
 
 
+def altered(directory: Path, out: Path) -> Path:
+    """Another policy: the weights of one, and noise, in `out`."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+    model.save_pretrained(out)
+    return out
+
+
 def group(state: State, scored: Sequence[tuple[Action, float, int]], name: str = "0") -> Group:
     """Candidates of a state, each with its Q and how often it was drawn."""
     q = [value for _, value, _ in scored]
