@@ -474,17 +474,17 @@ def test_a_conversation_that_is_too_long_is_refused_with_both_numbers(tmp_path: 
     assert raised.value.problem.status == 422
 
 
-def test_there_has_to_be_room_for_one_token_behind_a_conversation(tmp_path: Path) -> None:
-    messages = conversation(1)
-    length = len(prompt_ids(tiny_causal_lm(tmp_path / "any", 0), messages))
-    for name, room in (("enough", length + 1), ("too few", length)):
-        engine = load(tiny_causal_lm(tmp_path / name, 0, max_position_embeddings=room))
-        if room > length:
-            ((sample,),) = engine.generate([Prompt(messages)], Draw(max_tokens=9))
-            assert len(sample.ids) == 1
-        else:
-            with pytest.raises(ProblemError, match=f"at least {room + 1} tokens"):
-                engine.generate([Prompt(messages)], Draw(max_tokens=9))
+def test_there_has_to_be_room_for_a_token_behind_a_conversation_and_its_opening(
+    tmp_path: Path,
+) -> None:
+    prompt, draw = Prompt(conversation(1), opening="REASON:"), Draw(max_tokens=9)
+    length = len(prompt_ids(tiny_causal_lm(tmp_path / "any", 0), prompt.messages)) + 1
+    enough = load(tiny_causal_lm(tmp_path / "enough", 0, max_position_embeddings=length + 1))
+    ((sample,),) = enough.generate([prompt], draw)
+    assert len(sample.ids) == 1
+    full = load(tiny_causal_lm(tmp_path / "full", 0, max_position_embeddings=length))
+    with pytest.raises(ProblemError, match=f"at least {length + 1} tokens"):
+        full.generate([prompt], draw)
 
 
 def test_the_longest_answer_to_a_question_has_to_fit(tmp_path: Path) -> None:
