@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
 
+from agentprm.models.replicas import Replicas
 from agentprm.models.sglang import SGLangClient
+from tests.fake_services import serving
+
+LONGEST = 100
+"""Most tokens of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,18 @@ class Named:
 
 @dataclass
 class FakeSGLang:
-    """Reads weights one at a time, each once `read` is set; `most` is how many came at once."""
+    """Reads weights one at a time, each once `read` is set; `most` is how many came at once.
+
+    Unless `takes`, it goes on answering from the weights it had. `prompts` are those it was asked
+    to continue.
+    """
 
     read: threading.Event = field(default_factory=threading.Event)
     asked: threading.Event = field(default_factory=threading.Event)
     version: str = "default"
     most: int = 0
+    takes: bool = True
+    prompts: list[list[int]] = field(default_factory=list)
     _inside: int = 0
 
     def app(self) -> FastAPI:
@@ -60,18 +73,13 @@ class FakeSGLang:
             }
 
         @app.post("/generate")
-        def generate(body: dict[str, Any]) -> dict[str, Any]:
-            """A token after a prompt; of more than one token it takes until `read` is set."""
-            if len(body["input_ids"]) > 1:
-                self.read.wait(20)
-            info = {
-                "prompt_tokens": 1,
-                "cached_tokens": 0,
-                "finish_reason": {"type": "length"},
-                "output_token_logprobs": [[0.0, 1, None]],
-                "weight_version": self.version,
-            }
-            return {"output_ids": [1], "text": "", "meta_info": info}
+        def generate(body: dict[str, Any]) -> Any:
+            """The last token of a prompt once more, or of each of a list of them; of more than one
+            token it takes until `read` is set."""
+            ids = body["input_ids"]
+            if isinstance(ids[0], list):
+                return [self._answer(each) for each in ids]
+            return self._answer(ids)
 
         @app.post("/update_weights_from_disk")
         def update(body: dict[str, Any]) -> dict[str, Any]:
@@ -79,8 +87,35 @@ class FakeSGLang:
             self.most = max(self.most, self._inside)
             self.asked.set()
             assert self.read.wait(20)
-            self.version = body["weight_version"]
+            if self.takes:
+                self.version = body["weight_version"]
             self._inside -= 1
             return {"success": True, "message": ""}
 
         return app
+
+    def _answer(self, ids: list[int]) -> dict[str, Any]:
+        if len(ids) > LONGEST:
+            raise HTTPException(400, f"{len(ids)} tokens are too long")
+        if len(ids) > 1:
+            self.read.wait(20)
+        self.prompts.append(ids)
+        info = {
+            "prompt_tokens": len(ids),
+            "cached_tokens": 0,
+            "finish_reason": {"type": "length"},
+            "output_token_logprobs": [[0.0, ids[-1], None]],
+            "weight_version": self.version,
+        }
+        return {"output_ids": ids[-1:], "text": "", "meta_info": info}
+
+
+@contextmanager
+def replicas_of(servers: Sequence[FakeSGLang]) -> Iterator[Replicas]:
+    """The servers, in their order, which read weights at once."""
+    with ExitStack() as stack:
+        for server in servers:
+            server.read.set()
+        replicas = Replicas([stack.enter_context(serving(server.app())) for server in servers])
+        stack.callback(replicas.close)
+        yield replicas

@@ -166,12 +166,16 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
     for choice in answer["choices"]:
         assert choice["message"]["role"] == "assistant"
-        assert choice["finish_reason"] in ("stop", "length")
+        assert choice["finish_reason"] == "length"
+        assert len(choice["logprobs"]["content"]) == 5
         assert all(token["logprob"] <= 0 for token in choice["logprobs"]["content"])
     usage = answer["usage"]
     tokens = sum(len(choice["logprobs"]["content"]) for choice in answer["choices"])
     assert usage["completion_tokens"] == tokens
     assert usage["total_tokens"] == usage["prompt_tokens"] + tokens
+    options["stop"] = [answer["choices"][0]["logprobs"]["content"][2]["token"]]
+    stopped = httpx.post(f"{url}/v1/chat/completions", json=CHAT | options, timeout=30).json()
+    assert stopped["choices"][0]["finish_reason"] == "stop"
     models = httpx.get(f"{url}/v1/models").json()
     assert [model["id"] for model in models["data"]][:2] == ["policy", "policy/0"]
 

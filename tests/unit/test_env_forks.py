@@ -177,6 +177,11 @@ def test_a_prefix_that_cannot_be_played_is_refused(
     assert len(sessions) == 0
 
 
+def test_a_prefix_may_be_as_long_as_the_limit(sessions: Sessions) -> None:
+    (session,) = create(sessions, ["look"] * 2, max_steps=2)
+    assert (session.turn, session.truncated) == (2, True)
+
+
 @pytest.mark.parametrize(
     "body",
     [

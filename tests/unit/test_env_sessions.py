@@ -1,8 +1,9 @@
 """Sessions on an engine that lives in the process: turns, capacity, reaping, advice."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import pytest
 from agentprm.protocol import (
     Action,
     CreateSessions,
+    ForkSession,
     Game,
     HiddenState,
     Session,
@@ -41,7 +43,7 @@ class Corridor:
         return self._frame()
 
     def step(self, command: str) -> Frame:
-        if command == "break":
+        if command == "break" or self.closed:
             raise EngineError("broke")
         self.steps += 1
         self.room += command == "go"
@@ -84,17 +86,17 @@ class CorridorHost:
 
 
 class Counting:
-    """An expert that says how many frames it has seen."""
+    """An expert that says what it was told of."""
 
     def __init__(self, game: Game, seed: int) -> None:
-        self.seen: list[str | None] = []
+        self.seen: list[str] = []
         self.seed = seed
 
     def observe(self, command: str | None, frame: Frame) -> None:
-        self.seen.append(command)
+        self.seen.append(command or "start")
 
     def act(self) -> Action:
-        return Action(reason=f"seed {self.seed}", command=f"saw {len(self.seen)}")
+        return Action(reason=f"seed {self.seed}", command=" ".join(self.seen))
 
 
 class Clock:
@@ -112,6 +114,26 @@ def clock() -> Clock:
 @pytest.fixture
 def host() -> CorridorHost:
     return CorridorHost()
+
+
+class Held:
+    """Tells when a step has begun, and when it may go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    held, plain = Held(), Corridor.step
+
+    def step(engine: Corridor, command: str) -> Frame:
+        held.begun.set()
+        assert held.go_on.wait(10)
+        return plain(engine, command)
+
+    monkeypatch.setattr(Corridor, "step", step)
+    return held
 
 
 @pytest.fixture
@@ -286,12 +308,104 @@ def test_advice_follows_the_turn(sessions: Sessions) -> None:
     first, second = sessions.create(
         CreateSessions(games=["train/corridor-0/trial", "train/corridor-1/trial"], seed=5)
     )
-    assert sessions.get(second.id, expert=True).expert == Action(reason="seed 6", command="saw 1")
-    step(sessions, first, 0, "wait")
+    assert sessions.get(second.id, expert=True).expert == Action(reason="seed 6", command="start")
+    step(sessions, first, 0, "go")
     at_two = step(sessions, first, 1, "wait", expert=True)
     assert at_two.session is not None
-    assert at_two.session.expert == Action(reason="seed 5", command="saw 3")
-    again = step(sessions, first, 0, "wait", expert=True).session
+    assert at_two.session.expert == Action(reason="seed 5", command="start go wait")
+    again = step(sessions, first, 0, "go", expert=True).session
     assert again is not None
-    assert again.expert == Action(reason="seed 5", command="saw 2")
+    assert again.expert == Action(reason="seed 5", command="start go")
     assert step(sessions, first, 1, "wait", expert=True) == at_two
+
+
+def test_a_fork_has_an_expert_of_its_own(sessions: Sessions) -> None:
+    parent = one(sessions)
+    sessions.get(parent.id, expert=True)
+    (fork,) = sessions.fork(ForkSession(id=parent.id))
+    for session, command in ((fork, "go"), (parent, "wait")):
+        after = step(sessions, session, 0, command, expert=True).session
+        assert after is not None
+        assert after.expert == Action(reason="seed 0", command=f"start {command}")
+
+
+def test_a_session_is_not_idle_while_its_step_is_under_way_nor_right_after(
+    sessions: Sessions, clock: Clock, held: Held
+) -> None:
+    session = one(sessions)
+    with ThreadPoolExecutor(2) as threads:
+        under_way = threads.submit(step, sessions, session, 0, "go")
+        assert held.begun.wait(10)
+        clock.now = 61
+        reaped = threads.submit(sessions.reap)
+        wait([reaped], 0.5)
+        held.go_on.set()
+        assert reaped.result(10) == []
+        assert under_way.result(10).session is not None
+    assert sessions.reap() == []
+    clock.now = 122
+    assert sessions.reap() == [session.id]
+
+
+def test_a_step_under_way_ends_before_its_engine_is_closed(
+    sessions: Sessions, host: CorridorHost, held: Held
+) -> None:
+    session = one(sessions)
+    with ThreadPoolExecutor(2) as threads:
+        under_way = threads.submit(step, sessions, session, 0, "go")
+        assert held.begun.wait(10)
+        closing = threads.submit(sessions.close, [session.id])
+        wait([closing], 0.2)
+        held.go_on.set()
+        assert under_way.result(10).session is not None
+        assert closing.result(10) == [session.id]
+    assert host.engines[0].closed
+
+
+def test_a_step_that_waits_too_long_for_another_is_told_to_come_again(
+    sessions: Sessions, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.env.sessions.LOCK_SECONDS", 0.05)
+    session = one(sessions)
+    with ThreadPoolExecutor(2) as threads:
+        under_way = threads.submit(step, sessions, session, 0, "go")
+        assert held.begun.wait(10)
+        second = threads.submit(step, sessions, session, 0, "go")
+        wait([second], 5)
+        held.go_on.set()
+        assert status(second.result(10)) == 503
+        assert under_way.result(10).session is not None
+
+
+def test_a_step_whose_session_was_closed_while_it_waited_is_a_404(
+    sessions: Sessions, host: CorridorHost
+) -> None:
+    session = one(sessions)
+    live = sessions._sessions[session.id]
+    with ThreadPoolExecutor(1) as threads:
+        with live.lock:
+            waiting = threads.submit(step, sessions, session, 0, "go")
+            live.closed = True
+        assert status(waiting.result(10)) == 404
+    assert host.engines[0].steps == 0
+
+
+def test_forks_of_a_session_that_is_closed_meanwhile_leave_nothing(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = one(sessions)
+    copy = Corridor()
+    with ThreadPoolExecutor(1) as threads:
+
+        def fork(_: Corridor) -> Corridor:
+            threads.submit(sessions.close, [parent.id])
+            while parent.id in sessions._sessions:
+                time.sleep(0.001)
+            return copy
+
+        monkeypatch.setattr(Corridor, "fork", fork)
+        with pytest.raises(ProblemError) as gone:
+            sessions.fork(ForkSession(id=parent.id))
+    assert gone.value.problem.status == 404
+    assert len(sessions) == 0
+    assert copy.closed

@@ -7,11 +7,11 @@ import pytest
 
 from agentprm.models.in_place import InPlaceServing, _Gate
 from agentprm.models.replicas import Replicas, ReplicasError
-from agentprm.models.sglang import Generate
+from agentprm.models.sglang import Generate, SGLangClient
 from agentprm.registry import Registry
 from agentprm.service import ProblemError
 from tests.fake_services import serving
-from tests.fake_sglang import FakeSGLang, Named
+from tests.fake_sglang import FakeSGLang, Named, replicas_of
 
 VERSIONS = ("prm/0", "prm/1", "prm/2")
 
@@ -96,6 +96,66 @@ def test_servers_are_put_on_a_checkpoint_to_the_end_whoever_waits_for_it(
     asyncio.run(main())
     assert server.most == 1
     assert server.version == "2"
+
+
+def test_a_canary_that_fails_puts_all_servers_back(registry: Registry) -> None:
+    def canary(weights: Named, path: Path) -> None:
+        if weights.tag == "1":
+            raise ValueError("not what training computed")
+
+    async def main() -> None:
+        async with one.running():
+            await one.load("prm/0")
+            with pytest.raises(ProblemError, match="not what training computed"):
+                await one.load("prm/1")
+
+    servers = [FakeSGLang(), FakeSGLang()]
+    with replicas_of(servers) as replicas:
+        one = InPlaceServing("prm", registry, Named, canary, replicas)
+        asyncio.run(main())
+    assert (one.version, [server.version for server in servers]) == ("prm/0", ["0", "0"])
+    assert [*replicas.tags().values()] == ["0", "0"]
+
+
+def test_weights_that_a_server_cannot_take_touch_none(registry: Registry) -> None:
+    class Choosy(Named):
+        def compare(self, server: SGLangClient) -> None:
+            if (self.tag, server.url) == ("1", last):
+                raise ValueError("of another shape")
+
+    async def main() -> None:
+        async with one.running():
+            await one.load("prm/0")
+            for server in servers:
+                server.asked.clear()
+            with pytest.raises(ProblemError, match="of another shape"):
+                await one.load("prm/1")
+
+    servers = [FakeSGLang(), FakeSGLang()]
+    with replicas_of(servers) as replicas:
+        _, last = replicas.tags()
+        one = InPlaceServing("prm", registry, Choosy, lambda *_: None, replicas)
+        asyncio.run(main())
+    assert not any(server.asked.is_set() for server in servers)
+
+
+def test_servers_keep_their_weights_until_the_answers_under_way_have_ended(
+    url: str, server: FakeSGLang, registry: Registry
+) -> None:
+    server.read.set()
+    one = InPlaceServing("prm", registry, Named, lambda *_: None, Replicas([url]))
+
+    async def main() -> None:
+        async with one.running():
+            await one.load("prm/0")
+            server.asked.clear()
+            async with one.using() as served:
+                loading = asyncio.create_task(one.load("prm/1"))
+                assert not await asyncio.to_thread(server.asked.wait, 0.3)
+                assert (served.version, server.version) == ("prm/0", "0")
+            assert (await loading).previous == "prm/0"
+
+    asyncio.run(main())
 
 
 def test_the_time_for_an_answer_to_a_load_is_longer_than_its_steps_may_take(

@@ -35,6 +35,7 @@ from agentprm.service import ProblemError, create_app
 from services.policy.batching import Batcher
 from services.policy.best_of_n import PRMUnavailableError, best, choose_best, ranking, score
 from services.policy.chat_request import ChatRequest, best_of_named
+from services.policy.engine.sampling import generator
 from tests.fake_services import serving as served
 
 STATES = [State(task="t", observation=str(k)) for k in range(2)]
@@ -73,9 +74,13 @@ def known_prm(status: int = 200, **change: Any) -> AbstractContextManager[str]:
     return served(app)
 
 
-async def choose(url: str) -> tuple[str, list[ActResult]]:
+async def choose(
+    url: str, results: Sequence[ActResult] = RESULTS, **options: float
+) -> tuple[str, list[ActResult]]:
+    states = [STATES[k % 2] for k in range(len(results))]
+    request = ActRequest.model_validate({"states": states, "prm": True, **options})
     async with AsyncPRMClient(url, deadline=1) as prm:
-        return await choose_best(prm, ActRequest(states=STATES, prm=True), RESULTS, seed=0)
+        return await choose_best(prm, request, results, seed=0)
 
 
 def test_the_candidate_of_highest_q_is_chosen_in_each_state() -> None:
@@ -95,6 +100,23 @@ def test_answers_to_a_conversation_are_scored_in_their_order() -> None:
 
     with known_prm() as url:
         assert asyncio.run(ask(url)) == ("prm/0", [[*Q.values()]])
+    few = pytest.raises(PRMUnavailableError, match="did not score every candidate")
+    with known_prm(continuations=[[0.2, 0.9]]) as url, few:
+        asyncio.run(ask(url))
+
+
+def test_a_request_says_how_its_candidates_are_weighed() -> None:
+    many = ActResult(candidates=[candidate("look", count=15), candidate("inventory")], chosen=0)
+    with known_prm() as url:
+        for beta, chosen in ((0.0, 1), (0.5, 0)):
+            _, (result,) = asyncio.run(choose(url, [many], beta=beta))
+            assert result.chosen == chosen
+
+
+def test_the_states_of_a_request_are_drawn_apart() -> None:
+    with known_prm() as url:
+        _, found = asyncio.run(choose(url, [result("look", "inventory")] * 16, q_temperature=9.0))
+    assert {each.chosen for each in found} == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -118,10 +140,11 @@ def test_what_is_not_a_score_for_each_candidate_is_a_503_and_never_0(
     assert error.value.problem.status == 503
 
 
-def test_what_the_prm_refuses_is_the_requests_fault() -> None:
-    with known_prm(422) as url, pytest.raises(ProblemError) as error:
+@pytest.mark.parametrize("status", [413, 422])
+def test_what_the_prm_refuses_is_the_requests_fault(status: int) -> None:
+    with known_prm(status) as url, pytest.raises(ProblemError) as error:
         asyncio.run(choose(url))
-    assert error.value.problem.status == 422
+    assert error.value.problem.status == status
     assert not isinstance(error.value, PRMUnavailableError)
 
 
@@ -184,6 +207,18 @@ def test_draws_by_q_follow_the_seed_and_sharpen_to_the_best() -> None:
     assert len({tuple(order) for order in orders}) > 5
     for temperature in (0.0, 5e-324, 1e-9):
         assert ranking(*arguments, temperature, (0, 0)) == [1, 2, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("purpose", [0, 1])
+def test_draws_by_q_do_not_follow_what_tokens_and_commands_were_drawn_by(purpose: int) -> None:
+    """From one stream the larger of two numbers would be the first of two equals every time."""
+    keys = [(seed, 3) for seed in range(400)]
+    alike = sum(
+        ranking([0.5, 0.5], [1, 1], [-1.0, -1.0], 1.0, key)[0]
+        == generator(key, purpose).random(2).argmax()
+        for key in keys
+    )
+    assert alike == pytest.approx(200, abs=4 * 10)
 
 
 def test_beta_weighs_the_share_of_the_samples() -> None:

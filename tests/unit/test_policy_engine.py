@@ -19,7 +19,8 @@ from agentprm.service import ProblemError
 from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
 from services.policy.engine.forward import Batch
-from services.policy.engine.kept import Entry, Store, Tail
+from services.policy.engine.kept import Entry, Row, Store, Tail
+from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
 from tests.models import tiny_causal_lm
 
@@ -183,11 +184,18 @@ def test_sampling_follows_the_models_distribution(llama: Path) -> None:
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5
 
 
+def test_a_token_without_probability_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 2)
+    tokens, _ = draw_tokens(logits, 1.0, np.array([0.0, np.nextafter(1.0, 0.0)]))
+    assert tokens.tolist() == [1, 2]
+
+
 def test_an_answer_ends_at_a_stop_text_or_at_the_models_end(tmp_path: Path) -> None:
     path = tiny_causal_lm(tmp_path, 0, max_position_embeddings=64)
     engine = load(path)
     (free,) = engine.generate([Prompt(conversation(1))], Draw(temperature=0, max_tokens=500))[0]
-    assert free.prompt_tokens + len(free.ids) <= 64
+    assert free.prompt_tokens + len(free.ids) == 64
+    assert not free.finished
     stop = engine.codec.text(free.ids[3:5])
     draw = Draw(temperature=0, max_tokens=500, stop=(stop,))
     (stopped,) = engine.generate([Prompt(conversation(1))], draw)[0]
@@ -464,6 +472,50 @@ def test_a_conversation_that_is_too_long_is_refused_with_both_numbers(tmp_path: 
     with pytest.raises(ProblemError, match=r"at least \d+ tokens, the model takes 64") as raised:
         engine.generate([Prompt(conversation(6))], Draw())
     assert raised.value.problem.status == 422
+
+
+def test_there_has_to_be_room_for_a_token_behind_a_conversation_and_its_opening(
+    tmp_path: Path,
+) -> None:
+    prompt, draw = Prompt(conversation(1), opening="REASON:"), Draw(max_tokens=9)
+    length = len(prompt_ids(tiny_causal_lm(tmp_path / "any", 0), prompt.messages)) + 1
+    enough = load(tiny_causal_lm(tmp_path / "enough", 0, max_position_embeddings=length + 1))
+    ((sample,),) = enough.generate([prompt], draw)
+    assert len(sample.ids) == 1
+    full = load(tiny_causal_lm(tmp_path / "full", 0, max_position_embeddings=length))
+    with pytest.raises(ProblemError, match=f"at least {length + 1} tokens"):
+        full.generate([prompt], draw)
+
+
+def test_the_longest_answer_to_a_question_has_to_fit(tmp_path: Path) -> None:
+    engine = load(tiny_causal_lm(tmp_path, 0, max_position_embeddings=64))
+    answers = (("REASON:", " find"), ("REASON:", " find mug" * 40))
+    engine.score([Question(conversation(1), answers[:1])])
+    with pytest.raises(ProblemError, match="the model takes 64"):
+        engine.score([Question(conversation(1), answers)])
+
+
+def test_the_canary_refuses_weights_that_are_not_finite(llama: Path) -> None:
+    engine = load(llama)
+    with torch.no_grad():
+        engine.model.model.norm.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        engine.check()
+
+
+def test_the_canary_refuses_a_model_whose_conversations_cannot_be_kept(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was computed before a turn is not there for it."""
+
+    def forgets(row: Row, guess: Sequence[int] = ()) -> Segment:
+        tokens = row.ids[row.start :]
+        return Segment(row.start, row.store, tokens, range(len(tokens)), row.start)
+
+    engine = load(llama)
+    monkeypatch.setattr(Row, "segment", forgets)
+    with pytest.raises(ValueError, match="cannot be kept"):
+        engine.check()
 
 
 def test_messages_that_the_chat_template_refuses_are_a_422(tmp_path: Path) -> None:

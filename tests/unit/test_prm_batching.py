@@ -1,4 +1,5 @@
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from agentprm.service import ProblemError
 from services.prm import batching
 from services.prm.batching import Batcher
 from services.prm.packing import Row
-from services.prm.scorer import Plan, Scorer
+from services.prm.scorer import BaseScorer, Plan, Scorer
 from tests.scorers import episode, tiny_scorer
 
 
@@ -53,9 +54,9 @@ def request(turns: int, seed: int = 0, count: int = 1) -> ScoreRequest:
     return ScoreRequest(transcripts=[episode(turns, seed + k) for k in range(count)])
 
 
-def test_requests_that_wait_are_computed_together(
-    versions: list[Served[Scorer]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows were computed together, pass by pass."""
     sizes: list[int] = []
     compute = batching._compute
 
@@ -64,6 +65,12 @@ def test_requests_that_wait_are_computed_together(
         return compute(taken)
 
     monkeypatch.setattr(batching, "_compute", watched)
+    return sizes
+
+
+def test_requests_that_wait_are_computed_together(
+    versions: list[Served[Scorer]], sizes: list[int]
+) -> None:
     batcher = Batcher()
 
     async def scenario() -> None:
@@ -115,6 +122,8 @@ def test_a_short_request_overtakes_a_large_one(versions: list[Served[Scorer]]) -
     async def scenario() -> None:
         with held(batcher):
             large = asyncio.create_task(ask("large", request(20, count=40)))
+            while batcher._pushed < 40:
+                await asyncio.sleep(0.001)
             short = [asyncio.create_task(ask("short", request(1, seed))) for seed in range(5)]
             while batcher._pushed < 45:
                 await asyncio.sleep(0.001)
@@ -122,6 +131,83 @@ def test_a_short_request_overtakes_a_large_one(versions: list[Served[Scorer]]) -
 
     within(batcher, scenario)
     assert finished == ["short"] * 5 + ["large"]
+
+
+def waiting(batcher: Batcher, served: Served[BaseScorer], rows: int) -> batching._Job:
+    """Have so many rows of 100 tokens wait, of one request."""
+    plan = Plan(rows=[Row([1] * 100, [99], 100) for _ in range(rows)])
+    done = asyncio.get_running_loop().create_future()
+    job = batching._Job(served, plan, [100] * rows, done, [[] for _ in range(rows)], rows)
+    batcher._push(job)
+    return job
+
+
+def test_a_large_request_and_short_ones_that_keep_coming_take_turns(
+    versions: list[Served[Scorer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions[0].weights, "forward_tokens", 100)
+
+    async def main() -> None:
+        batcher = Batcher()
+        large = waiting(batcher, versions[0], 5)
+        taken = []
+        for _ in range(10):
+            waiting(batcher, versions[0], 1)
+            taken += batcher._take()
+        assert [each.job is large for each in taken] == [True, False] * 5
+
+    asyncio.run(main())
+
+
+def test_a_pass_takes_no_more_than_its_tokens(
+    versions: list[Served[Scorer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions[0].weights, "forward_tokens", 250)
+
+    async def main() -> None:
+        batcher = Batcher()
+        waiting(batcher, versions[0], 5)
+        assert [len(batcher._take()) for _ in range(4)] == [2, 2, 1, 0]
+
+    asyncio.run(main())
+
+
+def test_what_was_given_up_is_not_computed(
+    versions: list[Served[Scorer]], sizes: list[int]
+) -> None:
+    batcher = Batcher()
+
+    async def scenario() -> None:
+        with held(batcher):
+            first = asyncio.create_task(batcher.score(versions[0], request(2, 1)))
+            while batcher._pushed == 0 or batcher.waiting != (0, 0):
+                await asyncio.sleep(0.001)
+            given_up = asyncio.create_task(batcher.score(versions[0], request(2, 2)))
+            while batcher.waiting == (0, 0):
+                await asyncio.sleep(0.001)
+            given_up.cancel()
+            await asyncio.wait([given_up])
+        await first
+        await batcher.score(versions[0], request(2, 3))
+
+    within(batcher, scenario)
+    assert sizes == [1, 1]
+
+
+def test_a_request_that_takes_too_long_is_a_503_and_makes_room(
+    versions: list[Served[Scorer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = Batcher(max_requests=1)
+
+    async def scenario() -> None:
+        with held(batcher), monkeypatch.context() as patch:
+            patch.setattr(batching, "MAX_WAIT", 0.2)
+            with pytest.raises(ProblemError, match="no answer") as caught:
+                await batcher.score(versions[0], request(1))
+        assert (caught.value.problem.status, caught.value.retry_after) == (503, 5)
+        await batcher.score(versions[0], request(1))
+
+    within(batcher, scenario)
 
 
 def test_a_row_that_fails_fails_its_request_alone(versions: list[Served[Scorer]]) -> None:
@@ -149,7 +235,10 @@ def test_a_row_that_fails_fails_its_request_alone(versions: list[Served[Scorer]]
     within(batcher, scenario)
 
 
-def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where others of its row are numbers."""
     tiny_scorer(tmp_path, seed=0)
     scorer = Scorer(tmp_path, load_prompt("chat"), device="cpu")
     with torch.no_grad():
@@ -157,9 +246,11 @@ def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     batcher = Batcher()
 
     async def scenario() -> None:
-        with pytest.raises(ProblemError, match="not a number") as caught:
-            await batcher.score(Served("prm/0", scorer), request(1))
-        assert caught.value.problem.status == 500
+        for _ in range(2):
+            with pytest.raises(ProblemError, match="not a number") as caught:
+                await batcher.score(Served("prm/0", scorer), request(2))
+            assert caught.value.problem.status == 500
+            monkeypatch.setattr(scorer, "score", lambda rows: [[0.5, math.nan] for _ in rows])
 
     within(batcher, scenario)
 

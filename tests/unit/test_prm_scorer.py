@@ -1,4 +1,5 @@
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from services.prm import scorer as module
 from services.prm.attention import Segment, Store
 from services.prm.model import Entry
 from services.prm.packing import Row
-from services.prm.scorer import Plan, Scorer
+from services.prm.scorer import Plan, Scorer, sigmoid
 from tests.scorers import episode, tiny_scorer
 
 CLOSE = 1e-5
@@ -354,11 +355,35 @@ def test_too_long_names_both_numbers(tmp_path: Path) -> None:
     tiny_scorer(tmp_path, 0, positions=128)
     scorer = Scorer(tmp_path, load_prompt("chat"), device="cpu")
     played = episode(20)
-    choice = Choice(state=state_at(played, 19), actions=[Action(command="look")])
-    for request in (ScoreRequest(transcripts=[played]), ScoreRequest(choices=[choice])):
+    look, long = Action(command="look"), Action(reason="find mug " * 60, command="look")
+    short = ScoreRequest(choices=[Choice(state=state_at(played, 0), actions=[look])])
+    scorer.plan(short)
+    for request in (
+        ScoreRequest(transcripts=[played]),
+        ScoreRequest(choices=[Choice(state=state_at(played, 19), actions=[look])]),
+        ScoreRequest(choices=[Choice(state=state_at(played, 0), actions=[look, long])]),
+        ScoreRequest(texts=["<|user|>look<|end|><|assistant|>" + "mug " * 200]),
+    ):
         with pytest.raises(ProblemError, match=r"is \d{3} tokens, the model reads 128") as caught:
             scorer.plan(request)
         assert caught.value.problem.status == 422
+
+
+def test_what_is_as_long_as_the_model_reads_is_scored(tmp_path: Path) -> None:
+    request = ScoreRequest(transcripts=[episode(2)])
+    tiny_scorer(tmp_path, 0)
+    scorer = Scorer(tmp_path, load_prompt("chat"), device="cpu")
+    (row,) = scorer.plan(request).rows
+    scorer.max_tokens = len(row)
+    scorer.plan(request)
+    scorer.max_tokens -= 1
+    with pytest.raises(ProblemError, match=f"the model reads {len(row) - 1}"):
+        scorer.plan(request)
+
+
+def test_a_logit_of_any_size_has_a_probability() -> None:
+    assert [sigmoid(logit) for logit in (-1e4, 0.0, 1e4)] == [0.0, 0.5, 1.0]
+    assert sigmoid(-2.0) == pytest.approx(1 / (1 + math.exp(2)))
 
 
 def test_what_is_not_a_prm_is_refused(tmp_path: Path) -> None:
@@ -409,6 +434,30 @@ def test_the_canary_refuses_a_model_whose_packed_actions_see_each_other(
     llama.check()
     monkeypatch.setattr(Segment, "mask", lambda *_: None)
     with pytest.raises(CheckpointError, match="does not keep to the attention"):
+        llama.check()
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(lambda q: (q + 0.5) % 1, "does not keep to"), (lambda q: math.nan, "not finite")],
+)
+def test_the_canary_looks_at_the_episode_and_at_the_packed_actions(
+    llama: Scorer,
+    monkeypatch: pytest.MonkeyPatch,
+    row: int,
+    change: Callable[[float], float],
+    why: str,
+) -> None:
+    right = llama.score
+
+    def wrong(rows: Sequence[Row]) -> list[list[float]]:
+        found = right(rows)
+        found[row][1] = change(found[row][1])
+        return found
+
+    monkeypatch.setattr(llama, "score", wrong)
+    with pytest.raises(CheckpointError, match=why):
         llama.check()
 
 
