@@ -144,6 +144,13 @@ def test_a_pair_of_which_one_action_is_too_long_is_left_out(tmp_path: Path) -> N
     )  # fmt: skip
     assert (metrics["pairs"], metrics["too_long"], metrics["training_rows"]) == (3, 2, 1)
 
+    settings = settings.model_copy(update={"max_tokens": 8})
+    with pytest.raises(ValueError, match=r"of the other 3 those longer than 8 tokens"):
+        fit_relative_prm(
+            small, episodes, targets, tmp_path / "none", settings, PROMPT,
+            seed=0, split_seed=0, gamma=0.8,
+        )  # fmt: skip
+
 
 def test_the_ranking_by_hand() -> None:
     measures = ranking_measures(torch.tensor([math.log(3), 0.0, -math.log(3), 5.0]))

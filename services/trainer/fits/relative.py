@@ -214,5 +214,7 @@ def _nothing(found: Pairs, settings: PRMSettings) -> str:
     return (
         f"no pair of actions to train a relative PRM on: of {found.states} states "
         f"{found.one_action} have one action only, and {found.discarded} pairs differ by less than "
-        f"{settings.pair_margin:g}. Vine rollouts (rollouts.vine) try several actions in a state."
+        f"{settings.pair_margin:g}; of the other {len(found.pairs)} those longer than "
+        f"{settings.max_tokens} tokens (max_tokens) or of games held out do not train. "
+        "Vine rollouts (rollouts.vine) try several actions in a state."
     )
