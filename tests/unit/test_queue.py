@@ -159,6 +159,20 @@ def test_an_abandoned_job_comes_before_new_ones(connect: Open) -> None:
     assert take(second).record.id == "old"
 
 
+def test_who_has_lost_a_job_cannot_give_it_up(connect: Open) -> None:
+    """Its last try, by its own settings, is another's first."""
+    hasty = connect(settings=QueueSettings(claim_after=0.1, max_deliveries=1))
+    other = connect(settings=QueueSettings(claim_after=0.1))
+    hasty.publish(job("a"))
+    lost = take(hasty)
+    die(hasty)
+    time.sleep(0.2)
+    claimed = take(other)
+    hasty.fail(lost, "bad luck")
+    assert other.dead() == []
+    assert other.finish(claimed, result("a"))
+
+
 def test_a_failing_job_ends_in_the_dead_letters_and_can_be_published_again(connect: Open) -> None:
     settings = QueueSettings(claim_after=0.1, max_deliveries=3)
     queue = connect(settings=settings)
