@@ -209,6 +209,8 @@ def test_a_baseline_trains_and_gives_the_rows_of_the_loop(
     for i in range(2):
         for episode in records.episodes(f"pi_{i}-rollouts"):
             assert {turn.expert and turn.expert.command for turn in episode.turns} == {EAST}
+    games = {episode.game.id for episode in records.rollouts(0, 1)}
+    assert len(games) == 4, "the second goes on where the first, with three games, has ended"
 
 
 def test_fine_tuning_on_what_was_won_has_no_prm(tmp_path: Path, services: Services) -> None:

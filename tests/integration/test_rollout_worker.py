@@ -202,6 +202,36 @@ def test_a_policy_that_loads_is_waited_for(world: World) -> None:
     timer.join()
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        rollout(best_of=2, prm_version="prm/1"),
+        PreferenceJob(
+            id="p/0",
+            attempt="1",
+            states=[State(task="t", observation="room", admissible=(EAST, WEST))],
+            seed=1,
+            n=16,
+            prm_version="prm/1",
+        ),
+    ],
+)
+def test_a_prm_that_serves_another_version_is_waited_for(
+    world: World, job: RolloutJob | PreferenceJob
+) -> None:
+    """Unless the job is of the policy alone."""
+    prm = Walker(version="prm/0")
+    with serving(prm.app()) as prm_url:
+        player = Player(world.env_url, world.policy_url, prm_url, patience=0.1)
+        assert len(player.play(rollout()).episodes) == 3
+        world.walker.prm_version = "prm/1"  # were the policy asked, its answer would be taken
+        with pytest.raises(PlayError, match="prm is healthy and serves prm/0, not prm/1"):
+            player.play(job)
+        prm.version = "prm/1"
+        played = player.play(job)
+    assert played.episodes or played.preferences
+
+
 def test_a_refused_step_fails_the_job_and_gives_the_sessions_back(world: World) -> None:
     world.rooms.broken = {"train/b/1"}
     with pytest.raises(PlayError, match="train/b/1: No such turn"):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -45,6 +45,7 @@ from services.trainer.rollouts.online import (
     sample_states,
 )
 from services.trainer.rollouts.records import Records
+from tests.unit.trainer_collector import Served
 from tests.unit.trainer_episodes import episode, group
 
 Job = RolloutJob | PreferenceJob
@@ -318,15 +319,65 @@ def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: 
     assert preferences.stale == 0
 
 
-def test_a_job_given_up_ends_the_wait_with_its_reason(redis_url: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_a_job_given_up_ends_the_wait_for_it_with_its_reason(
+    redis_url: str, tmp_path: Path
+) -> None:
     with Queue(redis_url, "run") as queue, worker(redis_url, lambda _: None):
         inbox = Inbox(queue, Records(tmp_path / "records"))
         inbox.expect()
         queue.publish(RolloutJob(id="demos-0000", games=["g"], seed=0))
         while not queue.dead():
             time.sleep(0.05)
+        assert inbox.receive("episodes", {"demos-0001"}) == []
         with pytest.raises(JobsFailed, match=r"demos-0000 .* it cannot be played"):
             inbox.receive("episodes", {"demos-0000"})
+
+
+def test_a_result_that_could_not_be_recorded_comes_again(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: JobResult) -> bool:
+        raise OSError("no space left on device")
+
+    def play(job: Job) -> JobResult:
+        return JobResult(job_id=job.id, worker="test", seconds=0)
+
+    records = Records(tmp_path)
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "append", full)
+            collector = rollout_collector(queue, records)
+            with pytest.raises(OSError, match="no space left"):
+                collector.collect("r", rollouts(1), "a game")
+        [again] = Inbox(queue, records).receive("episodes", {"r-0000"})
+    assert again.job_id == "r-0000"
+    assert records.finished("r") == {"r-0000"}
+
+
+def test_the_policy_and_the_prm_of_the_jobs_are_served_before_they_are_played(
+    redis_url: str, tmp_path: Path
+) -> None:
+    policy, prm = Served("policy/9"), Served("prm/9")
+    served: list[tuple[str, str]] = []
+
+    def play(job: Job) -> JobResult:
+        served.append((policy.version, prm.version))
+        return JobResult(job_id=job.id, worker="test", seconds=0)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        services = Services(
+            env=EnvClient("http://127.0.0.1:9"),
+            policy=Fleet([cast("Any", policy)]),
+            prm=Fleet([cast("Any", prm)]),
+            queue=queue,
+        )
+        records, quiet = Records(tmp_path), Progress(Console(quiet=True))
+        collector = Collector(services, records, quiet, seed=0, batch=1, max_steps=30)
+        games = [episode([], []).game]
+        jobs = collector.jobs("eval", games, policy="policy/1", prm="prm/0", best_of=2)
+        collector.collect("eval", jobs, "a game")
+    assert served == [("policy/1", "prm/0")]
 
 
 def test_a_result_of_another_version_ends_the_wait_and_its_job_is_played_again(

@@ -86,6 +86,8 @@ def test_each_state_is_asked_about_once_whatever_breaks_off(queue: Queue, tmp_pa
             sample_next_actions(again, 3, episodes, Sampling())
         assert len(asked) == 9 - done
         chosen = read_next_actions(again.records, 3)
+        results = again.records.results(STAGE)
+        assert len({each.seed for result in results for each in result.next_actions}) == 9
         straight = collector(queue, tmp_path / "straight", policy=url)
         sample_next_actions(straight, 3, episodes, Sampling())
     assert read_next_actions(straight.records, 3) == chosen

@@ -36,12 +36,13 @@ from services.policy.decoding import Decoder, Query
 from services.policy.engine.embedded import EmbeddedEngine
 from services.trainer.monitor.readings import Monitor, divergence, fitted_games, held_out_games
 from services.trainer.monitor.reference import Reference
-from services.trainer.monitor.watch import Watch, trial_games
+from services.trainer.monitor.watch import Arena, Watch, trial_games
 from services.trainer.rollouts.collect import Services
 from services.trainer.rollouts.records import Records
 from tests.models import tiny_causal_lm
 from tests.states import STATE
 from tests.unit.test_policy_decoding import brute_force
+from tests.unit.trainer_collector import GAMES, Alone
 from tests.unit.trainer_episodes import episode
 
 NOW = {"a": 0.7, "b": 0.2, "c": 0.1}
@@ -287,6 +288,15 @@ def test_without_games_the_fit_keeps_its_last_weights(tmp_path: Path) -> None:
     watch.look("policy/0", 0)
     assert (watch.best, watch.stopped) == (None, False)
     assert watch.keep_best(Registry(tmp_path), tmp_path / "out") == {}
+
+
+def test_every_trial_is_of_the_same_games_from_the_same_seeds(tmp_path: Path) -> None:
+    collector = Alone(tmp_path)
+    arena = Arena(collector, GAMES, Sampling(), "pi_1-monitor-0", seed=5)
+    for step, version in enumerate(["policy/0", "online/1.1"]):
+        assert arena.play(version, step) == (False,) * len(GAMES)
+    one, two = collector.stages.values()
+    assert [(job.seed, job.games) for job in one] == [(job.seed, job.games) for job in two]
 
 
 def test_trial_games_are_of_no_rollout_and_if_possible_of_no_demonstration(tmp_path: Path) -> None:

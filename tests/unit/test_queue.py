@@ -139,6 +139,40 @@ def test_a_heartbeat_lets_go_of_a_job_that_another_has_claimed(connect: Open) ->
     assert take(third).record.id == "a"
 
 
+def test_a_failed_job_is_tried_again_after_a_pause(connect: Open) -> None:
+    """The first is a second long, however long a silent worker's job is left to it."""
+    queue = connect(settings=QueueSettings(claim_after=60))
+    queue.publish(job("a"))
+    queue.fail(take(queue), "bad luck")
+    assert queue.take(timeout=0.1) is None
+    assert take(queue).deliveries == 2
+
+
+def test_an_abandoned_job_comes_before_new_ones(connect: Open) -> None:
+    settings = QueueSettings(claim_after=0.1)
+    first, second = connect(settings=settings), connect(settings=settings)
+    first.publish(job("old"))
+    take(first)
+    die(first)
+    first.publish(job("new"))
+    time.sleep(0.2)
+    assert take(second).record.id == "old"
+
+
+def test_who_has_lost_a_job_cannot_give_it_up(connect: Open) -> None:
+    """Its last try, by its own settings, is another's first."""
+    hasty = connect(settings=QueueSettings(claim_after=0.1, max_deliveries=1))
+    other = connect(settings=QueueSettings(claim_after=0.1))
+    hasty.publish(job("a"))
+    lost = take(hasty)
+    die(hasty)
+    time.sleep(0.2)
+    claimed = take(other)
+    hasty.fail(lost, "bad luck")
+    assert other.dead() == []
+    assert other.finish(claimed, result("a"))
+
+
 def test_a_failing_job_ends_in_the_dead_letters_and_can_be_published_again(connect: Open) -> None:
     settings = QueueSettings(claim_after=0.1, max_deliveries=3)
     queue = connect(settings=settings)
@@ -179,8 +213,8 @@ def test_bounds_hold_and_waiting_ends_with_room_or_with_the_shutdown(connect: Op
     settings = QueueSettings(max_jobs=2, max_episodes=1)
     stopped = threading.Event()
     trainer, worker = connect(settings=settings), connect(settings=settings, stopped=stopped)
-    outcomes = [trainer.offer(job(name)) for name in "abc"]
-    assert outcomes == [Offer.QUEUED, Offer.QUEUED, Offer.FULL]
+    outcomes = [trainer.offer(job(name)) for name in "abca"]
+    assert outcomes == [Offer.QUEUED, Offer.QUEUED, Offer.FULL, Offer.KNOWN]
 
     with ThreadPoolExecutor(2) as pool:
         published = pool.submit(trainer.publish, job("c"))
@@ -250,18 +284,22 @@ def test_results_come_back_until_acknowledged(connect: Open) -> None:
 
 def test_old_preferences_are_purged(connect: Open) -> None:
     queue = connect()
-    for attempt in ("old", "new"):
-        for i in (0, 1):
-            queue.publish(
-                PreferenceJob(
-                    id=f"{attempt}/{i}",
-                    attempt=attempt,
-                    states=[],
-                    seed=0,
-                    n=2,
-                    prm_version="prm/0",
-                )
+    old, new = (
+        [
+            PreferenceJob(
+                id=f"{attempt}/{i}",
+                attempt=attempt,
+                states=[],
+                seed=0,
+                n=2,
+                prm_version="prm/0",
             )
+            for i in (0, 1)
+        ]
+        for attempt in ("old", "new")
+    )
+    for each in (*old, *new):
+        queue.publish(each)
     queue.publish(job("a"))
     entry = take(queue)
     queue.finish(entry, result(entry.record.id))
@@ -270,6 +308,7 @@ def test_old_preferences_are_purged(connect: Open) -> None:
     assert queue.purge_preferences("new") == 2
     assert queue.lengths() == {"jobs": 3, "episodes": 0, "preferences": 0, "dead": 0}
     assert not queue.finish(held, result("old/1")), "its answer is wanted no more"
+    assert [queue.publish(each) for each in (*old, *new)] == [True, True, False, False]
 
 
 def test_an_entry_that_is_no_job_does_not_stop_the_workers(connect: Open) -> None:
@@ -406,3 +445,11 @@ def test_what_redis_refuses_for_good_is_no_traceback(server: RedisServer, connec
         admin.set(queue._streams.keys["ids"], "not a set")
     with pytest.raises(QueueError, match="WRONGTYPE"):
         queue.publish(job("a"))
+
+
+def test_a_refused_password_is_told_at_once(server: RedisServer) -> None:
+    patient = QueueSettings(patience=10)
+    started = time.monotonic()
+    with pytest.raises(QueueError, match="password"):
+        Queue(f"{server.url}?username=nobody&password=wrong", "run", settings=patient)
+    assert time.monotonic() - started < 5

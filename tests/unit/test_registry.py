@@ -1,5 +1,6 @@
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -35,6 +36,20 @@ def test_a_checkpoint_is_there_when_it_is_complete(registry: Registry) -> None:
             registry.open(VERSION)
     assert registry.open(VERSION) == registry.root / VERSION
     assert [p.name for p in (registry.root / "policy").iterdir()] == ["1"]
+
+
+def test_services_of_another_user_may_read_a_checkpoint(registry: Registry) -> None:
+    assert stat.S_IMODE(write(registry).stat().st_mode) == 0o755
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_is_marked(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("agentprm.registry.sync", synced.append)
+    path = write(registry)
+    assert {file.name for file in synced} >= {"model.safetensors", "config.json", "extra"}
+    assert synced[-1] == path.parent, "the new name"
 
 
 def test_a_checkpoint_is_immutable(registry: Registry) -> None:
@@ -230,6 +245,27 @@ def test_adopt_copies_a_hugging_face_directory(registry: Registry, tmp_path: Pat
     assert (registry.open(VERSION) / "config.json").read_text() == config
 
 
+def test_what_trainers_leave_beside_the_weights_is_not_adopted(
+    registry: Registry, tmp_path: Path
+) -> None:
+    source = tmp_path / "model"
+    (source / ".cache").mkdir(parents=True)
+    for name in ("model.safetensors", "training_args.bin", "optimizer.pt", ".hidden", ".cache/x"):
+        (source / name).touch()
+    (source / "config.json").write_text(_config("LlamaForCausalLM"))
+    registry.adopt(source, VERSION)
+    found = {path.name for path in registry.open(VERSION).rglob("*")}
+    assert found == {STABLE, "config.json", "model.safetensors"}
+
+
+def test_a_damaged_checkpoint_is_not_shared(registry: Registry, tmp_path: Path) -> None:
+    (write(registry) / "model.safetensors").write_bytes(b"Weights")
+    other = Registry(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors differs"):
+        other.share(VERSION, registry)
+    assert not other.exists(VERSION)
+
+
 def _config(architecture: str) -> str:
     return orjson.dumps({"model_type": "any", "architectures": [architecture]}).decode()
 
@@ -260,3 +296,13 @@ def test_a_removed_checkpoint_is_gone(registry: Registry) -> None:
         registry.open(VERSION)
     write(registry)
     assert registry.exists(VERSION)
+
+
+def test_of_what_is_half_removed_the_mark_is_gone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(registry)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # killed before it
+    registry.remove(VERSION)
+    assert path.is_dir()
+    assert not registry.exists(VERSION)

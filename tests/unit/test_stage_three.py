@@ -140,6 +140,9 @@ def test_the_process_reward_is_the_mean_q_of_the_policys_own_actions(tmp_path: P
         collector = Collector(services, records, Progress(), seed=3, batch=8, max_steps=30)
         walker.prm_version = "policy/1"  # one service is both here
         found = process_reward(collector, "policy/1", "policy/1", states, Evaluation())
+        walker.prm_version = "prm/9"
+        with pytest.raises(RuntimeError, match="PRM answered with prm/9, not policy/1"):
+            process_reward(collector, "policy/1", "policy/1", states, Evaluation())
     assert found.states == 64
     assert found.mean == pytest.approx(0.7 * 0.9 + 0.3 * 0.1, abs=3 * found.error / 1.96)
     assert 0 < found.error < 0.06

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from agentprm.config import Exploration, Posterior, Reset
-from agentprm.protocol import Episode
-from services.trainer.rollouts.exploration import Resets, deal, led
+from agentprm.protocol import Episode, JobResult, Sampling
+from services.trainer.rollouts.exploration import Resets, begin, deal, led
 from services.trainer.rollouts.online import sample_states
 from services.trainer.rollouts.vine import reachable, sample_places
 from services.trainer.tiny.hindsight import hindsight, hindsight_hints
 from services.trainer.tiny.tokenizer import create_tokenizer
+from tests.unit.trainer_collector import GAMES, Alone
 from tests.unit.trainer_episodes import episode
 
 COMMANDS = ["look", "inventory", "help", "go to cabinet 1"]
@@ -91,6 +93,24 @@ def test_a_game_without_a_won_episode_gives_way_to_one_that_has_one() -> None:
     assert instead <= {f"train/{name}/trial" for name in "abc"}
     with pytest.raises(ValueError, match="no won episode"):
         Resets([lost], seed=3).beginning(lost.game, random.Random(0))
+
+
+def test_an_iteration_begins_in_what_was_won_before_it(tmp_path: Path) -> None:
+    """And so as before when a trainer starts again that has some of its rollouts already."""
+    collector, plan = Alone(tmp_path), Exploration(reset=Reset(fraction=1.0))
+
+    def record(stage: str, won: Episode) -> None:
+        result = JobResult(job_id=f"{stage}-0000", worker="w", seconds=0, episodes=[won])
+        collector.records.append(result)
+
+    record("demonstrations", played("a"))
+    before = begin(collector, plan, 0, GAMES, Sampling())
+    assert {b.game.id for b in before} == {"train/a/trial"}
+    assert {len(b.start.turns) for b in before} == {1, 2, 3}
+    record("pi_0-rollouts", played("b"))
+    assert begin(collector, plan, 0, GAMES, Sampling()) == before
+    after = begin(collector, plan, 1, GAMES, Sampling())
+    assert {b.game.id for b in after} == {"train/a/trial", "train/b/trial"}
 
 
 def test_only_states_that_were_played_and_that_a_prefix_reaches_are_begun_in() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import shutil
 import struct
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,25 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
-from agentprm.config import EXPERT, Config, PRMSettings, load_config, read_config
+from agentprm.config import EXPERT, Config, PRMSettings, Shaping, load_config, read_config
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, JobResult, Turn
+from agentprm.protocol import Action, JobResult, Sampling, Turn
 from agentprm.registry import Registry
 from services.trainer.fits.jobs import FitJob, Fits
 from services.trainer.fits.prm import fit_prm
 from services.trainer.progress import Progress
 from services.trainer.rollouts.records import Records
 from services.trainer.targets.monte_carlo import monte_carlo_targets
-from services.trainer.targets.reference import VALUE, predict_values, reference_values
+from services.trainer.targets.reference import (
+    VALUE,
+    predict_values,
+    reference_jobs,
+    reference_values,
+)
 from services.trainer.targets.shaping import advantages, shaped
 from services.trainer.training.fitting import ignore, load_tokenizer
 from services.trainer.training.rows import episode_rows
+from tests.unit.trainer_collector import Alone
 from tests.unit.trainer_episodes import (
     INVENTORY_LOSES,
     LOOK_WINS,
@@ -203,6 +210,16 @@ def test_a_run_fits_the_value_and_shapes_its_targets(tmp_path: Path) -> None:
             for i, played in enumerate(EPISODES[:4])
         ]
     )
+
+
+def test_a_reference_from_elsewhere_plays_each_game_as_often_as_asked(tmp_path: Path) -> None:
+    plan = Shaping(alpha=0.5, reference=str(create_small(tmp_path)), games=3, per_game=4)
+    collector, registry = Alone(tmp_path), Registry(tmp_path / "checkpoints")
+    jobs = reference_jobs(collector, registry, plan, Sampling())
+    assert sorted(Counter(game for job in jobs for game in job.games).values()) == [4, 4, 4]
+    assert {job.policy_version for job in jobs} == {"reference/0"}
+    again = reference_jobs(collector, registry, plan, Sampling())
+    assert again == jobs, "which has its copy already"
 
 
 def test_a_reference_that_is_nowhere_is_refused_for_a_new_run_only(tmp_path: Path) -> None:

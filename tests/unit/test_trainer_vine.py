@@ -2,17 +2,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from agentprm.config import Vine
 from agentprm.config._config import Config
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Action, ActResult, Candidate, Episode, RolloutJob, Start
-from services.trainer.rollouts.vine import Place, actions_to_try, random_actions, sample_places
+from agentprm.protocol import Action, ActResult, Candidate, Episode, RolloutJob, Sampling, Start
+from services.trainer.rollouts.vine import (
+    Place,
+    actions_to_try,
+    random_actions,
+    sample_places,
+    vine_jobs,
+)
 from services.trainer.targets.monte_carlo import monte_carlo_targets
 from services.trainer.training.fitting import load_tokenizer
 from services.trainer.training.rows import episode_rows
+from tests.unit.trainer_collector import Alone
 from tests.unit.trainer_episodes import create_small, episode
 
 # A rollout that is lost, and continuations from its second state, which the first turn led to.
@@ -129,9 +137,26 @@ def test_a_branch_begins_with_the_turns_before_it() -> None:
     start = Place(with_choices(ROLLOUT), 2).start(Action(command="help"))
     assert [turn.action.command for turn in start.turns] == ["look", "inventory"]
     assert start.action == Action(command="help")
+    assert all(turn.admissible == () for turn in start.turns), "which a job need not carry"
     with pytest.raises(ValueError, match="one start for each"):
         RolloutJob(id="j", games=["a", "b"], starts=[start], seed=0)
     assert Start().turns == ()
+
+
+def test_every_state_has_draws_of_its_own_and_its_policy_is_served(tmp_path: Path) -> None:
+    """Six states alike, two in a job, with one of a thousand actions tried beside the recorded."""
+    recorded = episode(["look"] * 2, [0, 0])
+    choices = ("look", *(f"go to shelf {k}" for k in range(1000)))
+    turns = tuple(turn.model_copy(update={"admissible": choices}) for turn in recorded.turns)
+    places = [Place(recorded.model_copy(update={"turns": turns}), 1)] * 6
+    collector, plan = Alone(tmp_path), Vine(actions=1, random=1, continuations=2)
+    jobs = vine_jobs(collector, "pi_1-vine", places, plan, "policy/1", Sampling())
+    assert [len(job.games) for job in jobs] == [8, 8, 8]
+    assert len({job.seed for job in jobs}) == 3
+    actions = [start.action for job in jobs for start in job.starts or []]
+    tried = [action.command for action in actions if action and action.command != "look"]
+    assert len(tried) == 2 * len(set(tried)) == 2 * len(places)
+    assert collector.policy.loaded == ["policy/1"]
 
 
 def test_the_continuations_of_a_state_must_fit_into_a_batch() -> None:
