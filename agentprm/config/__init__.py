@@ -1,17 +1,7 @@
 """Typed settings: what a training run is made of, and what each fit takes."""
 
 from agentprm.config._algorithm import Algorithm
-from agentprm.config._config import (
-    Config,
-    Demonstrations,
-    Evaluation,
-    PolicyEngine,
-    Preferences,
-    Rollouts,
-    Scratch,
-    Vine,
-    accelerate_file,
-)
+from agentprm.config._config import Config, PolicyEngine, Scratch, accelerate_file
 from agentprm.config._exploration import Exploration, Posterior, Reset, Steered
 from agentprm.config._fits import (
     DPOSettings,
@@ -24,6 +14,7 @@ from agentprm.config._load import changed, load_config, read_config
 from agentprm.config._monitor import MonitorSettings
 from agentprm.config._overrides import parse_overrides
 from agentprm.config._shaping import EXPERT, FIRST, Shaping
+from agentprm.config._stages import Demonstrations, Evaluation, Preferences, Rollouts, Vine
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
 
 __all__ = [

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentprm.config import Vine
-from agentprm.config._config import Config
+from agentprm.config import Config, Vine
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActResult, Candidate, Episode, RolloutJob, Sampling, Start
 from services.trainer.rollouts.vine import (
