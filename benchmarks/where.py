@@ -40,7 +40,7 @@ OPERATIONS: Sequence[tuple[str, str]] = (
     ("commands of a policy, scored", r"score \(services/policy/engine/"),
     ("actions by the PRM, scored", r"\(services/prm/(scorer|model|batching)"),
     ("environment", r"\(services/env/"),
-    ("prompts, tokens, draws", r"\((services/policy/|agentprm/(prompts|encoding))"),
+    ("prompts, tokens, draws", r"\((services/policy/|agentprm/(prompts|encoding|rendering))"),
     ("Redis clients and records", r"\((redis/|agentprm/queue/|services/trainer/rollouts/records)"),
     ("JSON", r"\((pydantic|agentprm/protocol|fastapi/(routing|encoders))"),
     ("HTTP", r"\((uvicorn|starlette|fastapi|httpx|httpcore|h11|anyio|asyncio|agentprm/service)"),

@@ -1,7 +1,7 @@
-"""A tokenizer that remembers: `agentprm.encoding` at the pace of serving.
+"""A tokenizer that remembers: `agentprm.encoding` at the pace of serving, and of fits.
 
-`encode` renders a conversation once per message, so that it knows where each begins. While an
-episode runs, all but the last of those texts have been rendered and tokenised before.
+`encode` renders and tokenises a conversation message by message. While an episode runs, all but the
+last of those texts have been before, and so have many of another episode of the game.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ with their texts. Hundreds of episodes side by side, and every tokenizer has its
 
 
 class RememberingTokenizer:
-    """A Hugging Face tokenizer, as far as the services use it. Any thread may call it."""
+    """A Hugging Face tokenizer, as far as services and fits use it. Any thread may call it."""
 
     def __init__(self, tokenizer: Any, max_bytes: int = MAX_BYTES) -> None:
         self._tokenizer = tokenizer

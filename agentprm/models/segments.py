@@ -184,8 +184,8 @@ def attend(
         mask = segment.mask(query, sliding_window)
         width = segment.start + len(segment) if mask is None else mask.shape[1]
         keys, values = segment.store.read(module.layer_idx, width)
-        as_they_are = groups_heads(query.device, mask)
-        if grouped and not as_they_are:
+        shared = grouped and groups_heads(query.device, mask)
+        if grouped and not shared:
             times = query.shape[1] // key.shape[1]
             keys, values = (x.repeat_interleave(times, dim=0) for x in (keys, values))
         attended = scaled_dot_product_attention(
@@ -195,7 +195,7 @@ def attend(
             attn_mask=mask,
             is_causal=mask is None and segment.causal,
             scale=scaling,
-            enable_gqa=grouped and as_they_are,
+            enable_gqa=shared,
         )
         outputs.append(attended.transpose(1, 2))
     return torch.cat(outputs, dim=1), None

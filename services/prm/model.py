@@ -57,7 +57,7 @@ class Classifier:
             OSError, ValueError: transformers cannot read it.
         """
         self.device = pick_device(device)
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         if config.num_labels != 1:
             raise CheckpointError(
                 f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"

@@ -88,7 +88,7 @@ class EmbeddedEngine(Engine):
             OSError, ValueError, RuntimeError: transformers cannot read it.
         """
         where = pick_device(device)
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=pick_dtype(dtype, where, config.dtype),
