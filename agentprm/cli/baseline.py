@@ -21,7 +21,7 @@ from agentprm.cli.common import (
     fail,
     print_results,
 )
-from agentprm.cli.games import games_directory
+from agentprm.cli.games import games_to_play
 from agentprm.cli.machine import evaluate_chat_model
 from agentprm.cli.services import Options
 from agentprm.config import Evaluation
@@ -61,7 +61,7 @@ def react(
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     plan = Evaluation(split=split, games=count, sampling=sampling)
     with explained():
-        directory = games_directory(games, console)
+        directory = games_to_play(games, console)
         played = (model, url, plan.model_dump_json(), str(max_steps), str(seed))
         name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
         run = Path("runs") / "react" / f"{name}-{digest_of(directory, prompt, *played)}"

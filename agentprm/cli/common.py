@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from agentprm.cli.games import GamesError
+from agentprm.cli.games import GamesError, absolute
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, read_config
 from agentprm.files import DamagedFile
@@ -32,11 +32,12 @@ from agentprm.studies import StudyError
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Games = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="directory of ALFWorld games, as alfworld-download makes it; by default "
-        "$ALFWORLD_DATA, then those the run has played, if there is one, then ~/.cache/alfworld, "
-        "then generated ones",
+        help="directory of ALFWorld games, as alfworld-download makes it, or an environment of "
+        "your own, as module:Class; by default $ALFWORLD_DATA, then those the run has played, if "
+        "there is one, then ~/.cache/alfworld, then generated ones",
+        metavar="DIR|MODULE:CLASS",
         envvar="ALFWORLD_DATA",
         show_envvar=False,
     ),
@@ -106,9 +107,9 @@ def config_of(run: Path) -> Config:
         fail(str(error))
 
 
-def digest_of(games: Path, prompt: str, *settings: str) -> str:
+def digest_of(games: str, prompt: str, *settings: str) -> str:
     """Names a directory by what is played in it, so that nothing else is gone on with there."""
-    parts = [str(games.resolve()), load_prompt(prompt).hash, *settings]
+    parts = [absolute(games), load_prompt(prompt).hash, *settings]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,17 @@ class GamesError(Exception):
     """No games were given, and none could be generated."""
 
 
-def games_of_run(run: Path, games: Path | None, console: Console) -> Path:
+def is_environment(games: str) -> bool:
+    """Whether they are those of an environment of the user's own, and not a directory."""
+    return re.fullmatch(r"[\w.]+:\w+", games) is not None and not Path(games).is_dir()
+
+
+def absolute(games: str) -> str:
+    """The same, also where the current directory is another."""
+    return games if is_environment(games) else str(Path(games).resolve())
+
+
+def games_of_run(run: Path, games: str | None, console: Console) -> str:
     """The games that `run` plays: those given, or those it has played so far, or any there are.
 
     The run remembers them, so that it goes on with the same where none are given. Until there are
@@ -58,22 +69,22 @@ def games_of_run(run: Path, games: Path | None, console: Console) -> Path:
     before = played_games(run)
     if games is None and before is not None:
         return before
-    chosen = games_directory(games, console).resolve()
+    chosen = absolute(games_to_play(games, console))
     if before is not None and before != chosen:
-        console.print(f"{run} has played the games in {before}: it goes on with those in {chosen}")
+        console.print(f"{run} has played the games of {before}: it goes on with those of {chosen}")
     run.mkdir(parents=True, exist_ok=True)
-    write_atomic(run / "games", str(chosen).encode())
+    write_atomic(run / "games", chosen.encode())
     return chosen
 
 
-def played_games(run: Path) -> Path | None:
+def played_games(run: Path) -> str | None:
     """The games that `run` has played so far, if it has played any."""
     file = run / "games"
     played = file.exists() and (run / "records").exists()
-    return Path(file.read_text()) if played else None
+    return file.read_text() if played else None
 
 
-def games_directory(games: Path | None, console: Console) -> Path:
+def games_to_play(games: str | None, console: Console) -> str:
     """The games to play: those given, those alfworld-download left at its default, or generated.
 
     Games are generated once for each version of the package, and kept in the user's cache.
@@ -85,7 +96,7 @@ def games_directory(games: Path | None, console: Console) -> Path:
     if games is not None:
         return games
     if (downloaded / "json_2.1.1").is_dir():
-        return downloaded
+        return str(downloaded)
     directory = user_cache() / "generated" / f"{__version__}-seed0"
     console.print(
         f"No games given: this run plays generated ones, in {directory}. For the real ones run "
@@ -93,7 +104,7 @@ def games_directory(games: Path | None, console: Console) -> Path:
     )
     if _module("provide", [str(directory), "--fraction", str(FRACTION)]) != 0:
         raise GamesError(f"no games could be generated in {directory}")
-    return directory
+    return str(directory)
 
 
 def _run(context: typer.Context) -> None:

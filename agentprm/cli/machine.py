@@ -38,7 +38,7 @@ QUEUE_NAME = "AGENTPRM_QUEUE_NAME"
 autoscaler. Unset, every run has a name of its own."""
 
 
-def train_run(run: Path, config: Config, games: Path | None, *, quiet: bool) -> None:
+def train_run(run: Path, config: Config, games: str | None, *, quiet: bool) -> None:
     """Train to the end. With `quiet` nothing goes to stdout.
 
     Raises:
@@ -49,7 +49,7 @@ def train_run(run: Path, config: Config, games: Path | None, *, quiet: bool) -> 
 
 
 def measure_run(
-    run: Path, config: Config, games: Path | None, measurements: Sequence[Measurement]
+    run: Path, config: Config, games: str | None, measurements: Sequence[Measurement]
 ) -> None:
     """Measure checkpoints of a run; what was found is in `run/measured.json`.
 
@@ -85,7 +85,7 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
 def evaluate_run(
     run: Path,
     plan: Evaluation,
-    games: Path | None,
+    games: str | None,
     *,
     steered: bool,
     choice: ChoiceRule = ChoiceRule.PRM,
@@ -107,7 +107,7 @@ def evaluate_run(
 def evaluate_chat_model(
     run: Path,
     plan: Evaluation,
-    games: Path | None,
+    games: str | None,
     *,
     model: str,
     max_steps: int,
@@ -123,7 +123,7 @@ def evaluate_chat_model(
 def _evaluate(
     run: Path,
     plan: Evaluation,
-    games: Path | None,
+    games: str | None,
     flags: list[str],
     max_steps: int,
     seed: int,
@@ -139,7 +139,7 @@ def _evaluate(
 
 
 def plan_run(
-    run: Path, games: Path | None, options: Options, flags: list[str], *, quiet: bool
+    run: Path, games: str | None, options: Options, flags: list[str], *, quiet: bool
 ) -> None:
     """Play with look-ahead, as `flags` say; the row goes to `run/results.json`."""
     flags = [*flags, "--batch", str(options.batch)]
@@ -149,7 +149,7 @@ def plan_run(
 
 def serve_run(
     run: Path,
-    games: Path | None,
+    games: str | None,
     options: Options,
     *,
     host: str,
@@ -194,7 +194,7 @@ def serve_run(
 def _work(
     machine: Machine,
     module: str,
-    games: Path | None,
+    games: str | None,
     options: Options,
     flags: list[str],
     *,

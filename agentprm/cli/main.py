@@ -26,7 +26,7 @@ from agentprm.cli.common import (
     print_results,
 )
 from agentprm.cli.games import app as games_app
-from agentprm.cli.games import games_directory, games_of_run
+from agentprm.cli.games import games_of_run, games_to_play
 from agentprm.cli.machine import evaluate_run, serve_run, train_connected, train_run
 from agentprm.cli.plan import plan
 from agentprm.cli.services import SGLANG_COMMAND, Endpoints, Options
@@ -177,7 +177,7 @@ def evaluate(
         evaluate_run(
             run,
             plan,
-            games_directory(games, console),
+            games_to_play(games, console),
             steered=prm is not None,
             choice=choice,
             max_steps=max_steps,
@@ -197,9 +197,11 @@ def up(
     policy: Annotated[Path | None, typer.Option(help="or: directory of a policy")] = None,
     prm: Annotated[Path | None, typer.Option(help="or: directory of a PRM")] = None,
     games: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="directory of ALFWorld games, by default $ALFWORLD_DATA",
+            help="directory of ALFWorld games, by default $ALFWORLD_DATA, or an environment of "
+            "your own",
+            metavar="DIR|MODULE:CLASS",
             envvar="ALFWORLD_DATA",
             show_envvar=False,
         ),

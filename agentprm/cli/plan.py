@@ -22,7 +22,7 @@ from agentprm.cli.common import (
     fail,
     print_results,
 )
-from agentprm.cli.games import games_directory, played_games
+from agentprm.cli.games import games_to_play, played_games
 from agentprm.cli.machine import plan_run
 from agentprm.cli.services import Options
 from agentprm.cli.world import link_checkpoints, newest_world
@@ -86,7 +86,7 @@ def plan(
         played = [policy, prm, version or "true"]
         name = "-".join([*played, shape, f"{depth}x{width}", split]).replace("/", "-")
         at = "as-best-of-n" if temperature is None else f"{temperature:g}"
-        directory = games_directory(games or played_games(run), console)
+        directory = games_to_play(games or played_games(run), console)
         digest = digest_of(directory, config.prompt)
         home = run / "plans" / f"{name}-{count}-{max_steps}-{at}-{seed}-{digest}"
         link_checkpoints(run, home, policy, prm)

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentprm.cli.games import is_environment
 from agentprm.cli.ports import free_port
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.config import Config, PolicyEngine
@@ -97,7 +98,7 @@ class Endpoints:
         return ["--env-url", self.env, "--policy-url", self.policy, "--prm-url", self.prm]
 
 
-def start_services(machine: Machine, games: Path | None, options: Options) -> Endpoints:
+def start_services(machine: Machine, games: str | None, options: Options) -> Endpoints:
     """Environment, policies and PRM, up and running, as a run's workers and its trainer need."""
     prm = start_model(machine, PRM, free_port(), machine.run, options, [])
     policies = [POLICY, *(f"{POLICY}-{k}" for k in range(2, options.policy_replicas + 1))]
@@ -116,7 +117,7 @@ def start_services(machine: Machine, games: Path | None, options: Options) -> En
 def start_env(
     machine: Machine,
     port: int,
-    games: Path | None,
+    games: str | None,
     options: Options,
     *,
     capacity: int,
@@ -124,7 +125,8 @@ def start_env(
 ) -> str:
     """The environment, with `capacity` engines kept warm; `privileged` says hidden facts too."""
     flags = ["--engine", options.engine, "--expert", options.expert, "--pool", str(capacity)]
-    flags += ["--data", str(games)] if games else []
+    if games is not None:
+        flags += ["--environment" if is_environment(games) else "--data", games]
     flags += ["--privileged", "true"] if privileged else []
     return machine.start(ENV, "services.env", *flags, port=port)
 

@@ -64,7 +64,7 @@ def report(
     console.print(f"Report: {file}")
 
 
-def _work(source: Path, games: Path | None) -> Work:
+def _work(source: Path, games: str | None) -> Work:
     """Training and measuring on this machine, on the games of the run `source` unless given."""
 
     def train(run: Path, config: Config) -> None:

@@ -36,7 +36,7 @@ from agentprm.service import (
 )
 from services.env import openenv
 from services.env.engine.base import EngineHost
-from services.env.games import GameIndex
+from services.env.games import Games
 from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 def build_app(
-    sessions: Sessions, index: GameIndex, host: EngineHost, *, privileged: bool = False
+    sessions: Sessions, games: Games, host: EngineHost, *, privileged: bool = False
 ) -> FastAPI:
     """The service over these sessions. Closes them and the host when it ends.
 
@@ -61,10 +61,11 @@ def build_app(
     facts: dict[str, str | int | float | bool | None] = {
         "engine": host.name,
         "engine_version": host.version,
-        "data_version": index.data_version,
+        "environment": games.name,
+        "data_version": games.data_version,
         "capacity": host.capacity,
         "privileged": privileged,
-        **{f"games_{split}": len(index.select(split)) for split in Split},
+        **{f"games_{split}": len(games.select(split)) for split in Split},
     }
 
     SESSIONS.set_function(lambda: len(sessions))
@@ -97,16 +98,16 @@ def build_app(
 
     app = create_app("env", health, lifespan)
 
-    app.include_router(openenv.routes(sessions, index, play))
+    app.include_router(openenv.routes(sessions, games, play))
 
     @app.get("/v1/games", response_model=GameList)
-    def games(
+    def list_games(
         split: Split | None = None,
         task_type: Annotated[str | None, Query(max_length=100)] = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
         offset: Annotated[int, Query(ge=0)] = 0,
     ) -> Response:
-        found = index.select(split, task_type)
+        found = games.select(split, task_type)
         return json_response(GameList(games=found[offset : offset + limit], total=len(found)))
 
     @app.post("/v1/sessions", response_model=SessionList, responses=problems(404, 409, 429, 500))
@@ -156,7 +157,7 @@ def build_app(
     @app.get(
         "/v1/sessions/{session_id}/hidden",
         response_model=HiddenState,
-        responses=problems(403, 404, 500),
+        responses=problems(403, 404, 409, 500),
         dependencies=[ADMIN],
     )
     def hidden(session_id: str) -> Response:

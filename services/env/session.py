@@ -6,11 +6,11 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from agentprm.environment import Frame
 from agentprm.protocol import Action, Game, Session, StepSession
 from agentprm.service import ProblemError
-from services.env.engine.base import Engine, Frame
+from services.env.engine.base import Engine
 from services.env.expert.base import Expert, ExpertError
 
 ExpertMaker = Callable[[Game, int], Expert]
@@ -62,8 +62,8 @@ class LiveSession:
         """Whether the session was over after turn `turn`, by the game or the step limit."""
         return self.frames[turn].done or turn >= self.max_steps
 
-    def start(self, game: Path, prefix: Sequence[str], name: str) -> None:
-        """Reset the engine and play `prefix`, which a problem calls `name`.
+    def start(self, game: str, prefix: Sequence[str], name: str) -> None:
+        """Reset the engine to `game` and play `prefix`, which a problem calls `name`.
 
         Raises:
             ProblemError: 422 where a command is not admissible, ends the game, or is one too many.
@@ -77,7 +77,8 @@ class LiveSession:
             raise unplayable(self.max_steps, f"is over the limit of {self.max_steps} turns")
         self.frames.append(self.engine.reset(game))
         for turn, command in enumerate(prefix):
-            if command not in self.frames[turn].admissible:
+            admissible = self.frames[turn].admissible
+            if admissible and command not in admissible:
                 raise unplayable(turn, "is not admissible")
             self._play(command)
             if self.frames[-1].done:

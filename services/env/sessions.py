@@ -27,8 +27,8 @@ from agentprm.protocol import (
     StepSession,
 )
 from agentprm.service import ProblemError
-from services.env.engine.base import EngineError, EngineHost
-from services.env.games import GameIndex
+from services.env.engine.base import EngineError, EngineHost, NotToldError
+from services.env.games import Games
 from services.env.session import ExpertMaker, LiveSession
 
 LOCK_SECONDS = 60.0
@@ -45,7 +45,7 @@ class Sessions:
     def __init__(
         self,
         host: EngineHost,
-        index: GameIndex,
+        games: Games,
         expert: ExpertMaker,
         *,
         max_steps: int = 30,
@@ -54,7 +54,7 @@ class Sessions:
     ) -> None:
         self.capacity = host.capacity
         self._host = host
-        self._index = index
+        self._known = games
         self._make_expert = expert
         self._max_steps = max_steps
         self.idle_seconds = idle_seconds
@@ -142,11 +142,13 @@ class Sessions:
         """Where everything is.
 
         Raises:
-            ProblemError: 404 where the session is unknown.
+            ProblemError: 404 where the session is unknown, 409 where the engine does not tell.
         """
         with self._held(session_id) as session:
             try:
                 return session.engine.hidden_state()
+            except NotToldError as error:
+                raise ProblemError(409, "No hidden state", str(error)) from error
             except EngineError as error:
                 raise ProblemError(500, "The engine failed", str(error)) from error
 
@@ -196,7 +198,7 @@ class Sessions:
         prefixes = request.prefixes or [[] for _ in made]
 
         def start(k: int) -> None:
-            made[k].start(self._index.path(made[k].game), prefixes[k], f"prefixes.{k}")
+            made[k].start(self._known.source(made[k].game), prefixes[k], f"prefixes.{k}")
 
         try:
             self._host.map(start, range(len(made)))
@@ -236,12 +238,12 @@ class Sessions:
 
     def _games(self, request: CreateSessions) -> list[Game]:
         if request.games is not None:
-            unknown = [name for name in request.games if name not in self._index.games]
+            unknown = [name for name in request.games if name not in self._known.games]
             if unknown:
                 detail = f"there is no game {unknown[0][:200]!r}; GET /v1/games lists them"
                 raise ProblemError(404, "Unknown game", detail)
-            return [self._index.games[name] for name in request.games]
-        games = self._index.select(request.split)
+            return [self._known.games[name] for name in request.games]
+        games = self._known.select(request.split)
         if len(games) < request.count:
             detail = f"{request.split} has {len(games)} games, {request.count} were asked for"
             raise ProblemError(422, "Too few games", detail)

@@ -18,7 +18,7 @@ def _default_data() -> Path:
 
 
 class EnvSettings(ServiceSettings):
-    """The environment service: ALFWorld games as sessions over HTTP."""
+    """The environment service: games as sessions over HTTP."""
 
     port: Port = Field(default=8001, description="port to listen on")
     data: Path = Field(
@@ -29,11 +29,19 @@ class EnvSettings(ServiceSettings):
     index: Path | None = Field(
         default=None, description="file that caches the game index, by default beside the data"
     )
+    environment: str | None = Field(
+        default=None, description="in place of ALFWorld an environment of your own: module:Class"
+    )
     engine: Literal["compiled", "textworld"] = Field(
         default="compiled", description="what plays the games; textworld is the reference"
     )
-    capacity: int = Field(default=4096, ge=1, description="most sessions, with the compiled engine")
-    pool: int = Field(default=4, ge=1, le=256, description="TextWorld processes, one a session")
+    capacity: int = Field(default=4096, ge=1, description="most sessions, but with textworld")
+    pool: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="TextWorld processes, one a session; or threads of an environment of your own",
+    )
     recycle: int = Field(default=50, ge=1, description="games after which a process is replaced")
     max_steps: int = Field(
         default=30, ge=1, le=MAX_STEPS, description="step limit unless a request's"

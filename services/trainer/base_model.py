@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -24,10 +25,10 @@ class BaseModelError(Exception):
     """The model cannot be trained as the run asks. Says what is wrong, and what to do."""
 
 
-def base_model(run: Path, config: Config) -> Path:
-    """The directory of the model.
+def base_model(run: Path, config: Config, texts: Iterable[str] | None = None) -> Path:
+    """The directory of the model. One from scratch knows the words of `texts`, or of ALFWorld.
 
-    One from scratch is written under another name first: where the directory is, it is complete.
+    It is written under another name first: where the directory is, it is complete.
     """
     if config.model != "tiny":
         local = Path(config.model)
@@ -35,7 +36,7 @@ def base_model(run: Path, config: Config) -> Path:
     directory, draft = run / "base", run / ".base-draft"
     if not directory.exists():
         shutil.rmtree(draft, ignore_errors=True)  # of a trainer that was killed
-        create_tiny(draft, derive(config.seed, "model"), config.scratch)
+        create_tiny(draft, derive(config.seed, "model"), config.scratch, texts)
         draft.rename(directory)
     return directory
 

@@ -6,7 +6,7 @@ So resuming a run is walking through the stages again, whatever killed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -100,10 +100,12 @@ class Loop:
     def try_model(self) -> None:
         """Before anything is played: whether the fits will be able to read what was.
 
+        A model that is to learn its words from the demonstrations is not there yet.
+
         Raises:
             BaseModelError: they will not.
         """
-        if not self.registry.exists("policy/0"):
+        if not self.registry.exists("policy/0") and not self._learns_words():
             require_trainable(self._base_model(), self._prompt, self.config.algorithm)
 
     def demonstrate(self) -> None:
@@ -240,7 +242,19 @@ class Loop:
         return row
 
     def _base_model(self) -> Path:
-        return base_model(self.run, self.config)
+        texts = self._demonstrated() if self._learns_words() else None
+        return base_model(self.run, self.config, texts)
+
+    def _learns_words(self) -> bool:
+        return self.config.model == "tiny" and not self.collector.plays_alfworld()
+
+    def _demonstrated(self) -> Iterator[str]:
+        """What a policy reads and writes in the demonstrations."""
+        for episode in self.records.episodes(DEMONSTRATIONS):
+            last = len(episode.turns) - 1
+            messages = self._prompt.messages(episode.state(last))
+            yield from (message.content for message in messages if message.role != "system")
+            yield self._prompt.action_text(episode.turns[last].action)
 
     def _skip(self, version: str, stage: str) -> bool:
         if not self.registry.exists(version):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from services.env.engine.base import EngineError, Frame
+from agentprm.environment import Frame
+from services.env.engine.base import EngineError
 from services.env.engine.textworld import TextWorldEngine, TextWorldHost
+from services.env.expert.advised import AdvisedExpert
 from services.env.expert.base import Expert
-from services.env.expert.handcoded import HandcodedExpert
 from services.env.expert.search import SearchExpert
 from services.env.games import GameIndex
 
@@ -52,7 +53,7 @@ def make_host() -> Iterator[Callable[..., TextWorldHost]]:
         host.close()
 
 
-def play(engine: TextWorldEngine, expert: Expert, game: Path, turns: int) -> list[Frame]:
+def play(engine: TextWorldEngine, expert: Expert, game: str, turns: int) -> list[Frame]:
     frames = [engine.reset(game)]
     expert.observe(None, frames[0])
     while len(frames) <= turns and not frames[-1].done:
@@ -75,10 +76,10 @@ def test_frames_are_the_package_s_own(
 
     infos = textworld.EnvInfos(feedback=True, admissible_commands=True, won=True)
     package = AlfredDemangler(PddlEnv(infos), shuffle=False)
-    package.load(str(index.path(index.games[GAME])))
+    package.load(index.source(index.games[GAME]))
     state = package.reset()
     engine = make_host().engine()
-    frame = engine.reset(index.path(index.games[GAME]))
+    frame = engine.reset(index.source(index.games[GAME]))
     for command in ["go to sofa 1", "look", "no such thing", "inventory", " go to drawer 1 "]:
         assert frame.observation == state.feedback
         assert list(frame.admissible) == state.admissible_commands
@@ -98,7 +99,7 @@ def test_processes_are_replaced_after_some_resets(
     pids = []
     for _ in range(3):
         engine = host.engine()
-        engine.reset(index.path(index.games[GAME]))
+        engine.reset(index.source(index.games[GAME]))
         pids.append(engine.pid)
         engine.close()
     assert pids[0] == pids[1] != pids[2]
@@ -108,21 +109,21 @@ def test_a_dead_process_is_replaced_and_a_broken_game_reported(
     index: GameIndex, make_host: Callable[..., TextWorldHost], tmp_path: Path
 ) -> None:
     engine = make_host().engine()
-    frames = play(engine, search(index, GAME), index.path(index.games[GAME]), 1)
+    frames = play(engine, search(index, GAME), index.source(index.games[GAME]), 1)
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     assert engine.step("look").observation.startswith("You are facing")
     (tmp_path / "game.tw-pddl").write_text("{}")
     with pytest.raises(EngineError, match="KeyError"):
-        engine.reset(tmp_path / "game.tw-pddl")
-    assert engine.reset(index.path(index.games[GAME])) == frames[0]
+        engine.reset(str(tmp_path / "game.tw-pddl"))
+    assert engine.reset(index.source(index.games[GAME])) == frames[0]
 
 
 def test_a_fork_repeats_the_game_in_a_process_of_its_own(
     index: GameIndex, make_host: Callable[..., TextWorldHost]
 ) -> None:
     engine = make_host().engine()
-    engine.reset(index.path(index.games[GAME]))
+    engine.reset(index.source(index.games[GAME]))
     for command in ("go to sofa 1", "take pillow 1 from sofa 1"):
         engine.step(command)
     fork = engine.fork()
@@ -138,7 +139,7 @@ def test_the_older_grammar_is_played_too(
 ) -> None:
     older = "valid_unseen/older/trial"
     assert index.data_version == "json_2.1.1/move+put"
-    frames = play(make_host().engine(), search(index, older), index.path(index.games[older]), 30)
+    frames = play(make_host().engine(), search(index, older), index.source(index.games[older]), 30)
     assert frames[-1].won
     assert frames[1].observation.startswith("You arrive at loc ")
     assert "You put the book" in frames[-1].observation
@@ -149,7 +150,7 @@ def test_the_handcoded_expert_wins_and_repeats_itself(
 ) -> None:
     host = make_host(handcoded=True)
     engine = host.engine()
-    game = index.path(index.games[GAME])
-    frames = play(engine, HandcodedExpert(), game, 60)
+    game = index.source(index.games[GAME])
+    frames = play(engine, AdvisedExpert(), game, 60)
     assert frames[-1].won
-    assert play(engine, HandcodedExpert(), game, 60) == frames
+    assert play(engine, AdvisedExpert(), game, 60) == frames

@@ -153,7 +153,7 @@ def test_a_run_without_games_gets_generated_ones_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(games_cli, "FRACTION", 0.002)
     console = Console(stderr=True, soft_wrap=True)
-    made = games_cli.games_directory(None, console)
+    made = Path(games_cli.games_to_play(None, console))
     assert made.is_relative_to(tmp_path / "cache" / "agentprm" / "generated")
     splits = [path.relative_to(made).parts[1] for path in made.rglob("game.tw-pddl")]
     assert Counter(splits) == {"train": 6, "valid_seen": 1, "valid_unseen": 1}
@@ -161,28 +161,31 @@ def test_a_run_without_games_gets_generated_ones_once(
     assert list(made.parent.iterdir()) == [made]
 
     before = made.stat().st_mtime_ns
-    assert games_cli.games_directory(None, console) == made
+    assert games_cli.games_to_play(None, console) == str(made)
     assert made.stat().st_mtime_ns == before
-    assert games_cli.games_directory(tmp_path / "given", console) == tmp_path / "given"
+    assert games_cli.games_to_play("given", console) == "given"
 
     downloaded = tmp_path / ".cache" / "alfworld"
     (downloaded / "json_2.1.1").mkdir(parents=True)
-    assert games_cli.games_directory(None, console) == downloaded
+    assert games_cli.games_to_play(None, console) == str(downloaded)
 
 
 def test_a_run_goes_on_with_its_games(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(stderr=True, soft_wrap=True)
-    one, other = tmp_path / "one", tmp_path / "other"
-    assert games_cli.games_of_run(tmp_path / "run", tmp_path / "slip", console).name == "slip"
+    one, other, slip = (str(tmp_path / name) for name in ("one", "other", "slip"))
+    assert games_cli.games_of_run(tmp_path / "run", slip, console) == slip
     assert games_cli.games_of_run(tmp_path / "run", one, console) == one
     (tmp_path / "run" / "records").mkdir()
     assert games_cli.games_of_run(tmp_path / "run", None, console) == one
     assert capfd.readouterr().err == ""
     assert games_cli.games_of_run(tmp_path / "run", other, console) == other
     assert capfd.readouterr().err.splitlines() == [
-        f"{tmp_path / 'run'} has played the games in {one}: it goes on with those in {other}"
+        f"{tmp_path / 'run'} has played the games of {one}: it goes on with those of {other}"
     ]
     assert games_cli.games_of_run(tmp_path / "run", None, console) == other
+    own = "examples.sorting:Sorting"
+    assert games_cli.games_of_run(tmp_path / "run", own, console) == own
+    assert games_cli.games_of_run(tmp_path / "run", None, console) == own
 
 
 def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(
@@ -204,5 +207,5 @@ def test_no_room_for_generated_games_is_told(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(games_cli.GamesError, match="no games could be generated"):
-        games_cli.games_directory(None, Console(stderr=True))
+        games_cli.games_to_play(None, Console(stderr=True))
     assert "cannot write games" in capfd.readouterr().err

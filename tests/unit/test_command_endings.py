@@ -28,15 +28,15 @@ def test_what_was_played_in_other_games_or_by_another_prompt_is_not_gone_on_with
 ) -> None:
     template = tmp_path / "mine.j2"
     template.write_text(load_prompt("chat").source)
-    own = digest_of(tmp_path / "a", str(template), "seed 0")
+    own = digest_of(str(tmp_path / "a"), str(template), "seed 0")
     monkeypatch.chdir(tmp_path)
-    assert digest_of(Path("a"), str(template), "seed 0") == own
+    assert digest_of("a", str(template), "seed 0") == own
     with template.open("a") as file:
         file.write("{# changed #}")
     others = {
-        digest_of(tmp_path / "b", "chat", "seed 0"),
-        digest_of(tmp_path / "a", str(template), "seed 0"),
-        digest_of(tmp_path / "a", "chat", "seed 1"),
+        digest_of(str(tmp_path / "b"), "chat", "seed 0"),
+        digest_of(str(tmp_path / "a"), str(template), "seed 0"),
+        digest_of(str(tmp_path / "a"), "chat", "seed 1"),
     }
     assert len(others | {own}) == 4
 

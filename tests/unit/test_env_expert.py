@@ -2,8 +2,8 @@
 
 import pytest
 
+from agentprm.environment import Frame
 from agentprm.protocol import Action
-from services.env.engine.base import Frame
 from services.env.expert.base import ExpertError
 from services.env.expert.goal import Goal, parse_goal
 from services.env.expert.search import SearchExpert

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+from agentprm.environment import Frame
 from agentprm.protocol import (
     Action,
     CreateSessions,
@@ -21,7 +22,7 @@ from agentprm.protocol import (
     StepSession,
 )
 from agentprm.service import ProblemError
-from services.env.engine.base import EngineError, Frame
+from services.env.engine.base import EngineError
 from services.env.games import GameIndex, Placement
 from services.env.sessions import Sessions
 
@@ -37,8 +38,8 @@ class Corridor:
         self.steps = 0
         self.closed = False
 
-    def reset(self, game: Path) -> Frame:
-        if "broken" in str(game):
+    def reset(self, game: str) -> Frame:
+        if "broken" in game:
             raise EngineError("does not start")
         return self._frame()
 

@@ -8,10 +8,10 @@ where each waits for a process of its own, one after another where a call takes 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
+from agentprm.environment import Frame
 from agentprm.protocol import HiddenState
 
 T = TypeVar("T")
@@ -22,24 +22,15 @@ class EngineError(Exception):
     """The engine could not play: it died or hung, and so did its replacements."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What a game shows after a reset or a step."""
-
-    observation: str
-    admissible: tuple[str, ...]
-    reward: float
-    done: bool
-    won: bool
-    advice: str | None = None
-    """The next command by the engine's own expert, where it has one and was asked for it."""
+class NotToldError(Exception):
+    """The engine does not tell what it was asked for."""
 
 
 class Engine(Protocol):
     """One game in play. Not to be called by two threads at once."""
 
-    def reset(self, game: Path) -> Frame:
-        """Start the game in the file `game`; any game in play is dropped."""
+    def reset(self, game: str) -> Frame:
+        """Start `game`, as `Games.source` names it; any game in play is dropped."""
 
     def step(self, command: str) -> Frame:
         """Play one command. One that is not admissible spends the turn.
@@ -52,7 +43,11 @@ class Engine(Protocol):
         """Another engine with the same game in the same state; neither affects the other."""
 
     def hidden_state(self) -> HiddenState:
-        """Where everything is. Privileged: the agent must not see it."""
+        """Where everything is. Privileged: the agent must not see it.
+
+        Raises:
+            NotToldError: the engine keeps it to itself.
+        """
 
     def close(self) -> None:
         """Give the engine back; it is not used again."""
@@ -79,3 +74,12 @@ class EngineHost(Protocol):
 
     def close(self) -> None:
         """End what the host runs."""
+
+
+def in_threads(pool: ThreadPoolExecutor, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`EngineHost.map` for calls that wait for something else: all at the same time."""
+    if len(items) == 1:
+        return [call(items[0])]
+    futures: list[Future[R]] = [pool.submit(call, item) for item in items]
+    wait(futures)
+    return [future.result() for future in futures]

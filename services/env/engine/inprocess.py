@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentprm import __version__
+from agentprm.environment import Frame
 from agentprm.protocol import HiddenState
-from services.env.engine.base import EngineError, Frame, R, T
+from services.env.engine.base import EngineError, R, T
 from services.env.engine.compiled import CompiledGame, CompiledState, GameFileError
 
 PARSED = 512
@@ -76,9 +77,9 @@ class CompiledEngine:
         self._host = host
         self._state = state
 
-    def reset(self, game: Path) -> Frame:
-        """Start a game; 0.1 ms, and some milliseconds where its file has to be parsed."""
-        self._state = self._host.game(game).reset()
+    def reset(self, game: str) -> Frame:
+        """Start the game in a file; 0.1 ms, and some milliseconds where that has to be parsed."""
+        self._state = self._host.game(Path(game)).reset()
         return frame_of(self._state)
 
     def step(self, command: str) -> Frame:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
 
-from agentprm.protocol import HiddenState
-from services.env.engine.base import EngineError, Frame, R, T
+from agentprm.environment import Frame
+from agentprm.protocol import Action, HiddenState
+from services.env.engine.base import EngineError, R, T, in_threads
 
 REPLY_SECONDS = 60.0
 """A process that has not answered by then counts as hung. A slow reset takes a few seconds."""
@@ -55,11 +55,7 @@ class TextWorldHost:
 
     def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`call` on all items at the same time, a thread each, for they wait for processes."""
-        if len(items) == 1:
-            return [call(items[0])]
-        futures: list[Future[R]] = [self._threads.submit(call, item) for item in items]
-        wait(futures)
-        return [future.result() for future in futures]
+        return in_threads(self._threads, call, items)
 
     def close(self) -> None:
         """End the idle processes; those in play end with their engines."""
@@ -94,10 +90,10 @@ class TextWorldEngine:
         self._played: list[dict[str, str]] = []
         """What brought the game to where it is, to be repeated in another process."""
 
-    def reset(self, game: Path) -> Frame:
-        """Start a game; 0.4 to 1 s of a core."""
+    def reset(self, game: str) -> Frame:
+        """Start the game in a file; 0.4 to 1 s of a core."""
         self._played = []
-        return self._play({"op": "reset", "game": str(game)})
+        return self._play({"op": "reset", "game": game})
 
     def step(self, command: str) -> Frame:
         """Play a command; 26 ms of a core."""
@@ -127,7 +123,8 @@ class TextWorldEngine:
     def _play(self, request: dict[str, str]) -> Frame:
         answer = self._ask(request)
         self._played.append(request)
-        return Frame(**answer | {"admissible": tuple(answer["admissible"])})
+        advice = answer["advice"] and Action(command=answer["advice"])
+        return Frame(**answer | {"admissible": tuple(answer["admissible"]), "advice": advice})
 
     def _ask(self, request: dict[str, str]) -> dict[str, Any]:
         for attempt in range(ATTEMPTS):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from agentprm.environment import Frame
 from agentprm.protocol import Action
-from services.env.engine.base import Frame
 
 
 class ExpertError(Exception):

@@ -19,8 +19,8 @@ import math
 import random
 import re
 
+from agentprm.environment import Frame
 from agentprm.protocol import Action
-from services.env.engine.base import Frame
 from services.env.expert.base import ExpertError
 from services.env.expert.goal import parse_goal
 from services.env.games import Placement

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import orjson
 import structlog
 
+from agentprm.environment import ALFWORLD
 from agentprm.files import user_cache, write_atomic
 from agentprm.protocol import Game, Split
+from services.env.games.base import Games
 from services.env.games.placement import Placement, PlacementCounter
 
 LAYOUT = "json_2.1.1"
@@ -47,14 +49,16 @@ class DataError(Exception):
 
 
 @dataclass(frozen=True)
-class GameIndex:
-    """Games by id, and what their text and their train split say."""
+class GameIndex(Games):
+    """ALFWorld's games, and what their text and their train split say."""
 
-    games: Mapping[str, Game]
     root: Path
     generations: tuple[str, ...]
     """The verbs that put an object down: `move` since alfworld 0.4.0, `put` before."""
     placement: Placement
+
+    name = ALFWORLD
+    description = "ALFWorld: household tasks as text games."
 
     @property
     def data_version(self) -> str:
@@ -65,13 +69,9 @@ class GameIndex:
         """The game's file."""
         return self.root / game.id / "game.tw-pddl"
 
-    def select(self, split: Split | None = None, task_type: str | None = None) -> list[Game]:
-        """Games in order of their ids."""
-        return [
-            game
-            for game in self.games.values()
-            if split in (None, game.split) and task_type in (None, game.task_type)
-        ]
+    def source(self, game: Game) -> str:
+        """The path of the game's file."""
+        return str(self.path(game))
 
     @classmethod
     def open(cls, data: Path, cache: Path | None = None) -> GameIndex:

@@ -14,7 +14,7 @@ from agentprm import __version__
 from agentprm.protocol import Split
 from agentprm.service import ProblemError, json_response, problems
 from agentprm.validation import first_error, is_no_json
-from services.env.games import GameIndex
+from services.env.games import Games
 from services.env.openenv import mcp
 from services.env.openenv.episode import (
     Episode,
@@ -36,17 +36,17 @@ class _Message(BaseModel):
     data: dict[str, Any] = {}
 
 
-def routes(sessions: Sessions, index: GameIndex, run: Run) -> APIRouter:
+def routes(sessions: Sessions, games: Games, run: Run) -> APIRouter:
     """OpenEnv's routes, in simulation mode."""
     router = APIRouter(tags=["OpenEnv"])
-    split = next((split for split in Split if index.select(split)), Split.TRAIN)
+    split = next((split for split in Split if games.select(split)), Split.TRAIN)
     shared = Episode(sessions, split, run)
 
     @router.get("/metadata")
     async def metadata() -> dict[str, str]:
         return {
-            "name": "alfworld",
-            "description": "ALFWorld: household tasks as text games.",
+            "name": games.name,
+            "description": games.description,
             "version": __version__,
         }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient
+from agentprm.environment import ALFWORLD
 from agentprm.protocol import (
     ActRequest,
     ActResponse,
@@ -87,6 +88,10 @@ class Collector:
         if not repeat:
             return order[skip : skip + count]
         return [order[(skip + k) % len(order)] for k in range(count)]
+
+    def plays_alfworld(self) -> bool:
+        """Whether the environment is ALFWorld, and none of the user's own."""
+        return self.services.env.health().details.get("environment", ALFWORLD) == ALFWORLD
 
     def _split(self, split: Split) -> list[Game]:
         page = self.services.env.games(split)

@@ -23,6 +23,7 @@ from agentprm.protocol import (
     RolloutJob,
     Sampling,
     Start,
+    Turn,
 )
 from services.trainer.rollouts.collect import Collector
 from services.trainer.rollouts.records import job_id
@@ -61,9 +62,13 @@ def reachable(episode: Episode) -> range:
     """The turns that the episode played in states that a prefix of its commands reaches again:
     those up to the first command that was not admissible."""
     played = range(episode.start, len(episode.turns))
-    turns = episode.turns
-    ends = (t + 1 for t in played if turns[t].action.command not in turns[t].admissible)
-    return range(episode.start, next(ends, len(turns)))
+    ends = (t + 1 for t in played if not _possible(episode.turns[t]))
+    return range(episode.start, next(ends, len(episode.turns)))
+
+
+def _possible(turn: Turn) -> bool:
+    """Where the environment lists no commands, any is."""
+    return not turn.admissible or turn.action.command in turn.admissible
 
 
 def sample_places(

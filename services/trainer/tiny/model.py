@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
 
 from agentprm.config import Scratch
-from services.trainer.tiny.tokenizer import create_tokenizer
+from services.trainer.tiny.tokenizer import create_tokenizer, learn_tokenizer
 
 _MAX_POSITION = 4096
 
 
-def create_tiny(directory: Path, seed: int = 0, shape: Scratch | None = None) -> None:
+def create_tiny(
+    directory: Path,
+    seed: int = 0,
+    shape: Scratch | None = None,
+    texts: Iterable[str] | None = None,
+) -> None:
     """Write a Llama with random weights and its tokenizer to `directory`.
 
     Unless `shape` says otherwise it has about 0.9 million parameters; input and output embeddings
-    are tied.
+    are tied. Its tokens are the words of ALFWorld, or learned from `texts` where they are given.
     """
     shape = shape or Scratch()
-    tokenizer = create_tokenizer(_MAX_POSITION)
+    if texts is None:
+        tokenizer = create_tokenizer(_MAX_POSITION)
+    else:
+        tokenizer = learn_tokenizer(texts, _MAX_POSITION)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.width,

@@ -1,14 +1,20 @@
-"""The tiny model's tokenizer: word-level, lossless on the engine's text."""
+"""The tiny model's tokenizers: the words of ALFWorld, or what is learned from other texts.
+
+Both are lossless, the first on the text of ALFWorld's engine alone.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from services.trainer.tiny import vocabulary as v
+
+_LEARNED = 1024
+"""Most tokens of a tokenizer that is learned: an embedding of each is trained from scratch."""
 
 # System messages are dropped: a model trained from scratch reads no instructions.
 CHAT_TEMPLATE = (
@@ -25,6 +31,30 @@ def create_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=v.UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_pattern()), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
+    return _fast(tokenizer, max_length)
+
+
+def learn_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """A fast tokenizer of what is frequent in `texts`; any other text it knows by its bytes.
+
+    A digit is a token of its own, so that what is learned of one number holds for another.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_LEARNED,
+        special_tokens=list(v.SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _fast(tokenizer, max_length)
+
+
+def _fast(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=v.PAD,
