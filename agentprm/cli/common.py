@@ -35,11 +35,9 @@ Games = Annotated[
     str | None,
     typer.Option(
         help="directory of ALFWorld games, as alfworld-download makes it, or an environment of "
-        "your own, as module:Class; by default $ALFWORLD_DATA, then those the run has played, if "
-        "there is one, then ~/.cache/alfworld, then generated ones",
+        "your own, as module:Class; by default those the run has played, if there is one, then "
+        "$ALFWORLD_DATA, then ~/.cache/alfworld, then generated ones",
         metavar="DIR|MODULE:CLASS",
-        envvar="ALFWORLD_DATA",
-        show_envvar=False,
     ),
 ]
 Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -67,9 +68,7 @@ def games_of_run(run: Path, games: str | None, console: Console) -> str:
         GamesError: there are none.
     """
     before = played_games(run)
-    if games is None and before is not None:
-        return before
-    chosen = absolute(games_to_play(games, console))
+    chosen = absolute(games_to_play(games or before, console))
     if before is not None and before != chosen:
         console.print(f"{run} has played the games of {before}: it goes on with those of {chosen}")
     run.mkdir(parents=True, exist_ok=True)
@@ -85,7 +84,9 @@ def played_games(run: Path) -> str | None:
 
 
 def games_to_play(games: str | None, console: Console) -> str:
-    """The games to play: those given, those alfworld-download left at its default, or generated.
+    """The games to play: those given, those that alfworld-download left, or generated ones.
+
+    It leaves them in $ALFWORLD_DATA, by default in ~/.cache/alfworld.
 
     Games are generated once for each version of the package, and kept in the user's cache.
 
@@ -93,7 +94,8 @@ def games_to_play(games: str | None, console: Console) -> str:
         GamesError: they could not be generated.
     """
     downloaded = Path("~/.cache/alfworld").expanduser()
-    if games is not None:
+    games = games or os.environ.get("ALFWORLD_DATA")
+    if games:
         return games
     if (downloaded / "json_2.1.1").is_dir():
         return str(downloaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from agentprm.cli.common import (
     print_results,
 )
 from agentprm.cli.games import app as games_app
-from agentprm.cli.games import games_of_run, games_to_play
+from agentprm.cli.games import games_of_run, games_to_play, played_games
 from agentprm.cli.machine import evaluate_run, serve_run, train_connected, train_run
 from agentprm.cli.plan import plan
 from agentprm.cli.services import SGLANG_COMMAND, Endpoints, Options
@@ -199,11 +200,9 @@ def up(
     games: Annotated[
         str | None,
         typer.Option(
-            help="directory of ALFWorld games, by default $ALFWORLD_DATA, or an environment of "
-            "your own",
+            help="directory of ALFWorld games, or an environment of your own, as module:Class; by "
+            "default those the run has played, then $ALFWORLD_DATA",
             metavar="DIR|MODULE:CLASS",
-            envvar="ALFWORLD_DATA",
-            show_envvar=False,
         ),
     ] = None,
     prompt: Annotated[
@@ -240,7 +239,8 @@ def up(
 ) -> None:
     """Serve environment, policy and PRM on this machine until interrupted.
 
-    Without games there is no environment; without a PRM no Best-of-N.
+    Without games, where there is no run that has played any, there is no environment; without a
+    PRM no Best-of-N.
     """
     if (run is None) == (policy is None and prm is None):
         fail("give either --run, or --policy and --prm")
@@ -263,6 +263,7 @@ def up(
             sglang_urls=tuple(engine_url or ()),
             sglang_command=sglang_command,
         )
+        games = games or played_games(home) or os.environ.get("ALFWORLD_DATA")
         serve_run(home, games, options, host=host, first_port=port, privileged=privileged)
 
 

@@ -149,6 +149,7 @@ def test_help_tells_the_options() -> None:
 def test_a_run_without_games_gets_generated_ones_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)  # alfworld sets it when it is imported
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(games_cli, "FRACTION", 0.002)
@@ -170,8 +171,11 @@ def test_a_run_without_games_gets_generated_ones_once(
     assert games_cli.games_to_play(None, console) == str(downloaded)
 
 
-def test_a_run_goes_on_with_its_games(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_with_its_games(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     console = Console(stderr=True, soft_wrap=True)
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / "elsewhere"))
     one, other, slip = (str(tmp_path / name) for name in ("one", "other", "slip"))
     assert games_cli.games_of_run(tmp_path / "run", slip, console) == slip
     assert games_cli.games_of_run(tmp_path / "run", one, console) == one
@@ -203,6 +207,7 @@ def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(
 def test_no_room_for_generated_games_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)  # alfworld sets it when it is imported
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
