@@ -154,8 +154,11 @@ class RedisServer:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     file.close()
-                    message = f"another redis-server runs on {self.directory}"
-                    raise RedisServerError(message) from None
+                    raise RedisServerError(
+                        f"another redis-server runs on {self.directory}, as where another command "
+                        "works on the run. Wait until that one has ended, or stop it; then start "
+                        "this again."
+                    ) from None
                 time.sleep(0.05)
             else:
                 return file
@@ -175,5 +178,8 @@ class RedisServer:
                     time.sleep(0.05)
                 else:
                     return
-        log = self.directory / "redis.log"
-        raise RedisServerError(f"redis-server does not start ({last}); see {log}")
+        raise RedisServerError(
+            f"redis-server does not start ({last}); {self.directory / 'redis.log'} says why. If it "
+            f"cannot read its file, delete {self.directory}: what was recorded is in the run's "
+            "records, and what was not is played again."
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from safetensors import SafetensorError
+
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
@@ -16,9 +18,9 @@ from services.trainer.rollouts.inbox import JobsFailed
 from services.trainer.rollouts.records import Records
 from services.trainer.settings import TrainerSettings
 
-STOPS = (DamagedFile, JobsFailed, QueueError, RunTaken, ServiceError)
+STOPS = (DamagedFile, JobsFailed, QueueError, RunTaken, ServiceError, OSError, SafetensorError)
 """What ends the work on a run and is mended outside of it, as its message says. The same command
-goes on then."""
+goes on then. The last two are such as of a full disk: weights that do not fit have their own."""
 
 _SPARE = 300.0
 """Seconds that the answer to a load may take beyond the time to load: it waits for requests."""

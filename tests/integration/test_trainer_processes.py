@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,3 +323,25 @@ def test_its_processes_end_with_a_trainer_that_is_killed(run: Run) -> None:
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     assert psutil.wait_procs(family, timeout=60)[1] == []
+
+
+def test_its_processes_end_with_a_launcher_that_is_killed_while_they_start(run: Run) -> None:
+    """Importing what they need takes them seconds."""
+    launcher = Launcher(run.settings, 2, "ddp")
+    job = run.job("sft", "never")
+    family: list[psutil.Process] = []
+    with ThreadPoolExecutor(1) as trainer:
+        fit = trainer.submit(launcher.perform, job)
+        while len([process for process in family if loads_torch(process)]) < 3:
+            time.sleep(0.05)
+            family = psutil.Process().children(recursive=True)  # accelerate, and what it started
+            family = [process for process in family if "--job" in process.cmdline()]
+        [accelerate] = [process for process in family if "--num_processes" in process.cmdline()]
+        accelerate.kill()
+        with pytest.raises(FitFailed, match="ended with code -9"):
+            fit.result()
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+
+
+def loads_torch(process: psutil.Process) -> bool:
+    return any("libtorch" in file.path for file in process.memory_maps())

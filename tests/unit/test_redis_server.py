@@ -123,7 +123,8 @@ def test_two_servers_on_one_directory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_server, "LOCK_TIMEOUT", 0.1)
-    with RedisServer(tmp_path), pytest.raises(RedisServerError, match="another redis-server"):
+    message = r"another redis-server.*Wait until"
+    with RedisServer(tmp_path), pytest.raises(RedisServerError, match=message):
         RedisServer(tmp_path).start()
 
 
@@ -150,6 +151,20 @@ def test_it_starts_where_the_path_of_temporary_files_is_too_long_for_a_socket(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with RedisServer(tmp_path / "redis") as server, Queue(server.url, "run") as queue:
         assert queue.lengths()["jobs"] == 0
+
+
+def test_damaged_data_are_told_with_what_to_do_about_them(tmp_path: Path) -> None:
+    """A machine that lost its power may have written the file's length and not its end."""
+    with RedisServer(tmp_path) as server, Queue(server.url, "run") as queue:
+        queue.publish(RolloutJob(id="a", games=["g"], seed=0))
+    with (tmp_path / "appendonly.aof").open("ab") as file:
+        file.write(b"\0" * 100)
+    damaged = RedisServer(tmp_path)
+    try:
+        with pytest.raises(RedisServerError, match=f"redis.log says why.*delete {tmp_path}:"):
+            damaged.start()
+    finally:
+        damaged.close()
 
 
 def test_why_it_does_not_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
