@@ -1,4 +1,4 @@
-"""An environment of one's own: sort five digits by swapping two of them in a turn.
+"""An environment of one's own: put five digits in order, a digit to its place in a turn.
 
     agentprm train --preset examples/sorting.toml --games examples.sorting:Sorting
 
@@ -7,15 +7,12 @@ trains a model from scratch in it, in some minutes on two cores. See docs/own-en
 
 import random
 from collections.abc import Iterable
-from itertools import combinations
 
 from agentprm.environment import Action, Frame, Game, Split
 
-COMMANDS = tuple(f"swap {a} {b}" for a, b in combinations(range(1, 6), 2))
-
 
 class Sorting:
-    """Sort five digits, two of which trade places in a turn."""
+    """Sort five digits: one that is put in a place trades with the one that is there."""
 
     @staticmethod
     def games() -> Iterable[Game]:
@@ -33,19 +30,20 @@ class Sorting:
         return self._frame()
 
     def step(self, command: str) -> Frame:
-        """Carry out the swap; another command changes nothing."""
-        if command in COMMANDS:
-            a, b = (int(place) - 1 for place in command.split()[1:])
-            self.digits[a], self.digits[b] = self.digits[b], self.digits[a]
+        """Put the digit in its place; another command changes nothing."""
+        if command in self._commands():
+            digit, place = int(command[4]), int(command[-1]) - 1
+            other = self.digits.index(digit)
+            self.digits[place], self.digits[other] = digit, self.digits[place]
         return self._frame()
 
+    def _commands(self) -> tuple[str, ...]:
+        return tuple(f"put {digit} in place {k}" for digit in self.digits for k in range(1, 6))
+
     def _frame(self) -> Frame:
-        shown, goal = " ".join(map(str, self.digits)), sorted(self.digits)
+        seen, goal = " ".join(map(str, self.digits)), sorted(self.digits)
         if self.digits == goal:
-            return Frame(shown, COMMANDS, reward=1.0, done=True, won=True)
-        place = next(k for k in range(5) if self.digits[k] != goal[k])
-        advice = Action(
-            reason=f"{goal[place]} to place {place + 1}",
-            command=f"swap {place + 1} {self.digits.index(goal[place]) + 1}",
-        )
-        return Frame(shown, COMMANDS, advice=advice)
+            return Frame(seen, reward=1.0, done=True, won=True)
+        k = next(k for k in range(5) if self.digits[k] != goal[k])
+        advice = Action(reason=" ".join(map(str, goal)), command=f"put {goal[k]} in place {k + 1}")
+        return Frame(seen, self._commands(), advice=advice)

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 from agentprm.results import read_results
 from agentprm.runs import read_episodes
-from examples.sorting import COMMANDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -51,13 +50,29 @@ def test_it_is_trained_in(run: Path) -> None:
     for episode in [*vines, *read_episodes(run, "pi_0-rollouts"), *read_episodes(run, "eval-pi_1")]:
         assert episode.game.task == "sort the digits"
         assert episode.provenance.engine.startswith(f"{SORTING} ")
-        assert {t.action.command for t in episode.turns} <= {"", *COMMANDS}
+        assert all(t.action.command in ("", *t.admissible) for t in episode.turns)
 
 
 def test_the_model_has_learned_its_words(run: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(run / "checkpoints" / "policy" / "1")
-    words = [tokenizer.decode([i]) for i in tokenizer.encode("REASON: 4 to place 15")]
-    assert words == ["REASON", ":", " ", "4", " to", " place", " ", "1", "5"]
+    words = [tokenizer.decode([i]) for i in tokenizer.encode("REASON: 1 3 4\nACTION: put 15")]
+    assert words == [
+        "REASON",
+        ":",
+        " ",
+        "1",
+        " ",
+        "3",
+        " ",
+        "4",
+        "\n",
+        "ACTION",
+        ":",
+        " put",
+        " ",
+        "1",
+        "5",
+    ]
     other = "Grüße: 猫\n\n\t✓"
     assert tokenizer.decode(tokenizer.encode(other)) == other
 
