@@ -134,11 +134,13 @@ def test_a_finished_fit_is_not_done_again(log: Path, run: Path, tmp_path: Path) 
     assert mark.stat().st_mtime_ns == written
 
 
-def test_an_interrupted_fit_begins_anew_and_members_that_are_there_stay(
+def test_an_interrupted_fit_of_two_processes_begins_anew_and_finished_members_stay(
     log: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    settings = ("--preset", "smoke", "--set", "prm.members=2", "--set", "prm.epochs=2")
+    settings = ["--preset", "smoke"]
+    for setting in ("prm.members=2", "prm.epochs=2", "num_processes=2"):
+        settings += ["--set", setting]
     command = [sys.executable, "-m", "agentprm.cli", "prm", "fit", str(log), "--run", str(run)]
     registry = Registry(run / "checkpoints")
     with subprocess.Popen([*command, "--model", "tiny", *settings], env=ENVIRONMENT) as process:

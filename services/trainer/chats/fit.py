@@ -79,6 +79,37 @@ def fit_chats(
     release_memory()
 
 
+def fit_members(
+    base: Path,
+    data: Split,
+    config: Config,
+    registry: Registry,
+    metrics: MetricsWriter | None,
+    report: Progress,
+) -> list[str]:
+    """Fit the PRMs that are not there yet, one or several that serve together; their versions.
+
+    Of the processes that share the fits the one with `metrics` writes.
+    """
+    members = [f"prm/0.{k}" for k in range(1, config.prm.members + 1)]
+    versions = members if len(members) > 1 else ["prm/0"]
+    for version in versions:
+        name = short_name(version)
+        if registry.exists(version):
+            report.skip(name)
+            continue
+        with ExitStack() as stack:
+            log: LogMetrics = ignore
+            out = Path()
+            if metrics is not None:
+                log = partial(metrics.log_line, name)
+                out = stack.enter_context(registry.write(version))
+            fit_chats(base, data, out, config, name, log, report)
+    if metrics is not None and len(members) > 1:
+        write_ensemble(registry, "prm/0", members)
+    return versions
+
+
 def main() -> int:
     """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
     die_with_parent()
@@ -110,24 +141,9 @@ def main() -> int:
             if main_process:
                 structlog.get_logger().error("the fit cannot begin", why=str(error))
             return 1
-        writer = stack.enter_context(MetricsWriter(run)) if main_process else None
-        members = [f"prm/0.{k}" for k in range(1, config.prm.members + 1)]
-        versions = members if len(members) > 1 else ["prm/0"]
-        for version in versions:
-            name = short_name(version)
-            if registry.exists(version):
-                report.skip(name)
-                continue
-            with ExitStack() as writing:
-                log: LogMetrics = ignore
-                out = Path()
-                if writer is not None:
-                    log = partial(writer.log_line, name)
-                    out = writing.enter_context(registry.write(version))
-                fit_chats(base, data, out, config, name, log, report)
+        metrics = stack.enter_context(MetricsWriter(run)) if main_process else None
+        versions = fit_members(base, data, config, registry, metrics, report)
         if main_process:
-            if len(members) > 1:
-                write_ensemble(registry, "prm/0", members)
             Console().print(learned(registry, versions, data))
     state.destroy_process_group()
     return 0
