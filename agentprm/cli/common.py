@@ -6,7 +6,7 @@ import hashlib
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -18,10 +18,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from agentprm.chats import ChatsError
 from agentprm.cli.games import GamesError, absolute
 from agentprm.cli.processes import ProcessFailed
-from agentprm.config import Config, read_config
-from agentprm.files import DamagedFile
+from agentprm.config import Config, load_config, parse_overrides, read_config
+from agentprm.files import DamagedFile, write_atomic
 from agentprm.prompts import load_prompt
 from agentprm.protocol import MAX_STEPS, Sampling, Split
 from agentprm.redis_server import RedisServerError
@@ -41,12 +42,18 @@ Games = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
+Seed = Annotated[int, typer.Option(help="all randomness of the run derives from it")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="another value than the preset's, as dpo.beta=0.1; repeatable"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Played = Annotated[Split, typer.Option(help="the games that are played")]
 Count = Annotated[int, typer.Option(help="how many games, at most", min=1)]
 MaxSteps = Annotated[int, typer.Option(help="turns of an episode", min=1, max=MAX_STEPS)]
 
 _MENDED = (
+    ChatsError,
     CheckpointError,
     DamagedFile,
     GamesError,
@@ -103,6 +110,31 @@ def config_of(run: Path) -> Config:
         return read_config(run)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
+
+
+def settings(preset: str, seed: int = 0, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a preset; where they cannot be had the command ends."""
+    try:
+        return load_config(preset, seed, parse_overrides(overrides))
+    except (FileNotFoundError, ValueError) as error:
+        fail(str(error))
+
+
+def new_or_same(run: Path, config: Config, go_on: str) -> None:
+    """Write the settings of a new run to its directory. Where a run is there, it has to have them.
+
+    Otherwise the command ends; `go_on` says how one goes on with that run.
+    """
+    if not (run / "config.json").exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
+        return
+    there = config_of(run)
+    if there != config:
+        fail(
+            f"{run} holds a run with other settings ({there.algorithm}, preset {there.preset}, "
+            f"seed {there.seed}): {go_on}, or give another --run"
+        )
 
 
 def digest_of(games: str, prompt: str, *settings: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,32 +17,29 @@ from agentprm.cli.common import (
     Games,
     Json,
     MaxSteps,
+    Overrides,
     Played,
+    Seed,
     at_temperature,
     config_of,
     console,
     explained,
     fail,
+    new_or_same,
     print_results,
+    settings,
 )
 from agentprm.cli.games import app as games_app
 from agentprm.cli.games import games_of_run, games_to_play, played_games
 from agentprm.cli.machine import evaluate_run, serve_run, train_connected, train_run
 from agentprm.cli.plan import plan
+from agentprm.cli.prm import app as prm_app
 from agentprm.cli.services import SGLANG_COMMAND, Endpoints, Options
 from agentprm.cli.studies import report, study
 from agentprm.cli.world import app as world_app
-from agentprm.config import (
-    Algorithm,
-    Config,
-    Evaluation,
-    PolicyEngine,
-    load_config,
-    parse_overrides,
-)
+from agentprm.config import Algorithm, Evaluation, PolicyEngine
 from agentprm.ensembles import write_ensemble
 from agentprm.facts import read_facts
-from agentprm.files import write_atomic
 from agentprm.protocol import MAX_CANDIDATES, ChoiceRule, Split
 from agentprm.registry import Registry
 
@@ -56,6 +52,7 @@ app = typer.Typer(
 app.add_typer(games_app, name="games")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(baseline_app, name="baseline")
+app.add_typer(prm_app, name="prm")
 app.add_typer(world_app, name="world")
 app.command()(plan)
 app.command()(study)
@@ -79,7 +76,7 @@ def train(
         Path | None, typer.Option(help="go on with the run in this directory")
     ] = None,
     games: Games = None,
-    seed: Annotated[int, typer.Option(help="all randomness of the run derives from it")] = 0,
+    seed: Seed = 0,
     algorithm: Annotated[
         Algorithm | None,
         typer.Option(
@@ -87,10 +84,7 @@ def train(
             "the preset's"
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="another value than the preset's, as dpo.beta=0.1; repeatable"),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Train an agent: demonstrations, π_0, then K times roll out, fit Q, improve π.
@@ -110,7 +104,8 @@ def train(
     else:
         directory = run or Path("runs") / Path(preset).stem
         chosen = [f"algorithm={algorithm}"] if algorithm else []
-        config = _new_or_same(directory, preset, seed, [*(overrides or []), *chosen])
+        config = settings(preset, seed, [*(overrides or []), *chosen])
+        new_or_same(directory, config, f"go on with it by --resume {directory}")
     console.print(
         f"Run [bold]{directory}[/bold]: {config.algorithm}, preset {config.preset}, "
         f"seed {config.seed}"
@@ -159,7 +154,7 @@ def evaluate(
         fail(f"--choice {choice} takes no --prm")
     with explained():
         algorithm = read_facts(prm).algorithm if prm is not None else None
-    as_trained = _settings(preset).evaluation.under(algorithm)
+    as_trained = settings(preset).evaluation.under(algorithm)
     plan = Evaluation(
         split=split,
         games=count,
@@ -277,30 +272,6 @@ def ensemble(
     with explained():
         write_ensemble(Registry(run / "checkpoints"), version, members)
     console.print(f"{version}: {', '.join(members)}")
-
-
-def _settings(preset: str, seed: int = 0, overrides: Sequence[str] = ()) -> Config:
-    try:
-        return load_config(preset, seed, parse_overrides(overrides))
-    except (FileNotFoundError, ValueError) as error:
-        fail(str(error))
-
-
-def _new_or_same(run: Path, preset: str, seed: int, overrides: list[str]) -> Config:
-    """The settings of a new run, written to its directory, or those of the run that is there."""
-    config = _settings(preset, seed, overrides)
-    if not (run / "config.json").exists():
-        run.mkdir(parents=True, exist_ok=True)
-        write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
-        return config
-    there = config_of(run)
-    if there != config:
-        fail(
-            f"{run} holds a run with other settings ({there.algorithm}, preset {there.preset}, "
-            f"seed {there.seed}): "
-            f"go on with it by --resume {run}, or give another --run"
-        )
-    return there
 
 
 def _prompt_of(run: Path) -> str:

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from agentprm.cli.common import Device, Json, config_of, explained, print_json
-from agentprm.cli.processes import Machine, ProcessFailed
+from agentprm.cli.fits import finish, fit_here
+from agentprm.cli.processes import Machine
 from agentprm.cli.services import Options, start_world
-from agentprm.config import Config, accelerate_file
 from agentprm.ensembles import read_members
 from agentprm.registry import CheckpointError, Registry
-from agentprm.visible import visible_to_fits
 
 Run = Annotated[Path, typer.Option(help="the run whose episodes are read; not while it trains")]
 
@@ -37,14 +36,8 @@ def fit(
     config = config_of(run)
     with explained("the same command begins the fit anew"):
         i = _newest(run) if iteration is None else iteration
-        flags = ["--run", str(run), "--iteration", str(i)]
-        try:
-            gpus = visible_to_fits(config.device, config.num_processes)
-        except ValueError as error:
-            raise ProcessFailed(str(error)) from error
-        with Machine(run, gpus) as machine:
-            machine.start("world-fit", *_fit_module(config), *flags, in_terminal=True)
-            _finish(machine, "world-fit")
+        module = "services.trainer.world.fit"
+        fit_here(run, config, "world-fit", module, "--iteration", str(i))
 
 
 @app.command("eval")
@@ -72,7 +65,7 @@ def evaluate(
             flags += ["--world-url", start_world(machine, home / "checkpoints", options)]
             module = "services.trainer.world.evaluate"
             machine.start("world-eval", module, *flags, in_terminal=True)
-            _finish(machine, "world-eval")
+            finish(machine, "world-eval")
         rows = orjson.loads(out.read_bytes())
         if as_json:
             print_json(rows)
@@ -117,27 +110,6 @@ def _newest(run: Path) -> int:
     if not found:
         raise CheckpointError(f"{run} has no rollouts yet to fit a world model on")
     return max(found)
-
-
-def _fit_module(config: Config) -> list[str]:
-    """The module that fits, in as many processes as the run's fits have."""
-    module = "services.trainer.world.fit"
-    if config.num_processes == 1:
-        return [module]
-    from agentprm.models.devices import processes_of_fits  # torch, which takes seconds to import
-
-    processes = processes_of_fits(config.num_processes, config.device, config.accelerate)
-    if processes == 1:
-        return [module]
-    accelerate = ["--config_file", str(accelerate_file(config.accelerate))]
-    accelerate += ["--num_processes", str(processes)]
-    return ["accelerate.commands.launch", *accelerate, "--module", module]
-
-
-def _finish(machine: Machine, name: str) -> None:
-    code = machine.watch(name)
-    if code != 0:
-        raise ProcessFailed(f"{name} ended with code {code}; its messages say why")
 
 
 def _table(rows: list[dict[str, float | str | None]]) -> Table:

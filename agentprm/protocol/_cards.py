@@ -60,7 +60,8 @@ class TrainingData(Record):
     """The episodes of a fit, split by game."""
 
     splits: list[str]
-    """The splits of the index that the games are from, such as `train`."""
+    """The splits of the index that the games are from, such as `train`; none where they are
+    the tasks of a log."""
     training: GameSet
     validation: GameSet
 
@@ -69,7 +70,7 @@ class PRMFacts(Record):
     """What a checkpoint's `agentprm.json` says of it. All unknown where others made it."""
 
     template_hash: str | None = None
-    """The prompt template that it was fitted with."""
+    """The prompt template that it was fitted with; none where that was on chats as they are."""
     algorithm: str | None = None
     """What Q tells. `agent-prm`: the discounted outcome. `inverse-prm`: how much more like the
     expert's than like the policy's the transitions from here on are, 0.5 being neither; it ranks

@@ -29,10 +29,19 @@ def base_model(run: Path, config: Config, texts: Iterable[str] | None = None) ->
     """The directory of the model. One from scratch knows the words of `texts`, or of ALFWorld.
 
     It is written under another name first: where the directory is, it is complete.
+
+    Raises:
+        BaseModelError: the model is no directory, and nothing that can be fetched.
     """
     if config.model != "tiny":
         local = Path(config.model)
-        return local if local.is_dir() else Path(snapshot_download(config.model))
+        try:
+            return local if local.is_dir() else Path(snapshot_download(config.model))
+        except (OSError, ValueError) as error:
+            raise BaseModelError(
+                f"there is no directory {config.model}, and of that name nothing can be fetched "
+                f"from the Hugging Face hub: {error}"
+            ) from error
     directory, draft = run / "base", run / ".base-draft"
     if not directory.exists():
         shutil.rmtree(draft, ignore_errors=True)  # of a trainer that was killed

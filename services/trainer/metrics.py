@@ -40,3 +40,8 @@ class MetricsWriter:
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
         self._board.flush()
+
+    def log_line(self, stage: str, line: Mapping[str, float]) -> None:
+        """A line of a fit's measurements, with the optimizer step under `step`."""
+        values = {name: value for name, value in line.items() if name != "step"}
+        self.log(stage, int(line["step"]), values)

@@ -39,7 +39,7 @@ from services.trainer.training.fitting import (
     steps_of,
 )
 from services.trainer.training.forks import Fork, episode_forks
-from services.trainer.training.prm_facts import facts_of
+from services.trainer.training.prm_facts import facts_of, fitted_on
 from services.trainer.training.prm_model import load_prm
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
@@ -124,9 +124,8 @@ def fit_inverse_prm(
         if validation:
             metrics |= trainer.measure(validation, settings.batch_tokens)
         known = PRMFacts(template_hash=prompt.hash, algorithm=Algorithm.INVERSE_PRM, gamma=gamma)
-        facts = facts_of(
-            known, episodes, sides, settings, metrics, seed=seed, split_seed=split_seed
-        )
+        data = fitted_on(episodes, sides)
+        facts = facts_of(known, data, settings, metrics, seed=seed, split_seed=split_seed)
         facts["effective_horizon"] = horizon
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics

@@ -31,7 +31,7 @@ from services.trainer.training.fitting import (
     steps_of,
 )
 from services.trainer.training.losses import soft_bce
-from services.trainer.training.prm_facts import facts_of, games_of
+from services.trainer.training.prm_facts import FittedOn, facts_of, fitted_on
 from services.trainer.training.prm_model import Collator, Sample, load_prm, read_at
 from services.trainer.training.rows import all_rows
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
@@ -58,13 +58,8 @@ def fit_prm(
     Turns before an episode's start have no target that is read. With `of="state"` it is V that is
     fitted, on the value of the state of each turn.
 
-    `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
-    `seed` is that of batches, a new head and dropout, `split_seed` that of the games held out, and
-    `gamma` and `alpha` are of the targets, and recorded.
-
-    The games of the validation side take no part in the fit; what is measured on them has the
-    prefix `val_` (see `calibration`). `out` becomes an ordinary one-label classifier with its
-    tokenizer, and `agentprm.json` that says how it was made.
+    `split_seed` is that of the games held out; `gamma` and `alpha` are of the targets, and
+    recorded. The rest is as in `fit_samples`.
 
     Raises:
         ValueError: there is nothing to train on.
@@ -74,6 +69,57 @@ def fit_prm(
     training, validation = (
         _samples(tokenizer, prompt, episodes, targets, side, settings, of) for side in sides
     )
+    known = PRMFacts(
+        template_hash=prompt.hash,
+        algorithm=Algorithm.AGENT_PRM,
+        gamma=gamma,
+        alpha=alpha,
+        objective="absolute",
+    )
+    return fit_samples(
+        base,
+        training,
+        validation,
+        out,
+        settings,
+        prompt,
+        known,
+        fitted_on(episodes, sides),
+        seed=seed,
+        split_seed=split_seed,
+        kind="prm" if of == "action" else "value",
+        log=log,
+        progress=progress,
+    )
+
+
+def fit_samples(
+    base: Path,
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    out: Path,
+    settings: PRMSettings,
+    prompt: PromptTemplate,
+    known: PRMFacts,
+    data: FittedOn,
+    *,
+    seed: int,
+    split_seed: int,
+    kind: str = "prm",
+    log: LogMetrics = ignore,
+    progress: ReportStep = ignore,
+) -> Metrics:
+    """Fit the numbers of `training` where it says that the model is read; write it to `out`.
+
+    `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
+    `seed` is that of batches, a new head and dropout. `prompt` makes the canary.
+
+    The validation side takes no part in the fit; what is measured on it has the prefix `val_` (see
+    `calibration`). `out` becomes an ordinary one-label classifier with its tokenizer, and
+    `agentprm.json` that says how it was made: what is `known` of that, on which `data`, and how
+    well it went.
+    """
+    tokenizer = load_tokenizer(base)
     lengths = [len(sample.row.ids) for sample in training]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
@@ -96,26 +142,17 @@ def fit_prm(
             held_out = Calibration(
                 ece=measures["ece"],
                 turns=len(scored.q),
-                games=len(games_of(episodes, sides[1])),
+                games=len(set(data.validation)),
                 bins=reliability(scored),
             )
-        known = PRMFacts(
-            template_hash=prompt.hash,
-            algorithm=Algorithm.AGENT_PRM,
-            gamma=gamma,
-            alpha=alpha,
-            objective="absolute",
-            calibration=held_out,
-        )
         facts = facts_of(
-            known,
-            episodes,
-            sides,
+            known.model_copy(update={"calibration": held_out}),
+            data,
             settings,
             metrics,
             seed=seed,
             split_seed=split_seed,
-            kind="prm" if of == "action" else "value",
+            kind=kind,
         )
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics

@@ -37,7 +37,7 @@ from services.trainer.training.fitting import (
     steps_of,
 )
 from services.trainer.training.losses import bradley_terry
-from services.trainer.training.prm_facts import facts_of, games_of
+from services.trainer.training.prm_facts import facts_of, fitted_on
 from services.trainer.training.prm_model import load_prm
 from services.trainer.training.rows import action_row
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
@@ -77,7 +77,7 @@ def fit_relative_prm(
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
     encoded = _encoded(tokenizer, prompt, episodes, found.pairs, settings.max_tokens)
-    games = set(games_of(episodes, sides[1]))
+    games = {episodes[i].game.id for i in sides[1]}
     held_out = [(pair, row) for pair, row in encoded if episodes[pair.episode].game.id in games]
     training = [row for pair, row in encoded if episodes[pair.episode].game.id not in games]
     if not training:
@@ -119,9 +119,8 @@ def fit_relative_prm(
             objective="relative",
             ranking=ranking,
         )
-        facts = facts_of(
-            known, episodes, sides, settings, metrics, seed=seed, split_seed=split_seed
-        )
+        data = fitted_on(episodes, sides)
+        facts = facts_of(known, data, settings, metrics, seed=seed, split_seed=split_seed)
         save_fit(trainer, tokenizer, out, facts, prm_canary(prompt))
     return metrics
 

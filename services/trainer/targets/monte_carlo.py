@@ -37,19 +37,27 @@ def averaged(
 
     It is NaN for the turns before an episode's start.
     """
-    found: dict[bytes, list[float]] = defaultdict(list)
     visited = [
         [state if by == "state" else pair for state, pair in keys(episode)][episode.start :]
         for episode in episodes
     ]
-    for episode, names, numbers in zip(episodes, visited, values, strict=True):
-        for name, value in zip(names, numbers[episode.start :], strict=True):
+    played = [numbers[episode.start :] for episode, numbers in zip(episodes, values, strict=True)]
+    return [
+        [math.nan] * episode.start + means
+        for episode, means in zip(episodes, mean_of_visits(visited, played), strict=True)
+    ]
+
+
+def mean_of_visits(
+    visited: Sequence[Sequence[bytes]], values: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """For each visit the mean of `values` over all of its name, which is in `visited[i][t]`."""
+    found: dict[bytes, list[float]] = defaultdict(list)
+    for names, numbers in zip(visited, values, strict=True):
+        for name, value in zip(names, numbers, strict=True):
             found[name].append(value)
     means = {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
-    return [
-        [math.nan] * episode.start + [means[name] for name in names]
-        for episode, names in zip(episodes, visited, strict=True)
-    ]
+    return [[means[name] for name in names] for names in visited]
 
 
 def discounted_returns(rewards: Sequence[float], gamma: float) -> list[float]:
@@ -65,32 +73,43 @@ def split_by_game(
 ) -> tuple[list[int], list[int]]:
     """Indices of the training and of the validation episodes. No game is on both sides.
 
+    See `split`.
+    """
+    return split([episode.game.id for episode in episodes], validation_fraction, seed)
+
+
+def split(
+    game_of: Sequence[str], validation_fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """The same of anything that has a game, where `game_of[i]` is that of the i-th.
+
     A game's side follows from `seed` and its id alone: whatever else is among the episodes, it is
     the same. So about `validation_fraction` of the games validate, not exactly.
 
     At least one game trains; with a fraction above 0 and two games or more, one validates. Only
     where chance would leave a side empty does a game change it, the one that is nearest to it.
     """
-    games = sorted({episode.game.id for episode in episodes}, key=lambda game: derive(seed, game))
+    games = sorted(set(game_of), key=lambda game: derive(seed, game))
     wanted = sum(derive(seed, game) < validation_fraction * MAX_SEED for game in games)
     count = min(max(wanted, int(validation_fraction > 0)), max(len(games) - 1, 0))
     held_out = set(games[:count])
     sides: tuple[list[int], list[int]] = ([], [])
-    for i, episode in enumerate(episodes):
-        sides[episode.game.id in held_out].append(i)
+    for i, game in enumerate(game_of):
+        sides[game in held_out].append(i)
     return sides
 
 
 def keys(episode: Episode) -> Iterator[tuple[bytes, bytes]]:
     """Names for each turn's s and (s, a): a running digest, so that long histories cost nothing."""
-    digest = hashlib.sha256(_field(episode.game.id) + _field(episode.game.task))
+    digest = hashlib.sha256(delimited(episode.game.id) + delimited(episode.game.task))
     for turn in episode.turns:
-        digest.update(_field(turn.observation))
+        digest.update(delimited(turn.observation))
         state = digest.digest()
-        digest.update(_field(turn.action.reason) + _field(turn.action.command))
+        digest.update(delimited(turn.action.reason) + delimited(turn.action.command))
         yield state, digest.digest()
 
 
-def _field(text: str) -> bytes:
+def delimited(text: str) -> bytes:
+    """The text with its length before it: of two in a row the border is part of what is said."""
     content = text.encode()
     return len(content).to_bytes(4) + content

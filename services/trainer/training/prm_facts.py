@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from agentprm.config import PRMSettings
@@ -14,10 +15,28 @@ Sides = tuple[Sequence[int], Sequence[int]]
 """Indices of the episodes that train and of those that validate, by `monte_carlo.split_by_game`."""
 
 
+@dataclass(frozen=True)
+class FittedOn:
+    """The games of a fit: of each episode that trains, and of each that validates, its game's id.
+
+    `splits` are those of the index that the games are from.
+    """
+
+    splits: list[str]
+    training: list[str]
+    validation: list[str]
+
+
+def fitted_on(episodes: Sequence[Episode], sides: Sides) -> FittedOn:
+    """The games of episodes."""
+    training, validation = ([episodes[i].game.id for i in side] for side in sides)
+    splits = sorted({episode.game.split for episode in episodes})
+    return FittedOn([*splits], training, validation)
+
+
 def facts_of(
     known: PRMFacts,
-    episodes: Sequence[Episode],
-    sides: Sides,
+    data: FittedOn,
     settings: PRMSettings,
     metrics: Metrics,
     *,
@@ -26,34 +45,25 @@ def facts_of(
     kind: str = "prm",
 ) -> dict[str, Any]:
     """The content of the file: what is `known` of the fit, with the data that it was done on."""
-    known = known.model_copy(update={"data": _training_data(episodes, sides)})
+    games = TrainingData(
+        splits=data.splits,
+        training=_game_set(data.training),
+        validation=_game_set(data.validation),
+    )
+    known = known.model_copy(update={"data": games})
     return {
         "kind": kind,
         **known.model_dump(mode="json"),
         "settings": settings.model_dump(),
         "seed": seed,
         "split_seed": split_seed,
-        "training_games": games_of(episodes, sides[0]),
-        "validation_games": games_of(episodes, sides[1]),
+        "training_games": sorted(set(data.training)),
+        "validation_games": sorted(set(data.validation)),
         "metrics": metrics,
     }
 
 
-def games_of(episodes: Sequence[Episode], side: Sequence[int]) -> list[str]:
-    """The ids of the games of one side, sorted."""
-    return sorted({episodes[i].game.id for i in side})
-
-
-def _training_data(episodes: Sequence[Episode], sides: Sides) -> TrainingData:
-    """What a PRM was fitted on and what was held out."""
-    return TrainingData(
-        splits=sorted({episode.game.split for episode in episodes}),
-        training=_game_set(episodes, sides[0]),
-        validation=_game_set(episodes, sides[1]),
-    )
-
-
-def _game_set(episodes: Sequence[Episode], side: Sequence[int]) -> GameSet:
-    games = games_of(episodes, side)
+def _game_set(played: Sequence[str]) -> GameSet:
+    games = sorted(set(played))
     digest = hashlib.sha256("\n".join(games).encode()).hexdigest()[:12]
-    return GameSet(games=len(games), episodes=len(side), hash=digest)
+    return GameSet(games=len(games), episodes=len(played), hash=digest)

@@ -85,11 +85,6 @@ def whole_episodes(records: Records, iteration: int) -> list[Episode]:
     return [episode for episode in episodes if episode.start == 0]
 
 
-def _log(writer: MetricsWriter, stage: str, line: Metrics) -> None:
-    values = {name: value for name, value in line.items() if name != "step"}
-    writer.log(stage, int(line["step"]), values)
-
-
 def main() -> int:
     """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
     die_with_parent()
@@ -120,7 +115,7 @@ def main() -> int:
         log: LogMetrics = ignore
         out = Path()
         if main_process:
-            log = partial(_log, stack.enter_context(MetricsWriter(run)), stage)
+            log = partial(stack.enter_context(MetricsWriter(run)).log_line, stage)
             out = stack.enter_context(registry.write(version))
         metrics = fit_world(base, episodes, out, config, i, log=log, progress=progress.update)
     progress.end(metrics)

@@ -1,0 +1,158 @@
+"""`python -m services.trainer.chats.fit --run RUN --chats LOG` fits `prm/0` on a log of chats.
+
+It takes no services. Under `accelerate launch` its processes share the fit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import structlog
+import transformers
+from pydantic import Field
+from rich.console import Console
+
+from agentprm.chats import Chat, ChatsError, read_chats
+from agentprm.config import Config, read_config
+from agentprm.ensembles import write_ensemble
+from agentprm.lineage import die_with_parent
+from agentprm.models.devices import DeviceError, require_visible
+from agentprm.prompts import load_prompt
+from agentprm.protocol import PRMFacts
+from agentprm.registry import Registry
+from agentprm.runs import short_name
+from agentprm.service import configure_logging
+from agentprm.settings import ProcessSettings
+from services.trainer.base_model import BaseModelError, base_model, require_trainable
+from services.trainer.chats.learned import learned
+from services.trainer.chats.samples import Split, split_chats
+from services.trainer.exclusive import RunTaken, exclusive
+from services.trainer.fits.prm import fit_samples
+from services.trainer.metrics import MetricsWriter
+from services.trainer.progress import Progress
+from services.trainer.seeds import derive
+from services.trainer.training.fitting import (
+    LogMetrics,
+    ignore,
+    processes,
+    release_memory,
+)
+
+
+class ChatsFitSettings(ProcessSettings):
+    """What is fitted."""
+
+    run: Path = Field(description="run directory, with its config.json")
+    chats: Path = Field(description="the log: a .jsonl file, or a directory of such files")
+
+
+def fit_chats(
+    base: Path, data: Split, out: Path, config: Config, name: str, log: LogMetrics, report: Progress
+) -> None:
+    """Fit one PRM on the training side; write it to `out`. Its seed follows from its `name`."""
+    turns = sum(len(sample.targets) for sample in data.training)
+    left_out = f"; {data.left_out} end beyond prm.max_tokens" if data.left_out else ""
+    what = f"fitting the PRM on {turns} turns of {len(data.training)} chats{left_out}"
+    report.start(name, what)
+    known = PRMFacts(
+        algorithm=config.algorithm, gamma=config.gamma, alpha=0.0, objective="absolute"
+    )
+    summary = fit_samples(
+        base,
+        data.training,
+        data.validation,
+        out,
+        config.prm,
+        load_prompt(config.prompt),
+        known,
+        data.tasks,
+        seed=derive(config.seed, name),
+        split_seed=derive(config.seed, "split"),
+        log=log,
+        progress=report.update,
+    )
+    report.end(summary)
+    release_memory()
+
+
+def fit_members(
+    base: Path,
+    data: Split,
+    config: Config,
+    registry: Registry,
+    metrics: MetricsWriter | None,
+    report: Progress,
+) -> list[str]:
+    """Fit the PRMs that are not there yet, one or several that serve together; their versions.
+
+    Of the processes that share the fits the one with `metrics` writes.
+    """
+    members = [f"prm/0.{k}" for k in range(1, config.prm.members + 1)]
+    versions = members if len(members) > 1 else ["prm/0"]
+    for version in versions:
+        name = short_name(version)
+        if registry.exists(version):
+            report.skip(name)
+            continue
+        with ExitStack() as stack:
+            log: LogMetrics = ignore
+            out = Path()
+            if metrics is not None:
+                log = partial(metrics.log_line, name)
+                out = stack.enter_context(registry.write(version))
+            fit_chats(base, data, out, config, name, log, report)
+    if metrics is not None and len(members) > 1:
+        write_ensemble(registry, "prm/0", members)
+    return versions
+
+
+def main() -> int:
+    """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
+    die_with_parent()
+    settings = ChatsFitSettings.from_command_line()
+    configure_logging("prm-fit")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    run, config = settings.run, read_config(settings.run)
+    registry = Registry(run / "checkpoints")
+    state = processes()
+    main_process = state.is_main_process
+    report = Progress(None if main_process else Console(quiet=True))
+    if registry.exists("prm/0"):
+        report.skip("q_0")
+        return 0
+    with ExitStack() as stack:
+        try:
+            require_visible(config.device)
+            if main_process:
+                stack.enter_context(exclusive(run))
+                registry.drop_drafts()
+            state.wait_for_everyone()  # until the run is this fit's
+            chats = read_chats(settings.chats)
+            with state.main_process_first():
+                base = base_model(run, config, _texts(chats))
+            require_trainable(base, load_prompt(config.prompt), config.algorithm)
+            data = split_chats(base, chats, config)
+        except (BaseModelError, ChatsError, DeviceError, RunTaken) as error:
+            if main_process:
+                structlog.get_logger().error("the fit cannot begin", why=str(error))
+            return 1
+        metrics = stack.enter_context(MetricsWriter(run)) if main_process else None
+        versions = fit_members(base, data, config, registry, metrics, report)
+        if main_process:
+            Console().print(learned(registry, versions, data))
+    state.destroy_process_group()
+    return 0
+
+
+def _texts(chats: Sequence[Chat]) -> list[str]:
+    """What a model from scratch learns its words from; its chat template drops system messages."""
+    return [m.content for chat in chats for m in chat.messages if m.role != "system"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What `agentprm prm fit` refuses before anything is fitted.
+
+What it does not refuse ends here with a GPU that is not there, before a process is started.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agentprm.cli import app
+
+CHAT = [{"role": "user", "content": "Which door?"}, {"role": "assistant", "content": "red"}]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.jsonl"
+    lines = [{"messages": CHAT, "reward": reward} for reward in (1, 0)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+
+def fit(log: Path, run: Path, *flags: str) -> tuple[int, str]:
+    command = ["prm", "fit", str(log), "--run", str(run), "--model", "tiny"]
+    command += ["--set", "device=cuda:1", "--set", "num_processes=1", *flags]
+    done = CliRunner().invoke(app, command)
+    return done.exit_code, " ".join(done.output.split())
+
+
+def begun(log: Path, run: Path, *flags: str) -> str:
+    """What it prints of a fit that it would do."""
+    code, output = fit(log, run, *flags)
+    assert code == 1
+    assert "shows fewer GPUs" in output
+    return output
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--set", "prm.objective=relative"], "needs several actions in one state"),
+        (["--set", "shaping.alpha=0.5"], "needs rollouts of a reference policy"),
+        (["--set", "algorithm=inverse-prm"], "is a training of the agent"),
+        (["--set", "prm.epoch=2"], "prm.epoch"),
+        (["--preset", "none"], "no preset"),
+    ],
+)
+def test_settings_that_a_log_has_no_use_for(
+    log: Path, tmp_path: Path, flags: list[str], why: str
+) -> None:
+    code, output = fit(log, tmp_path / "run", *flags)
+    assert code == 2
+    assert why in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    code, output = fit(tmp_path / "none.jsonl", tmp_path / "run")
+    assert code == 1
+    assert "no file or directory" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_or_other_chats_than_the_run_was_begun_with(
+    log: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    begun(log, run)
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(log.read_bytes() + b"\n")
+    begun(moved, run)
+    for flags in (["--seed", "1"], ["--preset", "smoke"], ["--set", "prm.epochs=3"]):
+        code, output = fit(log, run, *flags)
+        assert code == 2
+        assert "holds a run with other settings" in output
+    more = tmp_path / "more.jsonl"
+    more.write_text(log.read_text() + "\n" + json.dumps({"messages": CHAT, "reward": 1}))
+    code, output = fit(more, run)
+    assert code == 2
+    assert "holds a PRM of other chats" in output
+
+
+def test_the_run_of_a_training(log: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    code, output = fit(log, run)
+    assert code == 2
+    assert "was not fitted on chats" in output
+
+
+def test_a_log_in_which_everything_ended_alike_is_fitted_with_a_warning(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"messages": CHAT, "reward": 1}))
+    assert "all chats have the same outcome, 1" in begun(log, tmp_path / "run")
+
+
+def test_a_model_that_is_given_takes_the_settings_of_one_that_was_pretrained(
+    log: Path, tmp_path: Path
+) -> None:
+    begun(log, tmp_path / "a")
+    begun(log, tmp_path / "b", "--model", "some/model")
+    presets = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
+    assert [(p["preset"], p["model"]) for p in presets] == [
+        ("tiny", "tiny"),
+        ("llama-3b", "some/model"),
+    ]
