@@ -157,6 +157,7 @@ def test_an_interrupted_fit_of_two_processes_begins_anew_and_finished_members_st
     assert registry.newest("prm") == "prm/0"
     assert not list(registry.root.glob("prm/.draft-*"))
     assert {"prm/0.1", "prm/0.2"} <= set(done.stdout.split())
+    assert done.stderr.count("few steps teach little") == 1  # of the member that was fitted now
 
 
 def test_a_model_that_is_not_there_ends_the_fit_with_a_message(log: Path, tmp_path: Path) -> None:

@@ -37,10 +37,14 @@ from services.trainer.progress import Progress
 from services.trainer.seeds import derive
 from services.trainer.training.fitting import (
     LogMetrics,
+    Metrics,
     ignore,
     processes,
     release_memory,
 )
+
+_FEW_STEPS = 30
+"""Optimizer steps below which a small log is likely to have been gone through too seldom."""
 
 
 class ChatsFitSettings(ProcessSettings):
@@ -52,7 +56,7 @@ class ChatsFitSettings(ProcessSettings):
 
 def fit_chats(
     base: Path, data: Split, out: Path, config: Config, name: str, log: LogMetrics, report: Progress
-) -> None:
+) -> Metrics:
     """Fit one PRM on the training side; write it to `out`. Its seed follows from its `name`."""
     turns = sum(len(sample.targets) for sample in data.training)
     left_out = f"; {data.left_out} end beyond prm.max_tokens" if data.left_out else ""
@@ -77,6 +81,7 @@ def fit_chats(
     )
     report.end(summary)
     release_memory()
+    return summary
 
 
 def fit_members(
@@ -104,7 +109,13 @@ def fit_members(
             if metrics is not None:
                 log = partial(metrics.log_line, name)
                 out = stack.enter_context(registry.write(version))
-            fit_chats(base, data, out, config, name, log, report)
+            summary = fit_chats(base, data, out, config, name, log, report)
+            if main_process and summary["steps"] < _FEW_STEPS:
+                structlog.get_logger().warning(
+                    "few steps teach little: give more passes or smaller batches, by --set "
+                    "prm.epochs=N or --set prm.batch_tokens=N, and another --run",
+                    steps=int(summary["steps"]),
+                )
     if metrics is not None and len(members) > 1:
         write_ensemble(registry, "prm/0", members)
     return versions
