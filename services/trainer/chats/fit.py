@@ -110,7 +110,7 @@ def fit_members(
                 log = partial(metrics.log_line, name)
                 out = stack.enter_context(registry.write(version))
             summary = fit_chats(base, data, out, config, name, log, report)
-            if main_process and summary["steps"] < _FEW_STEPS:
+            if metrics is not None and summary["steps"] < _FEW_STEPS:
                 structlog.get_logger().warning(
                     "few steps teach little: give more passes or smaller batches, by --set "
                     "prm.epochs=N or --set prm.batch_tokens=N, and another --run",
