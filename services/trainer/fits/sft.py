@@ -15,6 +15,8 @@ from trl import SFTConfig, SFTTrainer
 from agentprm.config import SFTSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
+from services.trainer.seeds import derive
+from services.trainer.tiny.renumber import renumbered
 from services.trainer.training.batches import TokenBatches, padded
 from services.trainer.training.canaries import policy_canary
 from services.trainer.training.fitting import (
@@ -53,9 +55,26 @@ def fit_sft(
     Raises:
         ValueError: there is nothing to train on.
     """
-    rows = all_rows(load_tokenizer(base), prompt, episodes, settings.max_tokens, hints)
-    found = [row for _, row in rows]
-    return fit_rows(base, found, out, settings, prompt, seed=seed, log=log, progress=progress)
+    passes = [episodes]
+    if settings.renumbered:
+        passes = [
+            renumbered(episodes, settings.renumbered, derive(seed, "numbers", k))
+            for k in range(settings.epochs)
+        ]
+    read = [episode for each in passes for episode in each]
+    hints = hints and [*hints] * len(passes)
+    rows = all_rows(load_tokenizer(base), prompt, read, settings.max_tokens, hints)
+    return fit_rows(
+        base,
+        [row for _, row in rows],
+        out,
+        settings,
+        prompt,
+        seed=seed,
+        epochs=1 if settings.renumbered else settings.epochs,
+        log=log,
+        progress=progress,
+    )
 
 
 def fit_rows(
@@ -67,10 +86,13 @@ def fit_rows(
     facts: Mapping[str, Any] | None = None,
     *,
     seed: int,
+    epochs: int | None = None,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
     """Train the causal model in `base` on the spans of `rows`; write it to `out`.
+
+    There are as many passes over them as `settings` say, unless `epochs` does.
 
     The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
     any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
@@ -79,7 +101,7 @@ def fit_rows(
     """
     tokenizer = load_tokenizer(base)
     lengths = [len(row.ids) for row in rows]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
+    batches = TokenBatches(lengths, settings.batch_tokens, epochs or settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         trainer = _WeightedSFT(
