@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +49,7 @@ class GamesError(Exception):
 
 def is_environment(games: str) -> bool:
     """Whether they are those of an environment of the user's own, and not a directory."""
-    return re.fullmatch(r"[\w.]+:\w+", games) is not None and not Path(games).is_dir()
+    return ":" in games and not Path(games).exists()
 
 
 def absolute(games: str) -> str:

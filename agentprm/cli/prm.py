@@ -76,6 +76,11 @@ def fit(
                 f"[yellow]warning:[/yellow] all chats have the same outcome, {given[0].outcome:g}: "
                 "from them nobody can tell good actions from bad ones"
             )
+        if tasks == 1:
+            console.print(
+                "[yellow]warning:[/yellow] all chats are of one task, so none can be held out to "
+                "measure the PRM: give each line its `task`"
+            )
         fit_here(run, config, "prm-fit", "services.trainer.chats.fit", "--chats", str(chats))
     console.print(f"It is served by: agentprm up --run {run}")
 

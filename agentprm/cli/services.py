@@ -126,7 +126,9 @@ def start_env(
     """The environment, with `capacity` engines kept warm; `privileged` says hidden facts too."""
     flags = ["--engine", options.engine, "--expert", options.expert, "--pool", str(capacity)]
     if games is not None:
-        flags += ["--environment" if is_environment(games) else "--data", games]
+        own = is_environment(games)
+        flags += ["--environment", games if own else ""]  # "": none, whatever the shell names
+        flags += [] if own else ["--data", games]
     flags += ["--privileged", "true"] if privileged else []
     return machine.start(ENV, "services.env", *flags, port=port)
 

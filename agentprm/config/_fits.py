@@ -45,8 +45,9 @@ class SFTSettings(FitSettings):
     epochs: int = Field(default=2, ge=1)
     """Passes over the demonstrations."""
     renumbered: float = Field(default=0.0, ge=0, le=1)
-    """Share of the demonstrations, in every pass another, that are read with other numbers of their
-    places and things. Of ALFWorld: `drawer 9` is then not only what some rooms have."""
+    """Share of the episodes, in every pass another, that are read with other numbers of their
+    places and things, so that `drawer 9` is not only what some rooms have. Of ALFWorld; not for
+    DAgger."""
     batch_tokens: int = Field(default=16_384, ge=16)
     """Tokens in a batch, padding included."""
     observation_weight: float = Field(default=0.1, ge=0, le=1)

@@ -75,6 +75,7 @@ class Loop:
 
     def train(self) -> list[Row]:
         """Everything from demonstrations to the table, going on where an earlier run stopped."""
+        self.try_games()
         self.try_model()
         self.demonstrate()
         self.imitate()
@@ -96,6 +97,14 @@ class Loop:
         return rows
 
     # --- stage 0: demonstrations and π_0 --------------------------------------------------------
+
+    def try_games(self) -> None:
+        """Before anything is played: whether there will be something to evaluate on.
+
+        Raises:
+            NoGames: there will not.
+        """
+        self.collector.games(self.config.evaluation.split, 1, "evaluation")
 
     def try_model(self) -> None:
         """Before anything is played: whether the fits will be able to read what was.

@@ -12,13 +12,22 @@ from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
 from agentprm.registry import Registry
 from services.trainer.exclusive import RunTaken, exclusive
-from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.collect import NoGames, Services
 from services.trainer.rollouts.fleet import Fleet
 from services.trainer.rollouts.inbox import JobsFailed
 from services.trainer.rollouts.records import Records
 from services.trainer.settings import TrainerSettings
 
-STOPS = (DamagedFile, JobsFailed, QueueError, RunTaken, ServiceError, OSError, SafetensorError)
+STOPS = (
+    DamagedFile,
+    JobsFailed,
+    NoGames,
+    QueueError,
+    RunTaken,
+    ServiceError,
+    OSError,
+    SafetensorError,
+)
 """What ends the work on a run and is mended outside of it, as its message says. The same command
 goes on then. The last two are such as of a full disk: weights that do not fit have their own."""
 

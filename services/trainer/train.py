@@ -43,7 +43,9 @@ def train(settings: TrainerSettings, config: Config) -> int:
             rows = loop.train()
     except (*STOPS, BaseModelError, DemonstrationsError, DeviceError, FitFailed) as error:
         structlog.get_logger().error(
-            "training stopped; resume it when this is mended", why=str(error)
+            "training stopped; resume it when this is mended",
+            why=str(error),
+            exc_info=isinstance(error, OSError),  # a full disk, most likely, but who knows
         )
         return 1
     print_table(rows)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -172,11 +176,13 @@ def test_an_error_of_the_class_is_told_and_the_game_goes_on(sessions_of: Maker) 
 @pytest.mark.parametrize(
     ("frame", "told"),
     [
-        (None, "AttributeError"),
+        (None, "valid dictionary or object"),
         (Frame("x" * 30_000), "observation: String should have at most 20000 characters"),
         (Frame("", ("go", "x" * 501)), "admissible.1: String should have at most 500 characters"),
-        (Frame("", reward=2.0), "a reward of 2.0, which is not in [0, 1]"),
-        (Frame("", reward=float("nan")), "a reward of nan"),
+        (Frame("", reward=2.0), "reward: Input should be less than or equal to 1"),
+        (Frame("", reward=float("nan")), "reward: Input should be"),
+        (Frame("", advice="open door"), "advice: Input should be"),  # type: ignore[arg-type]
+        (Frame("", won=None), "won: Input should be"),  # type: ignore[arg-type]
     ],
 )
 def test_an_answer_that_the_services_cannot_carry_is_told(
@@ -188,6 +194,81 @@ def test_an_answer_that_the_services_cannot_carry_is_told(
 
     sessions = sessions_of(Wrong)
     assert told in why_not(sessions, create(sessions), "1")
+
+
+def test_commands_may_be_any_iterable(sessions_of: Maker) -> None:
+    class Generating(Counting):
+        def frame(self, reward: float) -> Frame:
+            return Frame("", (str(k) for k in range(3)))  # type: ignore[arg-type]
+
+    assert create(sessions_of(Generating)).admissible == ["0", "1", "2"]
+
+
+def test_rewards_add_up_to_a_probability_in_copies_too(sessions_of: Maker) -> None:
+    class Generous(Counting):
+        def step(self, command: str) -> Frame:
+            return Frame(command, reward=0.4)
+
+    sessions = sessions_of(Generous)
+    session = play(sessions, create(sessions), "a", "b")
+    (copy,) = sessions.fork(ForkSession(id=session.id))
+    for each in (session, copy):
+        assert "add up to 1.2" in why_not(sessions, each, "c")
+
+
+def test_a_game_that_is_over_when_it_begins_is_refused(sessions_of: Maker) -> None:
+    class Over(Counting):
+        def reset(self, game: str) -> Frame:
+            return Frame("", done=True)
+
+    with pytest.raises(ProblemError, match="over before its first turn"):
+        create(sessions_of(Over))
+
+
+@pytest.mark.parametrize("error", [KeyError("no licence"), SystemExit("no licence")])
+def test_an_instance_that_cannot_be_made_fails_its_own_step_alone(
+    sessions_of: Maker, error: BaseException
+) -> None:
+    class Failing(Counting):
+        fails = False
+
+        def __init__(self) -> None:
+            if self.fails:
+                raise error
+
+    sessions = sessions_of(Failing)
+    session = create(sessions)
+    (copy,) = sessions.fork(ForkSession(id=session.id))
+    Failing.fails = True
+    steps = [StepSession(id=s.id, turn=0, command="1") for s in (session, copy)]
+    own, failed = sessions.step(steps)
+    assert own.session is not None
+    assert failed.problem is not None
+    assert "no licence" in failed.problem.detail
+    with pytest.raises(ProblemError, match="no licence"):
+        create(sessions)
+
+
+def test_no_more_play_at_once_than_there_are_threads(sessions_of: Maker) -> None:
+    playing, most = 0, 0
+    lock = threading.Lock()
+
+    class Slow(Counting):
+        def step(self, command: str) -> Frame:
+            nonlocal playing, most
+            with lock:
+                playing += 1
+                most = max(most, playing)
+            time.sleep(0.05)
+            with lock:
+                playing -= 1
+            return super().step(command)
+
+    sessions = sessions_of(Slow)
+    opened = [create(sessions) for _ in range(6)]
+    with ThreadPoolExecutor(6) as clients:
+        list(clients.map(lambda session: play(sessions, session, "1"), opened))
+    assert most == 2
 
 
 def test_the_expert_is_the_advice_in_the_frames(sessions_of: Maker) -> None:
@@ -221,7 +302,9 @@ def test_games_are_in_order_and_their_edition_is_what_they_say() -> None:
 
     assert OwnGames.of(Fickle).data_version == games.data_version
     assert OwnGames.of(Others).data_version != games.data_version
-    assert OwnHost(Others, 1, 1).version != OwnHost(Counting, 1, 1).version
+    assert OwnHost(Others, 1, 1).version == OwnHost(Counting, 1, 1).version  # of one module
+    sorting = load_environment("examples.sorting:Sorting")
+    assert OwnHost(sorting, 1, 1).version != OwnHost(Counting, 1, 1).version
 
 
 @pytest.mark.parametrize(
@@ -243,14 +326,33 @@ def test_what_are_no_games_is_told(listed: list[Game], told: str) -> None:
         OwnGames.of(Wrong)
 
 
+def test_games_that_are_no_static_method_are_told() -> None:
+    class Wrong(Counting):
+        def games(self) -> Iterable[Game]:  # type: ignore[override]
+            return []
+
+    with pytest.raises(DataError, match="@staticmethod"):
+        OwnGames.of(Wrong)  # type: ignore[arg-type]
+
+
+def test_a_module_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torn_environment.py").write_text("class Torn(")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match="torn_environment:Torn cannot be imported: SyntaxError"):
+        load_environment("torn_environment:Torn")
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("examples/sorting.py", "named as module:Class"),
         ("examples.sortin:Sorting", "No module named 'examples.sortin'"),
         ("examples.sorting:Sort", "no attribute 'Sort'"),
-        ("examples.sorting:COMMANDS", "without games, reset, step"),
-        ("agentprm.environment:Frame", "without games, reset, step"),
+        ("examples.sorting:random", "has no games, reset, step"),
+        ("agentprm.environment:Frame", "has no games, reset, step"),
+        (".sorting:Sorting", "named as module:Class"),
     ],
 )
 def test_what_is_no_environment_is_told(name: str, told: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from agentprm.config import SFTSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Episode
+from services.trainer.fits import sft
 from services.trainer.fits.sft import fit_sft
 from services.trainer.tiny.renumber import renumber, renumbered
 from services.trainer.tiny.tokenizer import create_tokenizer
@@ -115,7 +117,14 @@ def test_a_share_of_them_is_and_the_seed_decides_which() -> None:
     assert renumbered(episodes, 0.5, 2) != half
 
 
-def test_every_pass_of_a_fit_reads_others(tmp_path: Path) -> None:
+def test_every_pass_of_a_fit_reads_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[list[Episode]] = []
+
+    def drawn(episodes: Sequence[Episode], share: float, seed: int) -> list[Episode]:
+        passes.append(renumbered(episodes, share, seed))
+        return passes[-1]
+
+    monkeypatch.setattr(sft, "renumbered", drawn)
     settings = SFTSettings(epochs=3, renumbered=1.0, batch_tokens=10_000, precision="fp32")
     small, prompt = create_small(tmp_path), load_prompt("chat")
     episodes = [demonstration(), episode(["look"], [1], index=1)]
@@ -125,3 +134,5 @@ def test_every_pass_of_a_fit_reads_others(tmp_path: Path) -> None:
     assert (metrics["rows"], once["rows"]) == (6, 2)
     assert metrics["tokens"] == once["tokens"]
     assert metrics["loss"] != once["loss"]
+    assert len(passes) == 3
+    assert passes[0] != passes[1] != passes[2] != passes[0]

@@ -78,8 +78,6 @@ class EngineHost(Protocol):
 
 def in_threads(pool: ThreadPoolExecutor, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`EngineHost.map` for calls that wait for something else: all at the same time."""
-    if len(items) == 1:
-        return [call(items[0])]
     futures: list[Future[R]] = [pool.submit(call, item) for item in items]
     wait(futures)
     return [future.result() for future in futures]

@@ -6,15 +6,20 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from agentprm.environment import Environment, Frame
-from agentprm.protocol import HiddenState, State
+from agentprm.protocol import Action, Command, HiddenState, Probability, Record, Text
 from agentprm.validation import first_error
 from services.env.engine.base import EngineError, NotToldError, R, T, in_threads
+
+_ROUNDING = 1e-9
+"""By so much rewards may exceed 1 that are to add up to 1."""
+_MAX_WHY = 500
+"""Characters of an error that are told; the log has all of it."""
 
 _log = structlog.get_logger()
 
@@ -27,7 +32,8 @@ class OwnHost:
     def __init__(self, environment: type[Environment], capacity: int, pool: int) -> None:
         self.environment = environment
         self.name = f"{environment.__module__}:{environment.__qualname__}"
-        self.version = hashlib.sha256(inspect.getsource(environment).encode()).hexdigest()[:12]
+        module = Path(inspect.getfile(environment))
+        self.version = hashlib.sha256(module.read_bytes()).hexdigest()[:12]
         self.capacity = capacity
         self._threads = ThreadPoolExecutor(pool, thread_name_prefix="environment")
 
@@ -36,7 +42,7 @@ class OwnHost:
         return OwnEngine(self)
 
     def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """`call` on all items at the same time, in threads."""
+        """`call` on all items, as many at the same time as there are threads."""
         return in_threads(self._threads, call, items)
 
     def close(self) -> None:
@@ -56,11 +62,14 @@ class OwnEngine:
         self._game = ""
         self._commands: list[str] = []
         self._last: Frame | None = None
+        self._rewards = 0.0
 
     def reset(self, game: str) -> Frame:
         """Start a game in a new instance."""
         self._game, self._commands = game, []
         self._last = self._begin()
+        if self._last.done:
+            raise EngineError(f"{self._host.name}: {game} is over before its first turn")
         return self._last
 
     def step(self, command: str) -> Frame:
@@ -74,7 +83,7 @@ class OwnEngine:
     def fork(self) -> OwnEngine:
         """A copy, which plays the same commands before its first step."""
         copy = OwnEngine(self._host)
-        copy._game, copy._commands, copy._last = self._game, list(self._commands), self._last
+        copy._game, copy._commands, copy._last = self._game, [*self._commands], self._last
         return copy
 
     def hidden_state(self) -> HiddenState:
@@ -86,8 +95,12 @@ class OwnEngine:
         self._instance = None
 
     def _begin(self) -> Frame:
+        self._rewards = 0.0
+        return self._asked("reset", self._made_and_reset, self._game)
+
+    def _made_and_reset(self, game: str) -> Frame:
         self._instance = self._host.environment()
-        return self._asked("reset", self._instance.reset, self._game)
+        return self._instance.reset(game)
 
     def _play(self, command: str) -> Frame:
         assert self._instance is not None
@@ -112,16 +125,29 @@ class OwnEngine:
             EngineError: it raises, or its answer is no frame that the services can carry.
         """
         try:
-            return _checked(method(argument))
-        except Exception as error:  # whatever the class raises
+            frame = _Carried.model_validate(method(argument), from_attributes=True)
+            self._rewards += frame.reward
+            if self._rewards > 1 + _ROUNDING:
+                raise ValueError(
+                    f"the rewards of the episode add up to {self._rewards:.4g}, and may to 1: "
+                    "divide them by the largest sum"
+                )
+            return Frame(**dict(frame))
+        except (Exception, SystemExit) as error:  # whatever the class raises
             self._instance = None
             why = first_error(error) if isinstance(error, ValidationError) else repr(error)
             _log.warning("the environment failed", method=what, game=self._game, exc_info=True)
-            raise EngineError(f"{self._host.name}.{what}({argument!r}): {why}") from error
+            raise EngineError(
+                f"{self._host.name}.{what}({argument!r}): {why[:_MAX_WHY]}"
+            ) from error
 
 
-def _checked(frame: Frame) -> Frame:
-    State(task="", observation=frame.observation, admissible=frame.admissible)
-    if not 0 <= frame.reward <= 1:
-        raise ValueError(f"a reward of {frame.reward}, which is not in [0, 1]")
-    return replace(frame, admissible=tuple(frame.admissible))
+class _Carried(Record):
+    """A frame that the services can carry."""
+
+    observation: Text
+    admissible: tuple[Command, ...] = Field(max_length=1000)
+    reward: Probability
+    done: bool
+    won: bool
+    advice: Action | None

@@ -55,6 +55,8 @@ class TextWorldHost:
 
     def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`call` on all items at the same time, a thread each, for they wait for processes."""
+        if len(items) == 1:
+            return [call(items[0])]
         return in_threads(self._threads, call, items)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from agentprm.validation import first_error
 from services.env.games.base import Games
 from services.env.games.index import DataError
 
-_NAME = re.compile(r"(?P<module>[\w.]+):(?P<attribute>\w+)")
+_NAME = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<attribute>\w+)")
 _METHODS = ("games", "reset", "step")
 _GAMES = TypeAdapter(list[Game])
 _IDS = TypeAdapter(list[Id])
@@ -41,10 +41,12 @@ def load_environment(name: str) -> type[Environment]:
             f"no environment {name}: {error}; modules are looked for in the current directory, on "
             "PYTHONPATH and among the installed packages"
         ) from error
+    except Exception as error:  # whatever the module raises as it is imported
+        raise DataError(f"{name} cannot be imported: {error!r}") from error
     missing = [method for method in _METHODS if not callable(getattr(found, method, None))]
     if missing or not isinstance(found, type):
-        what = f"a class without {', '.join(missing)}" if missing else "no class"
-        raise DataError(f"{name} is {what}; agentprm.environment says what an environment is")
+        what = f"has no {', '.join(missing)}" if missing else "is no class"
+        raise DataError(f"{name} {what}; agentprm.environment says what an environment is")
     return cast("type[Environment]", found)
 
 
@@ -67,6 +69,10 @@ class OwnGames(Games):
             _IDS.validate_python([game.id for game in listed])
         except ValidationError as error:
             raise DataError(f"{asked}: {first_error(error)}") from error
+        except Exception as error:  # whatever the class raises, or that it is no static method
+            raise DataError(
+                f"{asked}: {error!r}; it is a @staticmethod that takes nothing"
+            ) from error
         games = {game.id: game for game in sorted(listed, key=lambda game: game.id)}
         if not games:
             raise DataError(f"{asked} names no games")

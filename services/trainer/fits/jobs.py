@@ -13,7 +13,7 @@ from typing import Literal, TypedDict
 
 from pydantic import BaseModel
 
-from agentprm.config import Algorithm, Config
+from agentprm.config import Algorithm, Config, SFTSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
@@ -116,24 +116,31 @@ class Fits:
         steered = self.config.rollouts.exploration.steered
         seed = derive(self.config.seed, "hindsight")
         hints = hindsight_hints(episodes, steered.hindsight, seed) if steered else None
-        epochs = self.config.sft.epochs
+        settings = self.config.sft
         if job.iteration > 0 and episodes:
             plan = self.config.rollouts
             budget = self.config.prm.epochs * plan.games * plan.per_game
-            epochs = math.ceil(budget / len(episodes))
-        self._imitate(stage, job, episodes, hints, epochs)
+            passes = math.ceil(budget / len(episodes))
+            settings = settings.model_copy(update={"epochs": passes})
+        self._imitate(stage, job, episodes, hints, settings)
 
     def _explorer(self, job: FitJob) -> None:
         """The explorer: fine-tuning on demonstrations in whose prompts stands where things are."""
         episodes = [e for e in self.records.episodes(EXPLORER_DEMONSTRATIONS) if e.won]
         self.progress.start("explorer", f"fine-tuning on {len(episodes)} privileged demonstrations")
         hints = [e.provenance.hint for e in episodes]
-        self._imitate("explorer", job, episodes, hints, self.config.sft.epochs)
+        # The hints name places by their numbers.
+        settings = self.config.sft.model_copy(update={"renumbered": 0.0})
+        self._imitate("explorer", job, episodes, hints, settings)
 
     def _imitate(
-        self, stage: str, job: FitJob, episodes: list[Episode], hints: list[str] | None, epochs: int
+        self,
+        stage: str,
+        job: FitJob,
+        episodes: list[Episode],
+        hints: list[str] | None,
+        settings: SFTSettings,
     ) -> None:
-        settings = self.config.sft.model_copy(update={"epochs": epochs})
         summary = fit_sft(
             job.base,
             episodes,

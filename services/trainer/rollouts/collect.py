@@ -28,6 +28,10 @@ from services.trainer.rollouts.records import Records, job_id
 from services.trainer.seeds import derive, shuffled
 
 
+class NoGames(Exception):
+    """The environment has none to play. Says of which split."""
+
+
 @dataclass(frozen=True)
 class Services:
     """What the trainer talks to."""
@@ -80,10 +84,13 @@ class Collector:
         """`count` games of a split after `skip`, in this run's order for this purpose.
 
         At its end the split begins again; without `repeat` the games end there.
+
+        Raises:
+            NoGames: the split is empty.
         """
         games = self._split(split)
         if not games:
-            raise RuntimeError(f"the environment has no games in the split {split}")
+            raise NoGames(f"the environment has no games in the split {split}")
         order = shuffled(games, derive(self.seed, "games", purpose))
         if not repeat:
             return order[skip : skip + count]
