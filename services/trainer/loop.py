@@ -75,8 +75,8 @@ class Loop:
 
     def train(self) -> list[Row]:
         """Everything from demonstrations to the table, going on where an earlier run stopped."""
-        self.try_games()
         self.try_model()
+        self.try_games()
         self.demonstrate()
         self.imitate()
         self.fit_explorer()
@@ -98,14 +98,6 @@ class Loop:
 
     # --- stage 0: demonstrations and π_0 --------------------------------------------------------
 
-    def try_games(self) -> None:
-        """Before anything is played: whether there will be something to evaluate on.
-
-        Raises:
-            NoGames: there will not.
-        """
-        self.collector.games(self.config.evaluation.split, 1, "evaluation")
-
     def try_model(self) -> None:
         """Before anything is played: whether the fits will be able to read what was.
 
@@ -116,6 +108,14 @@ class Loop:
         """
         if not self.registry.exists("policy/0") and not self._learns_words():
             require_trainable(self._base_model(), self._prompt, self.config.algorithm)
+
+    def try_games(self) -> None:
+        """Before anything is played: whether there will be something to evaluate on.
+
+        Raises:
+            NoGames: there will not.
+        """
+        self.collector.games(self.config.evaluation.split, 1, "evaluation")
 
     def demonstrate(self) -> None:
         """The expert plays train games, or has played them."""
