@@ -28,14 +28,15 @@ def service(name: str, *flags: object) -> Iterator[tuple[subprocess.Popen[bytes]
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, url)
+        wait_until_up(process, url)
         yield process, url
     finally:
         process.kill()
         process.wait(20)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
+def wait_until_up(process: subprocess.Popen[bytes], url: str) -> None:
+    """Until the service at `url`, which `process` runs or starts, answers."""
     deadline = time.monotonic() + STARTED
     while True:
         assert process.poll() is None, "the service ended"

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import orjson
 import pytest
 
@@ -22,6 +21,7 @@ from agentprm.client import PRMClient
 from agentprm.facts import METADATA
 from agentprm.registry import Registry
 from agentprm.runs import read_metrics
+from tests.processes import wait_until_up
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "ALFWORLD_DATA"} | {
     "OMP_NUM_THREADS": "1"
@@ -78,16 +78,7 @@ def served(run: Path) -> Iterator[str]:
     process = subprocess.Popen(command, env=ENVIRONMENT)
     url = f"http://127.0.0.1:{port + 2}"
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, "it ended"
-            try:
-                httpx.get(f"{url}/health", timeout=5)
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, "it does not come up"
-                time.sleep(0.2)
-            else:
-                break
+        wait_until_up(process, url)
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
