@@ -31,6 +31,9 @@ class FitSettings(Settings):
     """Recompute activations in the backward pass: less memory, a third more time."""
     max_tokens: int = Field(default=4096, ge=16)
     """Longest conversation; later turns of a longer one are left out."""
+    renumbered: float = Field(default=0.0, ge=0, le=1)
+    """Share of what is read, in every pass another, that has other numbers of its places and
+    things, so that `drawer 13` is not only what some rooms have. Of ALFWorld's rooms alone."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast; `auto` is bf16 where the device computes in it. Weights stay float32."""
     threads: int = Field(default=1, ge=1)
@@ -44,10 +47,6 @@ class SFTSettings(FitSettings):
 
     epochs: int = Field(default=2, ge=1)
     """Passes over the demonstrations."""
-    renumbered: float = Field(default=0.0, ge=0, le=1)
-    """Share of the episodes, in every pass another, that are read with other numbers of their
-    places and things, so that `drawer 9` is not only what some rooms have. Of ALFWorld; not for
-    DAgger."""
     batch_tokens: int = Field(default=16_384, ge=16)
     """Tokens in a batch, padding included."""
     observation_weight: float = Field(default=0.1, ge=0, le=1)

@@ -10,6 +10,7 @@ from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from services.trainer.fits.sft import fit_rows
+from services.trainer.tiny.renumber import pass_seeds, renumbered
 from services.trainer.training.fitting import (
     LogMetrics,
     Metrics,
@@ -41,12 +42,28 @@ def fit_dagger(
         ValueError: there are no demonstrations to train on.
     """
     tokenizer = load_tokenizer(base)
-    rows = [row for _, row in all_rows(tokenizer, prompt, demonstrations, settings.max_tokens)]
-    for episode, t in labelled:
-        row = labelled_row(tokenizer, prompt, episode, t)
-        if len(row.ids) <= settings.max_tokens:
-            rows.append(row)
-    return fit_rows(base, rows, out, settings, prompt, seed=seed, log=log, progress=progress)
+    share = settings.renumbered
+    seeds = pass_seeds(share, settings.epochs, seed)
+    rows: list[Row] = []
+    for each in seeds:
+        read = renumbered(demonstrations, share, each)
+        rows += [row for _, row in all_rows(tokenizer, prompt, read, settings.max_tokens)]
+        advised = renumbered([episode for episode, _ in labelled], share, each)
+        for episode, (_, t) in zip(advised, labelled, strict=True):
+            row = labelled_row(tokenizer, prompt, episode, t)
+            if len(row.ids) <= settings.max_tokens:
+                rows.append(row)
+    return fit_rows(
+        base,
+        rows,
+        out,
+        settings,
+        prompt,
+        seed=seed,
+        epochs=settings.epochs // len(seeds),
+        log=log,
+        progress=progress,
+    )
 
 
 def labelled_row(tokenizer: Tokenizer, prompt: PromptTemplate, episode: Episode, t: int) -> Row:

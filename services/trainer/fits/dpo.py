@@ -19,6 +19,8 @@ from agentprm.encoding import Tokenizer
 from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Preference
+from services.trainer.seeds import derive
+from services.trainer.tiny.renumber import Numbers
 from services.trainer.training.canaries import policy_canary
 from services.trainer.training.fitting import (
     LogMetrics,
@@ -60,7 +62,7 @@ def fit_dpo(
     Training ends after `settings.max_steps`, or when there are no more. Every
     `settings.publish_every` steps `publish` gets the weights; training waits until it returns.
     With several processes only the main one reads `preferences` and calls `publish`. `seed` is that
-    of dropout.
+    of dropout and of numbers drawn anew.
 
     Raises:
         NoSamplesError: too few preferences came that were short enough.
@@ -69,7 +71,7 @@ def fit_dpo(
     remembering = RememberingTokenizer(tokenizer)  # states of an episode begin alike
     stream = Stream(
         preferences,
-        lambda preference: _row(remembering, prompt, preference, settings.max_tokens),
+        lambda preference: _row(remembering, prompt, preference, settings, seed),
         _tokens,
         rows=settings.batch_pairs,
         passes=passes(settings),
@@ -171,11 +173,17 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 
 
 def _row(
-    tokenizer: Tokenizer, prompt: PromptTemplate, preference: Preference, max_tokens: int
+    tokenizer: Tokenizer,
+    prompt: PromptTemplate,
+    preference: Preference,
+    settings: DPOSettings,
+    seed: int,
 ) -> _Row | None:
-    actions = (preference.chosen, preference.rejected)
-    ids, (chosen, rejected) = answer_rows(tokenizer, prompt, preference.state, actions)
-    if len(ids) + max(len(chosen), len(rejected)) > max_tokens:
+    state = preference.state
+    numbers = Numbers.of_state(state, settings.renumbered, derive(seed, preference.id))
+    actions = [numbers.action(action) for action in (preference.chosen, preference.rejected)]
+    ids, (chosen, rejected) = answer_rows(tokenizer, prompt, numbers.state(state), actions)
+    if len(ids) + max(len(chosen), len(rejected)) > settings.max_tokens:
         return None
     return {"prompt_ids": ids, "chosen_ids": chosen, "rejected_ids": rejected}
 

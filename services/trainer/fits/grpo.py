@@ -25,6 +25,8 @@ from agentprm.encoding import Tokenizer
 from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
+from services.trainer.seeds import derive
+from services.trainer.tiny.renumber import Numbers
 from services.trainer.training.batches import padded
 from services.trainer.training.canaries import policy_canary
 from services.trainer.training.fitting import (
@@ -87,7 +89,7 @@ def fit_grpo(
     remembering = RememberingTokenizer(tokenizer)  # states of an episode begin alike
     stream = Stream(
         groups,
-        lambda group: _row(remembering, prompt, group, settings.max_tokens),
+        lambda group: _row(remembering, prompt, group, settings, seed),
         lambda row: sum(map(len, row.ids)),
         rows=settings.batch_groups,
         passes=passes(settings),
@@ -219,11 +221,12 @@ class _Collator:
 
 
 def _row(
-    tokenizer: Tokenizer, prompt: PromptTemplate, group: Group, max_tokens: int
+    tokenizer: Tokenizer, prompt: PromptTemplate, group: Group, settings: GRPOSettings, seed: int
 ) -> _Row | None:
-    actions = [candidate.action for candidate in group.candidates]
-    ids, answers = answer_rows(tokenizer, prompt, group.state, actions)
-    if len(ids) + max(map(len, answers)) > max_tokens:
+    numbers = Numbers.of_state(group.state, settings.renumbered, derive(seed, group.id))
+    actions = [numbers.action(candidate.action) for candidate in group.candidates]
+    ids, answers = answer_rows(tokenizer, prompt, numbers.state(group.state), actions)
+    if len(ids) + max(map(len, answers)) > settings.max_tokens:
         return None
     return _Row(
         ids=[ids + answer for answer in answers],

@@ -25,6 +25,7 @@ from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts
 from services.trainer.rollouts.transitions import NextActions
 from services.trainer.targets.monte_carlo import split_by_game
+from services.trainer.tiny.renumber import Numbers, pass_seeds
 from services.trainer.training.batches import AlternatingBatches, by_length, padded
 from services.trainer.training.calibration import Scored, calibration
 from services.trainer.training.canaries import prm_canary
@@ -85,9 +86,24 @@ def fit_inverse_prm(
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
-    training, validation = (
-        _samples(tokenizer, prompt, episodes, len(expert), side, next_actions, settings.max_tokens)
-        for side in sides
+    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
+    training = [
+        sample
+        for each in seeds
+        for sample in _samples(
+            tokenizer,
+            prompt,
+            episodes,
+            len(expert),
+            sides[0],
+            next_actions,
+            settings.max_tokens,
+            settings.renumbered,
+            each,
+        )
+    ]
+    validation = _samples(
+        tokenizer, prompt, episodes, len(expert), sides[1], next_actions, settings.max_tokens
     )
     positive = [sample for sample in training if sample.expert]
     negative = [sample for sample in training if not sample.expert]
@@ -100,7 +116,7 @@ def fit_inverse_prm(
         [len(sample.fork) for sample in positive],
         [len(sample.fork) for sample in negative],
         settings.batch_tokens,
-        settings.epochs,
+        settings.epochs // len(seeds),
         seed,
     )
     training = _evened_out(training, batches)
@@ -228,12 +244,20 @@ def _samples(
     side: Sequence[int],
     next_actions: NextActions,
     max_tokens: int,
+    share: float = 0.0,
+    seed: int = 0,
 ) -> list[Sample]:
-    """The rows of one side, the expert's first, as the first `experts` episodes are."""
+    """The rows of one side, the expert's first, as the first `experts` episodes are.
+
+    About `share` of them have other numbers.
+    """
     found = []
     for i in side:
+        numbers = Numbers.of_episode(episodes[i], share, seed)
         chosen = next_actions.get(episodes[i].id, {})
-        for fork in episode_forks(tokenizer, prompt, episodes[i], chosen, max_tokens):
+        chosen = {t: numbers.action(action) for t, action in chosen.items()}
+        episode = numbers.episode(episodes[i])
+        for fork in episode_forks(tokenizer, prompt, episode, chosen, max_tokens):
             found.append(Sample(fork, expert=i < experts))
     return found
 

@@ -129,9 +129,7 @@ class Fits:
         episodes = [e for e in self.records.episodes(EXPLORER_DEMONSTRATIONS) if e.won]
         self.progress.start("explorer", f"fine-tuning on {len(episodes)} privileged demonstrations")
         hints = [e.provenance.hint for e in episodes]
-        # The hints name places by their numbers.
-        settings = self.config.sft.model_copy(update={"renumbered": 0.0})
-        self._imitate("explorer", job, episodes, hints, settings)
+        self._imitate("explorer", job, episodes, hints, self.config.sft)
 
     def _imitate(
         self,

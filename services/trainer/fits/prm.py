@@ -17,6 +17,7 @@ from agentprm.config import Algorithm, PRMSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Calibration, Episode, PRMFacts
 from services.trainer.targets.monte_carlo import By, split_by_game
+from services.trainer.tiny.renumber import pass_seeds, renumbered
 from services.trainer.training.batches import TokenBatches, by_length
 from services.trainer.training.calibration import Scored, calibration, reliability
 from services.trainer.training.canaries import prm_canary
@@ -66,9 +67,21 @@ def fit_prm(
     """
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
-    training, validation = (
-        _samples(tokenizer, prompt, episodes, targets, side, settings, of) for side in sides
-    )
+    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
+    training = [
+        sample
+        for each in seeds
+        for sample in _samples(
+            tokenizer,
+            prompt,
+            renumbered(episodes, settings.renumbered, each),
+            targets,
+            sides[0],
+            settings,
+            of,
+        )
+    ]
+    validation = _samples(tokenizer, prompt, episodes, targets, sides[1], settings, of)
     known = PRMFacts(
         template_hash=prompt.hash,
         algorithm=Algorithm.AGENT_PRM,
@@ -88,6 +101,7 @@ def fit_prm(
         seed=seed,
         split_seed=split_seed,
         kind="prm" if of == "action" else "value",
+        epochs=settings.epochs // len(seeds),
         log=log,
         progress=progress,
     )
@@ -106,12 +120,14 @@ def fit_samples(
     seed: int,
     split_seed: int,
     kind: str = "prm",
+    epochs: int | None = None,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
     """Fit the numbers of `training` where it says that the model is read; write it to `out`.
 
-    `base` is a causal model, which gets a new value head, or an earlier PRM, whose head is kept.
+    There are as many passes over them as `settings` say, unless `epochs` does. `base` is a causal
+    model, which gets a new value head, or an earlier PRM, whose head is kept.
     `seed` is that of batches, a new head and dropout. `prompt` makes the canary.
 
     The validation side takes no part in the fit; what is measured on it has the prefix `val_` (see
@@ -121,7 +137,7 @@ def fit_samples(
     """
     tokenizer = load_tokenizer(base)
     lengths = [len(sample.row.ids) for sample in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
+    batches = TokenBatches(lengths, settings.batch_tokens, epochs or settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         trainer = _PRMTrainer(
             model=load_prm(base, tokenizer.pad_token_id, seed),

@@ -22,8 +22,10 @@ from agentprm.config import PRMSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts, Ranking
+from services.trainer.seeds import derive
 from services.trainer.targets.monte_carlo import split_by_game
 from services.trainer.targets.pairs import Pair, Pairs, preference_pairs
+from services.trainer.tiny.renumber import Numbers, pass_seeds
 from services.trainer.training.batches import TokenBatches, by_length
 from services.trainer.training.canaries import prm_canary
 from services.trainer.training.fitting import (
@@ -79,11 +81,19 @@ def fit_relative_prm(
     encoded = _encoded(tokenizer, prompt, episodes, found.pairs, settings.max_tokens)
     games = {episodes[i].game.id for i in sides[1]}
     held_out = [(pair, row) for pair, row in encoded if episodes[pair.episode].game.id in games]
-    training = [row for pair, row in encoded if episodes[pair.episode].game.id not in games]
+    fitted = [pair for pair, _ in encoded if episodes[pair.episode].game.id not in games]
+    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
+    training = [
+        row
+        for each in seeds
+        for _, row in _encoded(
+            tokenizer, prompt, episodes, fitted, settings.max_tokens, settings.renumbered, each
+        )
+    ]
     if not training:
         raise ValueError(_nothing(found, settings))
     lengths = [_length(row) for row in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs // len(seeds), seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         trainer = _RelativeTrainer(
             model=load_prm(base, tokenizer.pad_token_id, seed),
@@ -190,13 +200,16 @@ def _encoded(
     episodes: Sequence[Episode],
     pairs: Sequence[Pair],
     max_tokens: int,
+    share: float = 0.0,
+    seed: int = 0,
 ) -> list[tuple[Pair, _Row]]:
-    """The pairs that are short enough."""
+    """The pairs that are short enough, about `share` of them with other numbers."""
     found = []
-    for pair in pairs:
+    for k, pair in enumerate(pairs):
         state = episodes[pair.episode].state(pair.t)
+        numbers = Numbers.of_state(state, share, derive(seed, str(k)))
         chosen, rejected = (
-            action_row(tokenizer, prompt, state, action)[0]
+            action_row(tokenizer, prompt, numbers.state(state), numbers.action(action))[0]
             for action in (pair.chosen, pair.rejected)
         )
         if max(len(chosen), len(rejected)) <= max_tokens:

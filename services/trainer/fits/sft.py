@@ -15,8 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from agentprm.config import SFTSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
-from services.trainer.seeds import derive
-from services.trainer.tiny.renumber import renumbered
+from services.trainer.tiny.renumber import Numbers, pass_seeds
 from services.trainer.training.batches import TokenBatches, padded
 from services.trainer.training.canaries import policy_canary
 from services.trainer.training.fitting import (
@@ -55,15 +54,14 @@ def fit_sft(
     Raises:
         ValueError: there is nothing to train on.
     """
-    passes = [episodes]
-    if settings.renumbered:
-        passes = [
-            renumbered(episodes, settings.renumbered, derive(seed, "numbers", k))
-            for k in range(settings.epochs)
-        ]
-    read = [episode for each in passes for episode in each]
-    hints = hints and [*hints] * len(passes)
-    rows = all_rows(load_tokenizer(base), prompt, read, settings.max_tokens, hints)
+    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
+    read, hinted = [], []
+    for each in seeds:
+        for episode, hint in zip(episodes, hints or [""] * len(episodes), strict=True):
+            numbers = Numbers.of_episode(episode, settings.renumbered, each, hint)
+            read.append(numbers.episode(episode))
+            hinted.append(numbers.text(hint))
+    rows = all_rows(load_tokenizer(base), prompt, read, settings.max_tokens, hinted)
     return fit_rows(
         base,
         [row for _, row in rows],
@@ -71,7 +69,7 @@ def fit_sft(
         settings,
         prompt,
         seed=seed,
-        epochs=1 if settings.renumbered else settings.epochs,
+        epochs=settings.epochs // len(seeds),
         log=log,
         progress=progress,
     )

@@ -1,4 +1,4 @@
-"""Demonstrations in which places and things have other numbers, and all else is the same.
+"""Rooms whose places and things have other numbers, and all else is the same.
 
 Which `drawer 13` there is hangs on the room. A model that was never told to go to one does not go
 there, though it reads of it: where a room has more drawers than those of the demonstrations, they
@@ -11,10 +11,12 @@ import random
 import re
 from collections.abc import Sequence
 
-from agentprm.protocol import Action, Episode
+from agentprm.protocol import Action, Episode, State, Step, Turn
 from services.trainer.seeds import derive
 from services.trainer.tiny.vocabulary import NAMES, NUMBERS
 
+_ROOM = "Looking quickly around you, you see"
+"""How ALFWorld begins to tell what is there."""
 _LARGEST = len(NUMBERS) - 1
 _NAMED = re.compile(rf"\b({'|'.join(sorted(NAMES, key=len, reverse=True))}) (\d+)\b")
 _ROW = re.compile(r"a (\w+) \d+(?:, (?:and )?a \1 \d+)+")
@@ -22,58 +24,103 @@ _ROW = re.compile(r"a (\w+) \d+(?:, (?:and )?a \1 \d+)+")
 _NUMBER = re.compile(r"\d+")
 
 
-def renumbered(episodes: Sequence[Episode], share: float, seed: int) -> list[Episode]:
-    """The episodes, about `share` of them with other numbers."""
-    draws = [random.Random(derive(seed, episode.id)) for episode in episodes]
-    return [
-        renumber(episode, rng) if rng.random() < share else episode
-        for episode, rng in zip(episodes, draws, strict=True)
-    ]
-
-
-def renumber(episode: Episode, rng: random.Random) -> Episode:
-    """The episode with numbers that `rng` draws, one for each place and thing.
+class Numbers:
+    """Other numbers for a room of ALFWorld, one for each place and thing.
 
     Those of a kind are drawn from as many numbers as there are of it, or up to four more than twice
-    as many.
+    as many. About `share` of the seeds draw none, as do texts of no such room: all stays as it is.
     """
-    seen = [*(turn.observation for turn in episode.turns), episode.final_observation]
-    most: dict[str, int] = {}
-    for kind, number in (found for text in seen for found in _NAMED.findall(text)):
-        most[kind] = max(most.get(kind, 0), int(number))
-    drawn = {kind: _draw(count, rng) for kind, count in sorted(most.items())}
 
-    def named(text: str) -> str:
-        return _NAMED.sub(lambda m: f"{m[1]} {_other(drawn, m[1], int(m[2]))}", text)
+    def __init__(self, seen: Sequence[str], share: float, seed: int) -> None:
+        """`seen` are the observations from the first on."""
+        rng = random.Random(seed)
+        self._drawn: dict[str, list[int]] = {}
+        if rng.random() >= share or _ROOM not in seen[0]:
+            return
+        most: dict[str, int] = {}
+        for kind, number in (found for text in seen for found in _NAMED.findall(text)):
+            most[kind] = max(most.get(kind, 0), int(number))
+        self._drawn = {kind: _draw(count, rng) for kind, count in sorted(most.items())}
 
-    def observed(text: str) -> str:
-        return _ROW.sub(_from_the_largest, named(text))
+    @classmethod
+    def of_episode(cls, episode: Episode, share: float, seed: int, hint: str = "") -> Numbers:
+        """Those of an episode, in which a `hint` may tell of more than was seen."""
+        seen = [*(turn.observation for turn in episode.turns), episode.final_observation, hint]
+        return cls(seen, share, derive(seed, episode.id))
 
-    turns = tuple(
-        turn.model_copy(
-            update={
-                "observation": observed(turn.observation),
-                "admissible": tuple(map(named, turn.admissible)),
-                "action": Action(
-                    reason=named(turn.action.reason), command=named(turn.action.command)
-                ),
-            }
+    @classmethod
+    def of_state(cls, state: State, share: float, seed: int) -> Numbers:
+        """Those of a state."""
+        return cls([*(step.observation for step in state.history), state.observation], share, seed)
+
+    def text(self, text: str) -> str:
+        """A command or a reason with them."""
+        return _NAMED.sub(lambda m: f"{m[1]} {self._other(m[1], int(m[2]))}", text)
+
+    def observation(self, text: str) -> str:
+        """An observation with them, in the engine's order."""
+        return _ROW.sub(_from_the_largest, self.text(text))
+
+    def action(self, action: Action) -> Action:
+        """An action with them."""
+        return Action(reason=self.text(action.reason), command=self.text(action.command))
+
+    def state(self, state: State) -> State:
+        """The state with them."""
+        if not self._drawn:
+            return state
+        history = (
+            Step(observation=self.observation(step.observation), action=self.action(step.action))
+            for step in state.history
         )
-        for turn in episode.turns
-    )
-    final = observed(episode.final_observation)
-    return episode.model_copy(update={"turns": turns, "final_observation": final})
+        return State(
+            task=state.task,
+            history=tuple(history),
+            observation=self.observation(state.observation),
+            admissible=tuple(map(self.text, state.admissible)),
+        )
+
+    def episode(self, episode: Episode) -> Episode:
+        """The episode with them, but for what its actions were chosen from."""
+        if not self._drawn:
+            return episode
+        update = {
+            "turns": tuple(map(self._turn, episode.turns)),
+            "final_observation": self.observation(episode.final_observation),
+        }
+        return episode.model_copy(update=update)
+
+    def _turn(self, turn: Turn) -> Turn:
+        update = {
+            "observation": self.observation(turn.observation),
+            "admissible": tuple(map(self.text, turn.admissible)),
+            "action": self.action(turn.action),
+            "expert": turn.expert and self.action(turn.expert),
+        }
+        return turn.model_copy(update=update)
+
+    def _other(self, kind: str, number: int) -> int:
+        """The number that stands for `number`; one of which no observation tells stays."""
+        numbers = self._drawn.get(kind, [])
+        return numbers[number - 1] if 1 <= number <= len(numbers) else number
+
+
+def pass_seeds(share: float, epochs: int, seed: int) -> list[int]:
+    """A seed of `Numbers` for each pass that reads other numbers than the passes before.
+
+    Where nothing is renumbered there is one such pass, to be repeated.
+    """
+    return [derive(seed, "numbers", k) for k in range(epochs if share else 1)]
+
+
+def renumbered(episodes: Sequence[Episode], share: float, seed: int) -> list[Episode]:
+    """The episodes, about `share` of them with other numbers."""
+    return [Numbers.of_episode(episode, share, seed).episode(episode) for episode in episodes]
 
 
 def _draw(count: int, rng: random.Random) -> list[int]:
     largest = max(count, min(2 * count + 4, _LARGEST))
     return rng.sample(range(1, rng.randint(count, largest) + 1), count)
-
-
-def _other(drawn: dict[str, list[int]], kind: str, number: int) -> int:
-    """The number that stands for `number`; one of which no observation tells stays."""
-    numbers = drawn.get(kind, [])
-    return numbers[number - 1] if 1 <= number <= len(numbers) else number
 
 
 def _from_the_largest(row: re.Match[str]) -> str:

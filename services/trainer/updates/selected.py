@@ -6,12 +6,14 @@ recorded; that part resumes job by job. Neither has a KL penalty: few passes kee
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from services.trainer.fits.sft import fit_rows, fit_sft
 from services.trainer.rollouts.collect import Collector
 from services.trainer.rollouts.online import candidate_jobs, sample_states
 from services.trainer.seeds import derive
+from services.trainer.tiny.renumber import Numbers, pass_seeds
 from services.trainer.training.fitting import load_tokenizer
 from services.trainer.training.rows import Row, action_row
 from services.trainer.updates.base import Update
@@ -45,20 +47,31 @@ class Rejection(Update):
         groups = [group for result in results for group in result.groups]
         self.at.progress.start(f"pi_{i}", f"fine-tuning on the best of {len(groups)} states")
         tokenizer = load_tokenizer(base)
+        seed = derive(self.at.config.seed, f"pi_{i}")
+        seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
         rows = []
-        for group in groups:
-            ids, span = action_row(tokenizer, self.at.prompt, group.state, group.best.action)
+        for each, group in itertools.product(seeds, groups):
+            numbers = Numbers.of_state(group.state, settings.renumbered, derive(each, group.id))
+            state, action = numbers.state(group.state), numbers.action(group.best.action)
+            ids, span = action_row(tokenizer, self.at.prompt, state, action)
             if len(ids) <= settings.max_tokens:
                 rows.append(Row(ids, [span], [0]))
         if not rows:
             self.keep(i, base, out, "no state was scored, or none was short enough")
             self.at.progress.end()
             return
-        seed = derive(self.at.config.seed, f"pi_{i}")
-        reports = self.at.reports(f"pi_{i}")
-        summary = fit_rows(base, rows, out, settings, self.at.prompt, seed=seed, **reports)
+        summary = fit_rows(
+            base,
+            rows,
+            out,
+            settings,
+            self.at.prompt,
+            seed=seed,
+            epochs=settings.epochs // len(seeds),
+            **self.at.reports(f"pi_{i}"),
+        )
         counts = {
-            "too_long": float(len(groups) - len(rows)),
+            "too_long": float(len(groups) - len(rows) // len(seeds)),
             "not_scored": float(sum(result.dropped for result in results)),
             "q_gain": sum(max(group.advantages) for group in groups) / len(groups),
         }

@@ -31,6 +31,7 @@ from services.trainer.progress import Progress
 from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
 from services.trainer.targets.monte_carlo import split_by_game
+from services.trainer.tiny.renumber import pass_seeds, renumbered
 from services.trainer.training.fitting import (
     LogMetrics,
     Metrics,
@@ -71,11 +72,25 @@ def fit_world(
     settings = config.sft.model_copy(update={"observation_weight": 0.0})
     sides = split_by_game(episodes, config.prm.validation_fraction, derive(config.seed, "world"))
     tokenizer = load_tokenizer(base)
-    rows = world_rows(tokenizer, [episodes[i] for i in sides[0]], settings.max_tokens)
+    training = [episodes[i] for i in sides[0]]
+    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
+    read = [e for each in seeds for e in renumbered(training, settings.renumbered, each)]
+    rows = world_rows(tokenizer, read, settings.max_tokens)
     games = [sorted({episodes[i].game.id for i in side}) for side in sides]
     facts = {"kind": "world", "training_games": games[0], "validation_games": games[1]}
     prompt = load_prompt(config.prompt)
-    return fit_rows(base, rows, out, settings, prompt, facts, seed=seed, log=log, progress=progress)
+    return fit_rows(
+        base,
+        rows,
+        out,
+        settings,
+        prompt,
+        facts,
+        seed=seed,
+        epochs=settings.epochs // len(seeds),
+        log=log,
+        progress=progress,
+    )
 
 
 def whole_episodes(records: Records, iteration: int) -> list[Episode]:
