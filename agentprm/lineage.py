@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -43,10 +44,17 @@ def bound(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> l
     return [*prelude, program, *argv[1:]]
 
 
-def die_with_parent() -> None:
-    """The same for this process itself, where another program starts it, such as `accelerate`.
+def main() -> None:
+    """`python -m agentprm.lineage MODULE ...`: the same for a module that another program starts.
 
-    A parent that ended before this call is not noticed.
+    Such as `accelerate`. It is asked for before the module imports anything, which may take
+    seconds; a parent that ended even before is not noticed.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    module = sys.argv.pop(1)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

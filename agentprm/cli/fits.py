@@ -47,4 +47,4 @@ def _launched(config: Config, module: str) -> list[str]:
         return [module]
     accelerate = ["--config_file", str(accelerate_file(config.accelerate))]
     accelerate += ["--num_processes", str(processes)]
-    return ["accelerate.commands.launch", *accelerate, "--module", module]
+    return ["accelerate.commands.launch", *accelerate, "--module", "agentprm.lineage", module]

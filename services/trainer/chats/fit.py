@@ -19,7 +19,6 @@ from rich.console import Console
 from agentprm.chats import Chat, ChatsError, read_chats
 from agentprm.config import Config, read_config
 from agentprm.ensembles import write_ensemble
-from agentprm.lineage import die_with_parent
 from agentprm.models.devices import DeviceError, require_visible
 from agentprm.prompts import load_prompt
 from agentprm.protocol import PRMFacts
@@ -123,7 +122,6 @@ def fit_members(
 
 def main() -> int:
     """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
-    die_with_parent()
     settings = ChatsFitSettings.from_command_line()
     configure_logging("prm-fit")
     transformers.logging.set_verbosity_error()

@@ -43,7 +43,8 @@ class Launcher:
         self.argv = [
             *(sys.executable, "-m", "accelerate.commands.launch"),
             *("--config_file", str(file), "--num_processes", str(processes)),
-            *("--module", "services.trainer.fits.process", "--job", str(self._job)),
+            *("--module", "agentprm.lineage", "services.trainer.fits.process"),
+            *("--job", str(self._job)),
         ]
 
     def perform(self, job: FitJob) -> None:

@@ -16,7 +16,6 @@ from pydantic import Field
 from rich.console import Console
 
 from agentprm.config import Config, read_config
-from agentprm.lineage import die_with_parent
 from agentprm.models.devices import DeviceError, require_visible
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
@@ -102,7 +101,6 @@ def whole_episodes(records: Records, iteration: int) -> list[Episode]:
 
 def main() -> int:
     """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
-    die_with_parent()
     settings = WorldFitSettings.from_command_line()
     configure_logging("world")
     transformers.logging.set_verbosity_error()
