@@ -15,11 +15,8 @@ from pathlib import Path
 import orjson
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from agentprm.protocol import Conversation, Message, Probability
+from agentprm.protocol import MAX_RETURN, Conversation, Message, Probability
 from agentprm.validation import first_error
-
-_ROUNDING = 1e-9
-"""By so much rewards may exceed 1 that are to add up to 1."""
 
 
 class ChatsError(Exception):
@@ -87,7 +84,7 @@ class _Line(Conversation):
             raise ValueError(
                 f"rewards: {len(self.rewards)} for {answers} assistant messages; give one for each"
             )
-        if math.fsum(self.rewards or ()) > 1 + _ROUNDING:
+        if math.fsum(self.rewards or ()) > MAX_RETURN:
             raise ValueError(
                 f"rewards: their sum is {math.fsum(self.rewards or ()):.4g}, and may be 1 at most, "
                 "as Q is a probability: divide all rewards of the log by the largest sum"

@@ -16,6 +16,10 @@ MAX_MESSAGE = 200_000
 """Longest message of a chat, in characters."""
 MAX_MESSAGES = 500
 """Most messages of a chat."""
+MAX_COMMANDS = 1000
+"""Most commands that are possible in a state."""
+MAX_RETURN = 1 + 1e-9
+"""Most that the rewards of an episode add up to: 1, and what rounding makes of it."""
 MAX_BATCH = 256
 """Most states, sessions or pairs in one request."""
 MAX_STEPS = 200

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from agentprm.protocol._base import MAX_STEPS, Command, Request, Text
+from agentprm.protocol._base import MAX_COMMANDS, MAX_STEPS, Command, Request, Text
 
 
 class Action(Request):
@@ -29,7 +29,7 @@ class State(Request):
     task: Text
     history: tuple[Step, ...] = Field(default=(), max_length=MAX_STEPS, fail_fast=True)
     observation: Text
-    admissible: tuple[Command, ...] = Field(default=(), max_length=1000, fail_fast=True)
+    admissible: tuple[Command, ...] = Field(default=(), max_length=MAX_COMMANDS, fail_fast=True)
 
 
 class Message(Request):

@@ -12,12 +12,19 @@ import structlog
 from pydantic import Field, ValidationError
 
 from agentprm.environment import Environment, Frame
-from agentprm.protocol import Action, Command, HiddenState, Probability, Record, Text
+from agentprm.protocol import (
+    MAX_COMMANDS,
+    MAX_RETURN,
+    Action,
+    Command,
+    HiddenState,
+    Probability,
+    Record,
+    Text,
+)
 from agentprm.validation import first_error
 from services.env.engine.base import EngineError, NotToldError, R, T, in_threads
 
-_ROUNDING = 1e-9
-"""By so much rewards may exceed 1 that are to add up to 1."""
 _MAX_WHY = 500
 """Characters of an error that are told; the log has all of it."""
 
@@ -127,7 +134,7 @@ class OwnEngine:
         try:
             frame = _Carried.model_validate(method(argument), from_attributes=True)
             self._rewards += frame.reward
-            if self._rewards > 1 + _ROUNDING:
+            if self._rewards > MAX_RETURN:
                 raise ValueError(
                     f"the rewards of the episode add up to {self._rewards:.4g}, and may to 1: "
                     "divide them by the largest sum"
@@ -146,7 +153,7 @@ class _Carried(Record):
     """A frame that the services can carry."""
 
     observation: Text
-    admissible: tuple[Command, ...] = Field(max_length=1000)
+    admissible: tuple[Command, ...] = Field(max_length=MAX_COMMANDS)
     reward: Probability
     done: bool
     won: bool
