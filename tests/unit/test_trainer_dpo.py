@@ -158,6 +158,23 @@ def test_how_often_it_prefers_the_chosen_is_told_of_preferences_and_not_of_ancho
     assert metrics["margin"] > 0
 
 
+def test_a_last_step_that_is_shorter_counts_as_much_as_it_has(tmp_path: Path) -> None:
+    """A line over a step of eight anchors and one of four preferences, which are learned already.
+
+    The first step has a line of its own.
+    """
+    small = create_small(tmp_path)
+    source = list(preferences(last=52))
+    anchors = [anchor.model_copy(update={"rejected": GOOD}) for anchor in source[32:48]]
+    settings = DPOSettings(learning_rate=1e-3, batch_pairs=8, accumulation=2, log_every=3)
+    learned = fit_dpo(small, small, source[:32], tmp_path / "in", settings, PROMPT, seed=0)
+    assert learned["accuracy"] == 1
+    mixed = [*anchors, *source[48:]]
+    metrics = fit_dpo(tmp_path / "in", small, mixed, tmp_path / "out", settings, PROMPT, seed=0)
+    assert (metrics["steps"], metrics["preferences"]) == (3, 20)
+    assert metrics["accuracy"] == pytest.approx(1)
+
+
 def test_every_step_has_as_many_preferences_as_go_round(tmp_path: Path) -> None:
     """Of three batches a step: three of the four that it may have, and none is lost."""
     small = create_small(tmp_path)

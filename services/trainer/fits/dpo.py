@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -113,7 +112,8 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 
     def __init__(self, *, ref_model: PreTrainedModel, **arguments: Any) -> None:
         self._reference = ref_model
-        self._counted = torch.zeros(2)
+        self._rows: list[int] = []
+        self._different = torch.tensor(0)
         super().__init__(ref_model=ref_model, **arguments)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -145,23 +145,27 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         return own + self.chosen_weight * self.scaled(nll, num_items_in_batch)
 
     def _count(self, inputs: dict[str, Tensor]) -> None:
-        """The preferences since the last line, and those among them that are not ties."""
+        """The preferences of each batch since the last line, and how many are not ties."""
         chosen, rejected = (inputs["input_ids"] * inputs["attention_mask"]).chunk(2)
-        self._counted += torch.tensor([len(chosen), (chosen != rejected).any(1).sum().item()])
+        self._rows.append(len(chosen))
+        self._different += (chosen != rejected).any(1).sum().cpu()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds how often, and by how much, the chosen of two different actions is preferred.
 
-        TRL's means are over ties as well, anchors among them, whose share is 0 of either.
+        TRL's means are of one batch, over ties as well, anchors among them, whose share is 0 of
+        either. All processes have as many preferences of a batch; batches of the last step may have
+        fewer than others.
         """
-        rows, different = self.accelerator.reduce(
-            self._counted.to(self.args.device), "sum"
-        ).tolist()
+        different = self.accelerator.reduce(self._different.to(self.args.device), "sum").item()
         measured = self._metrics["train"]
-        if different and measured["rewards/accuracies"]:
+        if different and self._rows:
             for name, theirs in (("accuracy", "accuracies"), ("margin", "margins")):
-                logs[name] = fmean(measured[f"rewards/{theirs}"]) * rows / different
-        self._counted.zero_()
+                batches = zip(self._rows, measured[f"rewards/{theirs}"], strict=True)
+                total = self.accelerator.num_processes * sum(rows * mean for rows, mean in batches)
+                logs[name] = total / different
+        self._rows.clear()
+        self._different.zero_()
         super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
