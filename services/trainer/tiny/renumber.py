@@ -35,6 +35,7 @@ class Numbers:
         """`seen` are the observations from the first on."""
         rng = random.Random(seed)
         self._drawn: dict[str, list[int]] = {}
+        self._told: dict[str, str] = {}  # commands are possible again and again
         if rng.random() >= share or _ROOM not in seen[0]:
             return
         most: dict[str, int] = {}
@@ -55,7 +56,11 @@ class Numbers:
 
     def text(self, text: str) -> str:
         """A command or a reason with them."""
-        return _NAMED.sub(lambda m: f"{m[1]} {self._other(m[1], int(m[2]))}", text)
+        told = self._told.get(text)
+        if told is None:
+            told = _NAMED.sub(lambda m: f"{m[1]} {self._other(m[1], int(m[2]))}", text)
+            self._told[text] = told
+        return told
 
     def observation(self, text: str) -> str:
         """An observation with them, in the engine's order."""
