@@ -22,6 +22,7 @@ from services.trainer.fits.relative import fit_relative_prm
 from services.trainer.fits.sft import fit_sft
 from services.trainer.progress import Progress
 from services.trainer.rollouts.records import Records
+from services.trainer.training.rows import Row, all_rows
 from services.trainer.world.fit import fit_world
 from tests.unit.trainer_episodes import altered, create_small, episode, group, preference
 
@@ -163,3 +164,25 @@ def test_what_is_read_has_other_numbers(tmp_path: Path, fit: Fit) -> None:
     assert loss("again", None, 1.0) == pytest.approx(renumbered, rel=1e-6)
     elsewhere = loss("elsewhere", ELSEWHERE, 0.0)
     assert loss("elsewhere, renumbered", ELSEWHERE, 1.0) == pytest.approx(elsewhere, rel=1e-6)
+
+
+def test_a_hint_has_the_numbers_of_its_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The explorer is told where things are."""
+    read: list[tuple[str, str]] = []
+
+    def spy(*given: Any) -> list[tuple[int, Row]]:
+        _, _, episodes, _, hints = given
+        commands = [each.turns[0].action.command for each in episodes]
+        read.extend(zip(commands, hints, strict=True))
+        return all_rows(*given)
+
+    monkeypatch.setattr("services.trainer.fits.sft.all_rows", spy)
+    settings = SFTSettings(**COMMON, renumbered=1.0)
+    hints = ["look in cabinet 1"] * 8
+    small = create_small(tmp_path)
+    fit_sft(small, played(None), tmp_path / "out", settings, PROMPT, seed=0, hints=hints)
+    assert len(read) == 2 * 8  # two passes
+    assert len(set(read)) > 1
+    assert all(hint == command.replace("go to", "look in") for command, hint in read)
