@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,9 @@ from agentprm.config import SFTSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Episode
 from services.trainer.fits.sft import fit_sft
-from services.trainer.tiny.renumber import Numbers, pass_seeds, renumbered
+from services.trainer.tiny.renumber import Numbers, renumbered
 from services.trainer.tiny.tokenizer import create_tokenizer
-from services.trainer.training.rows import episode_rows
+from services.trainer.training.rows import Row, all_rows, episode_rows
 from tests.unit.trainer_episodes import create_small, episode
 
 ROOM = (
@@ -26,6 +27,7 @@ SEEN = [
     "You pick up the mug 2 from the cabinet 2.",
 ]
 COMMANDS = ["go to cabinet 2", "take mug 2 from cabinet 2", "go to fridge 1"]
+REASON = "put in place 2 of cabinet 2 and not of cabinet 3"
 NAME = re.compile(r"\b(cabinet|fridge|sidetable|mug) (\d+)")
 
 
@@ -36,7 +38,7 @@ def demonstration() -> Episode:
             update={
                 "observation": seen,
                 "admissible": (turn.action.command, "go to cabinet 3"),
-                "action": Action(reason="put in place 2 of cabinet 2", command=turn.action.command),
+                "action": Action(reason=REASON, command=turn.action.command),
             }
         )
         for turn, seen in zip(played.turns, SEEN, strict=True)
@@ -49,11 +51,9 @@ def other(played: Episode, seed: int) -> Episode:
 
 
 def texts(played: Episode) -> list[str]:
-    return [
-        text
-        for turn in played.turns
-        for text in (turn.action.command, turn.action.reason, *turn.admissible)
-    ] + [turn.observation for turn in played.turns[1:]]
+    return [text for turn in played.turns for text in (turn.action.command, turn.action.reason)] + [
+        turn.observation for turn in played.turns[1:]
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -151,21 +151,54 @@ def test_only_rooms_of_alfworld_are() -> None:
     state = demonstration().state(2)
     first = state.history[0].model_copy(update={"observation": "There are 9 drawers: drawer 1 ..."})
     elsewhere = state.model_copy(update={"history": (first, *state.history[1:])})
-    assert all(
-        Numbers.of_state(elsewhere, 1.0, seed).state(elsewhere) is elsewhere for seed in range(20)
-    )
+    for seed in range(20):
+        numbers = Numbers.of_state(elsewhere, 1.0, seed)
+        assert numbers.state(elsewhere) is elsewhere
+        assert numbers.text("open box 01 and mug 1") == "open box 01 and mug 1"
 
 
-def test_every_pass_of_a_fit_reads_others(tmp_path: Path) -> None:
+def test_what_nobody_has_seen_is_not_taken_for_what_is_there() -> None:
+    """There is one fridge. A policy that goes to `fridge 2` does not go to the one there is."""
+    for seed in range(100):
+        numbers = Numbers.of_state(demonstration().state(2), 1.0, seed)
+        fridges = [numbers.text(f"fridge {k}") for k in range(1, 9)]
+        assert len(set(fridges)) == 8
+        assert numbers.text("fridge 0 and fridge 007") == "fridge 0 and fridge 007"
+        assert numbers.text(f"fridge {'9' * 5000}") == f"fridge {'9' * 5000}"
+
+
+def test_commands_are_those_of_the_state_in_the_order_of_the_engine() -> None:
+    before = demonstration()
+    for seed in range(20):
+        numbers = Numbers.of_episode(before, 1.0, seed)
+        for old, new in zip(before.turns, numbers.episode(before).turns, strict=True):
+            assert list(new.admissible) == sorted(map(numbers.text, old.admissible))
+            assert new.action.command in new.admissible
+
+
+def test_a_state_has_the_same_numbers_at_every_attempt_of_a_run() -> None:
+    state = demonstration().state(2)
+    drawn = [Numbers.of_state(state, 1.0, seed).state(state) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_every_pass_of_a_fit_reads_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[list[Episode]] = []
+
+    def spy(*given: Any) -> list[tuple[int, Row]]:
+        passes.append(given[2])
+        return all_rows(*given)
+
+    monkeypatch.setattr("services.trainer.fits.sft.all_rows", spy)
     settings = SFTSettings(epochs=3, renumbered=1.0, batch_tokens=10_000, precision="fp32")
     small, prompt = create_small(tmp_path), load_prompt("chat")
     episodes = [demonstration(), episode(["look"], [1], index=1)]
     metrics = fit_sft(small, episodes, tmp_path / "out", settings, prompt, seed=0)
     plain = settings.model_copy(update={"renumbered": 0.0})
     once = fit_sft(small, episodes, tmp_path / "plain", plain, prompt, seed=0)
-    assert (metrics["rows"], once["rows"]) == (6, 2)
+    assert metrics["rows"] == once["rows"] == 2
+    assert metrics["steps"] == once["steps"] == 3
     assert metrics["tokens"] == once["tokens"]
-    seeds = pass_seeds(1.0, 3, seed=0)
-    read = [renumbered(episodes, 1.0, each) for each in seeds]
-    assert len(seeds) == 3
-    assert read[0] != read[1] != read[2] != read[0]
+    first, second, third, as_they_are = passes
+    assert first != second != third != first
+    assert as_they_are == episodes

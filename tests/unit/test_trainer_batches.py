@@ -17,17 +17,35 @@ from services.trainer.training.batches import TokenBatches, by_length, padded
 def test_batches_stay_within_the_budget_and_cover_each_row_once_an_epoch(
     lengths: list[int], budget: int, seed: int
 ) -> None:
-    batches = list(TokenBatches(lengths, budget, epochs=2, seed=seed))
+    batches = list(TokenBatches([lengths], budget, epochs=2, seed=seed))
     assert all(len(b) * max(lengths[i] for i in b) <= budget for b in batches)
     assert sorted(i for b in batches for i in b) == sorted(2 * list(range(len(lengths))))
 
 
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=20), epochs=st.integers(1, 5))
+def test_an_epoch_takes_the_next_pass_and_behind_the_last_the_first(
+    lengths: list[int], epochs: int
+) -> None:
+    other = [*lengths, 7]  # a pass may have more rows than another
+    batches = TokenBatches([lengths, other], 60, epochs=epochs, seed=0)
+    taken = [i for batch in batches for i in batch]
+    both = [list(range(len(lengths))), [len(lengths) + i for i in range(len(other))]]
+    for epoch in range(epochs):
+        rows = both[epoch % 2]
+        assert sorted(taken[: len(rows)]) == rows
+        taken = taken[len(rows) :]
+    assert taken == []
+    assert batches.tokens == sum(sum((lengths, other)[epoch % 2]) for epoch in range(epochs))
+    once = list(TokenBatches([lengths], 60, epochs=1, seed=0))
+    assert list(batches)[: len(once)] == once
+
+
 def test_a_row_over_the_budget_is_a_batch_of_its_own() -> None:
-    assert sorted(TokenBatches([5, 100, 5], budget=10, epochs=1, seed=0)) == [[0, 2], [1]]
+    assert sorted(TokenBatches([[5, 100, 5]], budget=10, epochs=1, seed=0)) == [[0, 2], [1]]
 
 
 def test_no_small_remainder_is_left() -> None:
-    batches = TokenBatches([50] * 12, budget=600 - 50, epochs=1, seed=0)
+    batches = TokenBatches([[50] * 12], budget=600 - 50, epochs=1, seed=0)
     assert [len(batch) for batch in batches] == [6, 6]
 
 
@@ -39,7 +57,7 @@ def test_no_small_remainder_is_left() -> None:
 def test_a_step_is_the_same_rows_however_many_processes_share_it(
     lengths: list[int], accumulation: int, world: int
 ) -> None:
-    batches = TokenBatches(lengths, budget=100, epochs=2, seed=0)
+    batches = TokenBatches([lengths], budget=100, epochs=2, seed=0)
     whole = list(batches)
     shares = [batches.share(accumulation, world, rank) for rank in range(world)]
     passes = math.ceil(accumulation / world)
@@ -53,7 +71,7 @@ def test_a_step_is_the_same_rows_however_many_processes_share_it(
 
 
 def test_whole_batches_stay_whole_and_a_single_one_is_cut() -> None:
-    batches = TokenBatches([10] * 4, budget=20, epochs=1, seed=0)
+    batches = TokenBatches([[10] * 4], budget=20, epochs=1, seed=0)
     first, second = batches
     assert batches.share(2, 2, 0) == [first]
     assert batches.share(2, 2, 1) == [second]
@@ -63,7 +81,7 @@ def test_whole_batches_stay_whole_and_a_single_one_is_cut() -> None:
 
 def test_little_is_padding() -> None:
     lengths = torch.randint(50, 800, (500,), generator=torch.Generator().manual_seed(0)).tolist()
-    batches = TokenBatches(lengths, budget=3500, epochs=1, seed=0)
+    batches = TokenBatches([lengths], budget=3500, epochs=1, seed=0)
     computed = sum(len(b) * max(lengths[i] for i in b) for b in batches)
     assert sum(lengths) / computed > 0.9
 

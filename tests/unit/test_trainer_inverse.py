@@ -383,11 +383,21 @@ def test_the_sets_are_drawn_alike_and_d_minus_is_of_all_iterations(tmp_path: Pat
 
 
 def test_a_step_holds_as_many_batches_of_either_set() -> None:
-    batches = list(AlternatingBatches([10] * 4, [20] * 30, budget=40, epochs=3, seed=0))
+    batches = list(AlternatingBatches([[10] * 4], [[20] * 30], budget=40, epochs=3, seed=0))
     assert len(batches) == 3 * 2
     assert [max(batch) < 4 for batch in batches] == [True, False] * 3
     assert all(sorted(batch) == [0, 1, 2, 3] for batch in batches[::2])
     assert len({i for batch in batches[1::2] for i in batch}) > 2  # drawn anew in every epoch
+
+
+def test_batches_of_several_passes_hold_one_set_each() -> None:
+    """Rows are numbered through all passes of the first set, then through those of the second."""
+    batches = list(AlternatingBatches([[10] * 4] * 2, [[20] * 6] * 3, 40, epochs=6, seed=0))
+    for epoch in range(6):
+        first, second = batches[2 * epoch : 2 * epoch + 2]
+        assert sorted(first) == [4 * (epoch % 2) + i for i in range(4)]
+        assert {(i - 8) // 6 for i in second} == {epoch % 3}
+        assert len(second) == 2
 
 
 def test_the_algorithm_of_a_preset_and_another_one() -> None:

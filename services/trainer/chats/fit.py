@@ -1,6 +1,6 @@
 """`python -m services.trainer.chats.fit --run RUN --chats LOG` fits `prm/0` on a log of chats.
 
-It takes no services. Under `accelerate launch` its processes share the fit.
+It takes no services. Under `accelerate launch -m agentprm.lineage` its processes share the fit.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def fit_chats(
     )
     summary = fit_samples(
         base,
-        data.training,
+        [data.training],
         data.validation,
         out,
         config.prm,

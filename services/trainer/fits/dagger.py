@@ -10,7 +10,7 @@ from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from services.trainer.fits.sft import fit_rows
-from services.trainer.tiny.renumber import pass_seeds, renumbered
+from services.trainer.tiny.renumber import Numbers, pass_seeds, renumbered
 from services.trainer.training.fitting import (
     LogMetrics,
     Metrics,
@@ -42,28 +42,17 @@ def fit_dagger(
         ValueError: there are no demonstrations to train on.
     """
     tokenizer = load_tokenizer(base)
-    share = settings.renumbered
-    seeds = pass_seeds(share, settings.epochs, seed)
-    rows: list[Row] = []
-    for each in seeds:
+    share, passes = settings.renumbered, []
+    for each in pass_seeds(share, settings.epochs, seed):
         read = renumbered(demonstrations, share, each)
-        rows += [row for _, row in all_rows(tokenizer, prompt, read, settings.max_tokens)]
-        advised = renumbered([episode for episode, _ in labelled], share, each)
-        for episode, (_, t) in zip(advised, labelled, strict=True):
-            row = labelled_row(tokenizer, prompt, episode, t)
+        rows = [row for _, row in all_rows(tokenizer, prompt, read, settings.max_tokens)]
+        for episode, t in labelled:
+            numbers = Numbers.of_episode(episode, share, each)
+            row = labelled_row(tokenizer, prompt, numbers.episode(episode), t)
             if len(row.ids) <= settings.max_tokens:
                 rows.append(row)
-    return fit_rows(
-        base,
-        rows,
-        out,
-        settings,
-        prompt,
-        seed=seed,
-        epochs=settings.epochs // len(seeds),
-        log=log,
-        progress=progress,
-    )
+        passes.append(rows)
+    return fit_rows(base, passes, out, settings, prompt, seed=seed, log=log, progress=progress)
 
 
 def labelled_row(tokenizer: Tokenizer, prompt: PromptTemplate, episode: Episode, t: int) -> Row:

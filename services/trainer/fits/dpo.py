@@ -18,7 +18,6 @@ from agentprm.encoding import Tokenizer
 from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Preference
-from services.trainer.seeds import derive
 from services.trainer.tiny.renumber import Numbers
 from services.trainer.training.canaries import policy_canary
 from services.trainer.training.fitting import (
@@ -184,7 +183,7 @@ def _row(
     seed: int,
 ) -> _Row | None:
     state = preference.state
-    numbers = Numbers.of_state(state, settings.renumbered, derive(seed, preference.id))
+    numbers = Numbers.of_state(state, settings.renumbered, seed)
     actions = [numbers.action(action) for action in (preference.chosen, preference.rejected)]
     ids, (chosen, rejected) = answer_rows(tokenizer, prompt, numbers.state(state), actions)
     if len(ids) + max(len(chosen), len(rejected)) > settings.max_tokens:

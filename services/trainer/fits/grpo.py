@@ -25,7 +25,6 @@ from agentprm.encoding import Tokenizer
 from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
-from services.trainer.seeds import derive
 from services.trainer.tiny.renumber import Numbers
 from services.trainer.training.batches import padded
 from services.trainer.training.canaries import policy_canary
@@ -223,7 +222,7 @@ class _Collator:
 def _row(
     tokenizer: Tokenizer, prompt: PromptTemplate, group: Group, settings: GRPOSettings, seed: int
 ) -> _Row | None:
-    numbers = Numbers.of_state(group.state, settings.renumbered, derive(seed, group.id))
+    numbers = Numbers.of_state(group.state, settings.renumbered, seed)
     actions = [numbers.action(candidate.action) for candidate in group.candidates]
     ids, answers = answer_rows(tokenizer, prompt, numbers.state(group.state), actions)
     if len(ids) + max(map(len, answers)) > settings.max_tokens:

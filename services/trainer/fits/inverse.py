@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -86,11 +87,8 @@ def fit_inverse_prm(
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
-    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
-    training = [
-        sample
-        for each in seeds
-        for sample in _samples(
+    passes = [
+        _samples(
             tokenizer,
             prompt,
             episodes,
@@ -101,25 +99,26 @@ def fit_inverse_prm(
             settings.renumbered,
             each,
         )
+        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
     ]
     validation = _samples(
         tokenizer, prompt, episodes, len(expert), sides[1], next_actions, settings.max_tokens
     )
-    positive = [sample for sample in training if sample.expert]
-    negative = [sample for sample in training if not sample.expert]
-    if not (positive and negative):
+    positive = [[sample for sample in samples if sample.expert] for samples in passes]
+    negative = [[sample for sample in samples if not sample.expert] for samples in passes]
+    if not all((*positive, *negative)):
         raise ValueError(
-            f"{len(positive)} rows of the expert and {len(negative)} of the learner have "
+            f"{len(positive[0])} rows of the expert and {len(negative[0])} of the learner have "
             f"transitions of at most {settings.max_tokens} tokens; both are needed"
         )
     batches = AlternatingBatches(
-        [len(sample.fork) for sample in positive],
-        [len(sample.fork) for sample in negative],
+        [[len(sample.fork) for sample in samples] for samples in positive],
+        [[len(sample.fork) for sample in samples] for samples in negative],
         settings.batch_tokens,
-        settings.epochs // len(seeds),
+        settings.epochs,
         seed,
     )
-    training = _evened_out(training, batches)
+    training = _evened_out([*chain(*positive, *negative)], batches)
     in_pairs = settings.model_copy(update={"accumulation": 2 * settings.accumulation})
     model = load_prm(base, tokenizer.pad_token_id, seed)
     require_full_attention(model.config)
@@ -134,8 +133,8 @@ def fit_inverse_prm(
         trainer.gamma, trainer.horizon = gamma, horizon
         metrics = train_through(batches, trainer, in_pairs.accumulation, log, progress)
         metrics |= {
-            "expert_transitions": float(sum(len(sample.fork.ends) for sample in positive)),
-            "learner_transitions": float(sum(len(sample.fork.ends) for sample in negative)),
+            "expert_transitions": float(sum(len(sample.fork.ends) for sample in positive[0])),
+            "learner_transitions": float(sum(len(sample.fork.ends) for sample in negative[0])),
         }
         if validation:
             metrics |= trainer.measure(validation, settings.batch_tokens)

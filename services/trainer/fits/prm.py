@@ -6,6 +6,7 @@ A value model V(s) is the same model, read where the state ends and the action h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,20 @@ def fit_prm(
     """
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
-    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
-    training = [
-        sample
-        for each in seeds
-        for sample in _samples(
+    training, held_out = ([episodes[i] for i in side] for side in sides)
+    known_q, held_out_q = ([targets[i] for i in side] for side in sides)
+    passes = [
+        _samples(
             tokenizer,
             prompt,
-            renumbered(episodes, settings.renumbered, each),
-            targets,
-            sides[0],
-            settings,
+            renumbered(training, settings.renumbered, each),
+            known_q,
+            settings.max_tokens,
             of,
         )
+        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
     ]
-    validation = _samples(tokenizer, prompt, episodes, targets, sides[1], settings, of)
+    validation = _samples(tokenizer, prompt, held_out, held_out_q, settings.max_tokens, of)
     known = PRMFacts(
         template_hash=prompt.hash,
         algorithm=Algorithm.AGENT_PRM,
@@ -91,7 +91,7 @@ def fit_prm(
     )
     return fit_samples(
         base,
-        training,
+        passes,
         validation,
         out,
         settings,
@@ -101,7 +101,6 @@ def fit_prm(
         seed=seed,
         split_seed=split_seed,
         kind="prm" if of == "action" else "value",
-        epochs=settings.epochs // len(seeds),
         log=log,
         progress=progress,
     )
@@ -109,7 +108,7 @@ def fit_prm(
 
 def fit_samples(
     base: Path,
-    training: Sequence[Sample],
+    passes: Sequence[Sequence[Sample]],
     validation: Sequence[Sample],
     out: Path,
     settings: PRMSettings,
@@ -120,14 +119,13 @@ def fit_samples(
     seed: int,
     split_seed: int,
     kind: str = "prm",
-    epochs: int | None = None,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
-    """Fit the numbers of `training` where it says that the model is read; write it to `out`.
+    """Fit the numbers of samples where they say that the model is read; write it to `out`.
 
-    There are as many passes over them as `settings` say, unless `epochs` does. `base` is a causal
-    model, which gets a new value head, or an earlier PRM, whose head is kept.
+    An epoch goes through one of `passes`, behind the last through the first again. `base` is a
+    causal model, which gets a new value head, or an earlier PRM, whose head is kept.
     `seed` is that of batches, a new head and dropout. `prompt` makes the canary.
 
     The validation side takes no part in the fit; what is measured on it has the prefix `val_` (see
@@ -136,18 +134,18 @@ def fit_samples(
     well it went.
     """
     tokenizer = load_tokenizer(base)
-    lengths = [len(sample.row.ids) for sample in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, epochs or settings.epochs, seed)
+    lengths = [[len(sample.row.ids) for sample in samples] for samples in passes]
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         trainer = _PRMTrainer(
             model=load_prm(base, tokenizer.pad_token_id, seed),
             args=TrainingArguments(**arguments),
-            train_dataset=training,
+            train_dataset=list(chain.from_iterable(passes)),
             data_collator=Collator(tokenizer.pad_token_id),
         )
         metrics = train_through(batches, trainer, settings.accumulation, log, progress)
         metrics |= {
-            "training_rows": float(len(training)),
+            "training_rows": float(len(passes[0])),
             "validation_rows": float(len(validation)),
         }
         held_out = None
@@ -210,19 +208,18 @@ def _samples(
     prompt: PromptTemplate,
     episodes: Sequence[Episode],
     targets: Sequence[Sequence[float]],
-    side: Sequence[int],
-    settings: PRMSettings,
+    max_tokens: int,
     of: By,
 ) -> list[Sample]:
-    if not side:
+    if not episodes:
         return []
-    rows = all_rows(tokenizer, prompt, [episodes[i] for i in side], settings.max_tokens)
+    rows = all_rows(tokenizer, prompt, episodes, max_tokens)
     return [
         Sample(
             row=row,
             positions=read_at(row, of),
-            targets=[targets[side[k]][t] for t in row.turns],
-            outcome=episodes[side[k]].outcome,
+            targets=[targets[k][t] for t in row.turns],
+            outcome=episodes[k].outcome,
         )
         for k, row in rows
     ]

@@ -1,4 +1,4 @@
-"""`accelerate launch ... -m services.trainer.fits.process --job JOB`: one process of a fit."""
+"""One process of a fit: `accelerate launch ... -m agentprm.lineage MODULE --job JOB`, this module."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ chance of winning: no calibration is measured, but how often the order is right.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,7 +24,6 @@ from agentprm.config import PRMSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts, Ranking
-from services.trainer.seeds import derive
 from services.trainer.targets.monte_carlo import split_by_game
 from services.trainer.targets.pairs import Pair, Pairs, preference_pairs
 from services.trainer.tiny.renumber import Numbers, pass_seeds
@@ -78,36 +79,33 @@ def fit_relative_prm(
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
-    encoded = _encoded(tokenizer, prompt, episodes, found.pairs, settings.max_tokens)
     games = {episodes[i].game.id for i in sides[1]}
-    held_out = [(pair, row) for pair, row in encoded if episodes[pair.episode].game.id in games]
-    fitted = [pair for pair, _ in encoded if episodes[pair.episode].game.id not in games]
-    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
-    training = [
-        row
-        for each in seeds
-        for _, row in _encoded(
-            tokenizer, prompt, episodes, fitted, settings.max_tokens, settings.renumbered, each
-        )
+    validating = [pair for pair in found.pairs if episodes[pair.episode].game.id in games]
+    training = [pair for pair in found.pairs if episodes[pair.episode].game.id not in games]
+    encoded = partial(_encoded, tokenizer, prompt, episodes, max_tokens=settings.max_tokens)
+    held_out = encoded(validating)
+    passes = [
+        [row for _, row in encoded(training, share=settings.renumbered, seed=each)]
+        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
     ]
-    if not training:
+    if not all(passes):
         raise ValueError(_nothing(found, settings))
-    lengths = [_length(row) for row in training]
-    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs // len(seeds), seed)
+    lengths = [[_length(row) for row in rows] for rows in passes]
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         trainer = _RelativeTrainer(
             model=load_prm(base, tokenizer.pad_token_id, seed),
             args=TrainingArguments(**arguments),
-            train_dataset=Dataset.from_list(training),
+            train_dataset=Dataset.from_list([*chain(*passes)]),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
         )
         metrics = train_through(batches, trainer, settings.accumulation, log, progress)
         metrics |= {
             **found.counts,
-            "training_rows": float(len(training)),
+            "training_rows": float(len(passes[0])),
             "validation_rows": float(len(held_out)),
-            "too_long": float(len(found.pairs) - len(encoded)),
+            "too_long": float(len(found.pairs) - len(held_out) - len(passes[0])),
         }
         ranking = None
         if held_out:
@@ -199,15 +197,16 @@ def _encoded(
     prompt: PromptTemplate,
     episodes: Sequence[Episode],
     pairs: Sequence[Pair],
+    *,
     max_tokens: int,
     share: float = 0.0,
     seed: int = 0,
 ) -> list[tuple[Pair, _Row]]:
     """The pairs that are short enough, about `share` of them with other numbers."""
     found = []
-    for k, pair in enumerate(pairs):
+    for pair in pairs:
         state = episodes[pair.episode].state(pair.t)
-        numbers = Numbers.of_state(state, share, derive(seed, str(k)))
+        numbers = Numbers.of_state(state, share, seed)
         chosen, rejected = (
             action_row(tokenizer, prompt, numbers.state(state), numbers.action(action))[0]
             for action in (pair.chosen, pair.rejected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,43 +55,34 @@ def fit_sft(
     Raises:
         ValueError: there is nothing to train on.
     """
-    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
-    read, hinted = [], []
-    for each in seeds:
+    tokenizer = load_tokenizer(base)
+    passes = []
+    for each in pass_seeds(settings.renumbered, settings.epochs, seed):
+        read, hinted = [], []
         for episode, hint in zip(episodes, hints or [""] * len(episodes), strict=True):
             numbers = Numbers.of_episode(episode, settings.renumbered, each, hint)
             read.append(numbers.episode(episode))
             hinted.append(numbers.text(hint))
-    rows = all_rows(load_tokenizer(base), prompt, read, settings.max_tokens, hinted)
-    return fit_rows(
-        base,
-        [row for _, row in rows],
-        out,
-        settings,
-        prompt,
-        seed=seed,
-        epochs=settings.epochs // len(seeds),
-        log=log,
-        progress=progress,
-    )
+        rows = all_rows(tokenizer, prompt, read, settings.max_tokens, hinted)
+        passes.append([row for _, row in rows])
+    return fit_rows(base, passes, out, settings, prompt, seed=seed, log=log, progress=progress)
 
 
 def fit_rows(
     base: Path,
-    rows: Sequence[Row],
+    passes: Sequence[Sequence[Row]],
     out: Path,
     settings: SFTSettings,
     prompt: PromptTemplate,
     facts: Mapping[str, Any] | None = None,
     *,
     seed: int,
-    epochs: int | None = None,
     log: LogMetrics = ignore,
     progress: ReportStep = ignore,
 ) -> Metrics:
-    """Train the causal model in `base` on the spans of `rows`; write it to `out`.
+    """Train the causal model in `base` on the spans of rows; write it to `out`.
 
-    There are as many passes over them as `settings` say, unless `epochs` does.
+    An epoch goes through the rows of one of `passes`, behind the last through the first's again.
 
     The loss is the mean negative log-likelihood of the tokens, one of a span with weight 1 and
     any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
@@ -98,8 +90,8 @@ def fit_rows(
     that of batches and dropout.
     """
     tokenizer = load_tokenizer(base)
-    lengths = [len(row.ids) for row in rows]
-    batches = TokenBatches(lengths, settings.batch_tokens, epochs or settings.epochs, seed)
+    lengths = [[len(row.ids) for row in rows] for rows in passes]
+    batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         trainer = _WeightedSFT(
@@ -110,14 +102,17 @@ def fit_rows(
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
             train_dataset=Dataset.from_list(
-                [{"input_ids": r.ids, "weights": _weights(r, settings)} for r in rows]
+                [
+                    {"input_ids": row.ids, "weights": _weights(row, settings)}
+                    for row in chain.from_iterable(passes)
+                ]
             ),
             data_collator=_Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
         )
         trainer.settings = settings
         metrics = train_through(batches, trainer, settings.accumulation, log, progress)
-        metrics["rows"] = float(len(rows))
+        metrics["rows"] = float(len(passes[0]))
         known = {
             **(facts or {"kind": "sft"}),
             "template_hash": prompt.hash,

@@ -18,7 +18,7 @@ from services.trainer.tiny.vocabulary import NAMES, NUMBERS
 _ROOM = "Looking quickly around you, you see"
 """How ALFWorld begins to tell what is there."""
 _LARGEST = len(NUMBERS) - 1
-_NAMED = re.compile(rf"\b({'|'.join(sorted(NAMES, key=len, reverse=True))}) (\d+)\b")
+_NAMED = re.compile(rf"\b({'|'.join(sorted(NAMES, key=len, reverse=True))}) ([1-9][0-9]{{0,3}})\b")
 _ROW = re.compile(r"a (\w+) \d+(?:, (?:and )?a \1 \d+)+")
 """Several of a kind, which the engine lists from the largest number to the smallest."""
 _NUMBER = re.compile(r"\d+")
@@ -28,12 +28,13 @@ class Numbers:
     """Other numbers for a room of ALFWorld, one for each place and thing.
 
     Those of a kind are drawn from as many numbers as there are of it, or up to four more than twice
-    as many. About `share` of the seeds draw none, as do texts of no such room: all stays as it is.
+    as many. That is so for about `share` of all rooms and seeds; else, and in any other
+    environment, all stays as it is.
     """
 
     def __init__(self, seen: Sequence[str], share: float, seed: int) -> None:
-        """`seen` are the observations from the first on."""
-        rng = random.Random(seed)
+        """`seen` are the observations from the first on; they and `seed` say what is drawn."""
+        rng = random.Random(derive(seed, *seen))
         self._drawn: dict[str, list[int]] = {}
         self._told: dict[str, str] = {}  # commands are possible again and again
         if rng.random() >= share or _ROOM not in seen[0]:
@@ -56,6 +57,8 @@ class Numbers:
 
     def text(self, text: str) -> str:
         """A command or a reason with them."""
+        if not self._drawn:
+            return text
         told = self._told.get(text)
         if told is None:
             told = _NAMED.sub(lambda m: f"{m[1]} {self._other(m[1], int(m[2]))}", text)
@@ -68,22 +71,19 @@ class Numbers:
 
     def action(self, action: Action) -> Action:
         """An action with them."""
-        return Action(reason=self.text(action.reason), command=self.text(action.command))
+        update = {"reason": self.text(action.reason), "command": self.text(action.command)}
+        return action.model_copy(update=update)
 
     def state(self, state: State) -> State:
         """The state with them."""
         if not self._drawn:
             return state
-        history = (
-            Step(observation=self.observation(step.observation), action=self.action(step.action))
-            for step in state.history
-        )
-        return State(
-            task=state.task,
-            history=tuple(history),
-            observation=self.observation(state.observation),
-            admissible=tuple(map(self.text, state.admissible)),
-        )
+        update = {
+            "history": tuple(map(self._step, state.history)),
+            "observation": self.observation(state.observation),
+            "admissible": self._admissible(state.admissible),
+        }
+        return state.model_copy(update=update)
 
     def episode(self, episode: Episode) -> Episode:
         """The episode with them, but for what its actions were chosen from."""
@@ -95,26 +95,39 @@ class Numbers:
         }
         return episode.model_copy(update=update)
 
+    def _step(self, step: Step) -> Step:
+        update = {
+            "observation": self.observation(step.observation),
+            "action": self.action(step.action),
+        }
+        return step.model_copy(update=update)
+
+    def _admissible(self, commands: Sequence[str]) -> tuple[str, ...]:
+        """In the engine's order, which else would tell the old numbers."""
+        return tuple(sorted(map(self.text, commands)))
+
     def _turn(self, turn: Turn) -> Turn:
         update = {
             "observation": self.observation(turn.observation),
-            "admissible": tuple(map(self.text, turn.admissible)),
+            "admissible": self._admissible(turn.admissible),
             "action": self.action(turn.action),
             "expert": turn.expert and self.action(turn.expert),
         }
         return turn.model_copy(update=update)
 
     def _other(self, kind: str, number: int) -> int:
-        """The number that stands for `number`; one of which no observation tells stays."""
+        """The number that stands for `number`; no two have the same, seen or not."""
         numbers = self._drawn.get(kind, [])
-        return numbers[number - 1] if 1 <= number <= len(numbers) else number
+        if 1 <= number <= len(numbers):
+            return numbers[number - 1]
+        other = number - len(numbers)
+        for taken in sorted(numbers):
+            other += taken <= other
+        return other
 
 
 def pass_seeds(share: float, epochs: int, seed: int) -> list[int]:
-    """A seed of `Numbers` for each pass that reads other numbers than the passes before.
-
-    Where nothing is renumbered there is one such pass, to be repeated.
-    """
+    """A seed for the numbers of each pass; of one only, where nothing is renumbered."""
     return [derive(seed, "numbers", k) for k in range(epochs if share else 1)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,12 +22,18 @@ class TokenBatches(Sampler[list[int]]):
     Each batch times its longest row stays within `budget`, unless one row alone exceeds it.
     """
 
-    def __init__(self, lengths: Sequence[int], budget: int, epochs: int, seed: int) -> None:
-        self._lengths = lengths
+    def __init__(
+        self, passes: Sequence[Sequence[int]], budget: int, epochs: int, seed: int
+    ) -> None:
+        """`passes` are the lengths of the rows of each pass, rows being numbered through all.
+
+        An epoch takes the next pass, and behind the last the first again.
+        """
+        self._lengths = list(chain.from_iterable(passes))
         self._batches = [
             batch
             for epoch in range(epochs)
-            for batch in _epoch(lengths, budget, random.Random(f"{seed}/{epoch}"))
+            for batch in _epoch(passes, epoch, budget, random.Random(f"{seed}/{epoch}"))
         ]
 
     def __len__(self) -> int:
@@ -65,18 +72,24 @@ class AlternatingBatches(TokenBatches):
     """
 
     def __init__(
-        self, first: Sequence[int], second: Sequence[int], budget: int, epochs: int, seed: int
+        self,
+        first: Sequence[Sequence[int]],
+        second: Sequence[Sequence[int]],
+        budget: int,
+        epochs: int,
+        seed: int,
     ) -> None:
-        """`first` and `second` are the lengths of their rows, the rest as for `TokenBatches`."""
-        self._lengths = [*first, *second]
+        """`first` and `second` are the passes of each set, the rest as for `TokenBatches`."""
+        self._lengths = list(chain(*first, *second))
         self._batches = []
+        before = sum(map(len, first))
         for epoch in range(epochs):
             one, other = (
-                _epoch(lengths, budget, random.Random(f"{seed}/{epoch}/{k}"))
-                for k, lengths in enumerate((first, second))
+                _epoch(passes, epoch, budget, random.Random(f"{seed}/{epoch}/{k}"))
+                for k, passes in enumerate((first, second))
             )
             for own, others in zip(one, other, strict=False):
-                self._batches += [own, [len(first) + i for i in others]]
+                self._batches += [own, [before + i for i in others]]
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -105,7 +118,11 @@ def _under_budget(lengths: Sequence[int], order: Sequence[int], budget: int) -> 
     return batches
 
 
-def _epoch(lengths: Sequence[int], budget: int, rng: random.Random) -> list[list[int]]:
+def _epoch(
+    passes: Sequence[Sequence[int]], epoch: int, budget: int, rng: random.Random
+) -> list[list[int]]:
+    k = epoch % len(passes)
+    first, lengths = sum(map(len, passes[:k])), passes[k]
     order = list(range(len(lengths)))
     rng.shuffle(order)
     mean = max(1, sum(lengths) // len(lengths))
@@ -115,7 +132,7 @@ def _epoch(lengths: Sequence[int], budget: int, rng: random.Random) -> list[list
         chunk = sorted(order[start : start + size], key=lambda i: lengths[i])
         batches += _balanced(lengths, chunk, budget)
     rng.shuffle(batches)
-    return batches
+    return [[first + i for i in batch] for batch in batches]
 
 
 def _balanced(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:

@@ -6,7 +6,6 @@ recorded; that part resumes job by job. Neither has a KL penalty: few passes kee
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 from services.trainer.fits.sft import fit_rows, fit_sft
@@ -48,30 +47,30 @@ class Rejection(Update):
         self.at.progress.start(f"pi_{i}", f"fine-tuning on the best of {len(groups)} states")
         tokenizer = load_tokenizer(base)
         seed = derive(self.at.config.seed, f"pi_{i}")
-        seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
-        rows = []
-        for each, group in itertools.product(seeds, groups):
-            numbers = Numbers.of_state(group.state, settings.renumbered, derive(each, group.id))
-            state, action = numbers.state(group.state), numbers.action(group.best.action)
-            ids, span = action_row(tokenizer, self.at.prompt, state, action)
-            if len(ids) <= settings.max_tokens:
-                rows.append(Row(ids, [span], [0]))
-        if not rows:
+        passes: list[list[Row]] = []
+        for each in pass_seeds(settings.renumbered, settings.epochs, seed):
+            passes.append([])
+            for group in groups:
+                numbers = Numbers.of_state(group.state, settings.renumbered, each)
+                state, action = numbers.state(group.state), numbers.action(group.best.action)
+                ids, span = action_row(tokenizer, self.at.prompt, state, action)
+                if len(ids) <= settings.max_tokens:
+                    passes[-1].append(Row(ids, [span], [0]))
+        if not all(passes):
             self.keep(i, base, out, "no state was scored, or none was short enough")
             self.at.progress.end()
             return
         summary = fit_rows(
             base,
-            rows,
+            passes,
             out,
             settings,
             self.at.prompt,
             seed=seed,
-            epochs=settings.epochs // len(seeds),
             **self.at.reports(f"pi_{i}"),
         )
         counts = {
-            "too_long": float(len(groups) - len(rows) // len(seeds)),
+            "too_long": float(len(groups) - len(passes[0])),
             "not_scored": float(sum(result.dropped for result in results)),
             "q_gain": sum(max(group.advantages) for group in groups) / len(groups),
         }

@@ -1,6 +1,6 @@
 """`python -m services.trainer.world.fit --run RUN --iteration I` fits `world/I`.
 
-It takes no services. Under `accelerate launch` its processes share the fit.
+It takes no services. Under `accelerate launch -m agentprm.lineage` its processes share the fit.
 """
 
 from __future__ import annotations
@@ -72,21 +72,21 @@ def fit_world(
     sides = split_by_game(episodes, config.prm.validation_fraction, derive(config.seed, "world"))
     tokenizer = load_tokenizer(base)
     training = [episodes[i] for i in sides[0]]
-    seeds = pass_seeds(settings.renumbered, settings.epochs, seed)
-    read = [e for each in seeds for e in renumbered(training, settings.renumbered, each)]
-    rows = world_rows(tokenizer, read, settings.max_tokens)
+    passes = [
+        world_rows(tokenizer, renumbered(training, settings.renumbered, each), settings.max_tokens)
+        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+    ]
     games = [sorted({episodes[i].game.id for i in side}) for side in sides]
     facts = {"kind": "world", "training_games": games[0], "validation_games": games[1]}
     prompt = load_prompt(config.prompt)
     return fit_rows(
         base,
-        rows,
+        passes,
         out,
         settings,
         prompt,
         facts,
         seed=seed,
-        epochs=settings.epochs // len(seeds),
         log=log,
         progress=progress,
     )
