@@ -1,4 +1,4 @@
-"""One process of a fit: `accelerate launch ... -m agentprm.lineage MODULE --job JOB`, this module."""
+"""`accelerate launch ... -m agentprm.lineage THIS_MODULE --job JOB`: one process of a fit."""
 
 from __future__ import annotations
 
