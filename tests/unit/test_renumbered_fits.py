@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from agentprm.config import Config, DPOSettings, GRPOSettings, PRMSettings, SFTSettings
@@ -15,7 +16,7 @@ from agentprm.protocol import Action, Episode, JobResult
 from services.trainer.fits.dagger import fit_dagger
 from services.trainer.fits.dpo import fit_dpo
 from services.trainer.fits.grpo import fit_grpo
-from services.trainer.fits.inverse import fit_inverse_prm
+from services.trainer.fits.inverse import Collator, Sample, fit_inverse_prm
 from services.trainer.fits.jobs import FitJob, Fits
 from services.trainer.fits.prm import fit_prm
 from services.trainer.fits.relative import fit_relative_prm
@@ -208,3 +209,22 @@ def test_games_held_out_keep_their_numbers(tmp_path: Path) -> None:
     assert renumbered["val_bce"] == pytest.approx(plain["val_bce"], rel=1e-6)
     assert renumbered["loss"] != pytest.approx(plain["loss"], rel=1e-6)
     assert renumbered["training_rows"] == plain["training_rows"]
+
+
+def test_a_batch_of_inverse_prm_is_of_one_set_in_every_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of the expert's passes come before those of the learner's."""
+    batches: list[set[bool]] = []
+
+    class Spy(Collator):
+        def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+            batches.append({sample.expert for sample in samples})
+            return super().__call__(samples)
+
+    monkeypatch.setattr("services.trainer.fits.inverse.Collator", Spy)
+    monkeypatch.setitem(COMMON, "batch_tokens", 400)
+    monkeypatch.setitem(COMMON, "epochs", 3)
+    inverse(create_small(tmp_path), tmp_path / "out", played(None), 1.0)
+    assert len(batches) >= 3 * 2
+    assert batches == [{True}, {False}] * (len(batches) // 2)
