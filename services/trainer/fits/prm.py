@@ -69,19 +69,19 @@ def fit_prm(
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
     training, held_out = ([episodes[i] for i in side] for side in sides)
-    known_q, held_out_q = ([targets[i] for i in side] for side in sides)
+    training_targets, held_out_targets = ([targets[i] for i in side] for side in sides)
     passes = [
         _samples(
             tokenizer,
             prompt,
             renumbered(training, settings.renumbered, each),
-            known_q,
+            training_targets,
             settings.max_tokens,
             of,
         )
         for each in pass_seeds(settings.renumbered, settings.epochs, seed)
     ]
-    validation = _samples(tokenizer, prompt, held_out, held_out_q, settings.max_tokens, of)
+    validation = _samples(tokenizer, prompt, held_out, held_out_targets, settings.max_tokens, of)
     known = PRMFacts(
         template_hash=prompt.hash,
         algorithm=Algorithm.AGENT_PRM,

@@ -118,7 +118,7 @@ class Numbers:
     def _other(self, kind: str, number: int) -> int:
         """The number that stands for `number`; no two have the same, seen or not."""
         numbers = self._drawn.get(kind, [])
-        if 1 <= number <= len(numbers):
+        if number <= len(numbers):
             return numbers[number - 1]
         other = number - len(numbers)
         for taken in sorted(numbers):

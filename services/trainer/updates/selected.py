@@ -6,8 +6,13 @@ recorded; that part resumes job by job. Neither has a KL penalty: few passes kee
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from agentprm.config import RejectionSettings
+from agentprm.encoding import Tokenizer
+from agentprm.prompts import PromptTemplate
+from agentprm.protocol import Group
 from services.trainer.fits.sft import fit_rows, fit_sft
 from services.trainer.rollouts.collect import Collector
 from services.trainer.rollouts.online import candidate_jobs, sample_states
@@ -47,15 +52,10 @@ class Rejection(Update):
         self.at.progress.start(f"pi_{i}", f"fine-tuning on the best of {len(groups)} states")
         tokenizer = load_tokenizer(base)
         seed = derive(self.at.config.seed, f"pi_{i}")
-        passes: list[list[Row]] = []
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed):
-            passes.append([])
-            for group in groups:
-                numbers = Numbers.of_state(group.state, settings.renumbered, each)
-                state, action = numbers.state(group.state), numbers.action(group.best.action)
-                ids, span = action_row(tokenizer, self.at.prompt, state, action)
-                if len(ids) <= settings.max_tokens:
-                    passes[-1].append(Row(ids, [span], [0]))
+        passes = [
+            list(_best(tokenizer, self.at.prompt, groups, settings, each))
+            for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+        ]
         if not all(passes):
             self.keep(i, base, out, "no state was scored, or none was short enough")
             self.at.progress.end()
@@ -98,3 +98,19 @@ class OutcomeRejection(Update):
         reports = self.at.reports(f"pi_{i}")
         summary = fit_sft(base, won, out, settings, self.at.prompt, seed=seed, **reports)
         self.at.progress.end({**summary, "won": float(len(won)), "rollouts": float(len(rollouts))})
+
+
+def _best(
+    tokenizer: Tokenizer,
+    prompt: PromptTemplate,
+    groups: Sequence[Group],
+    settings: RejectionSettings,
+    seed: int,
+) -> Iterator[Row]:
+    """The best candidate of each state, where the two are short enough."""
+    for group in groups:
+        numbers = Numbers.of_state(group.state, settings.renumbered, seed)
+        state, action = numbers.state(group.state), numbers.action(group.best.action)
+        ids, span = action_row(tokenizer, prompt, state, action)
+        if len(ids) <= settings.max_tokens:
+            yield Row(ids, [span], [0])

@@ -80,15 +80,7 @@ def fit_world(
     facts = {"kind": "world", "training_games": games[0], "validation_games": games[1]}
     prompt = load_prompt(config.prompt)
     return fit_rows(
-        base,
-        passes,
-        out,
-        settings,
-        prompt,
-        facts,
-        seed=seed,
-        log=log,
-        progress=progress,
+        base, passes, out, settings, prompt, facts, seed=seed, log=log, progress=progress
     )
 
 
