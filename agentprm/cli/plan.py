@@ -99,7 +99,8 @@ def plan(
             Options(
                 prompt=config.prompt,
                 device=device,
-                engine=config.engine,
+                # TextWorld's forks are processes of their own, for which there is no room.
+                engine="compiled" if version is None else config.engine,
                 world_registry=worlds / "checkpoints" if version else None,
             ),
             [

@@ -22,6 +22,10 @@ SGLANG_COMMAND = (
 """Left to itself it computes in float16 what is stored in float32, as fits store it."""
 _SGLANG_START = 900.0
 """Seconds that a SGLang server has to start: it loads, compiles and captures graphs."""
+_STEP_SECONDS = 3600.0
+"""Seconds until a game of a run is given up: look-ahead may ask a policy 16 times between two
+steps, and an endpoint may have a limit of requests a minute. The games of a worker that died are
+closed as another takes its job."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,16 @@ def start_env(
     capacity: int,
     privileged: bool,
 ) -> str:
-    """The environment, with `capacity` engines kept warm; `privileged` says hidden facts too."""
+    """The environment, with `capacity` engines kept warm.
+
+    `privileged`, for the workers of a run, says hidden facts too and waits longer for a step.
+    """
     flags = ["--engine", options.engine, "--expert", options.expert, "--pool", str(capacity)]
     if games is not None:
         own = is_environment(games)
         flags += ["--environment", games if own else ""]  # "": none, whatever the shell names
         flags += [] if own else ["--data", games]
-    flags += ["--privileged", "true"] if privileged else []
+    flags += ["--privileged", "true", "--idle-seconds", str(_STEP_SECONDS)] if privileged else []
     return machine.start(ENV, "services.env", *flags, port=port)
 
 

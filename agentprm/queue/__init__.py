@@ -25,7 +25,7 @@ Redis 6.2 or newer, not set to evict keys.
 """
 
 from agentprm.queue._current import CurrentRun
-from agentprm.queue._link import QueueError
+from agentprm.queue._link import QueueError, WaitEnded
 from agentprm.queue._queue import Queue
 from agentprm.queue._values import DeadJob, Entry, Offer, QueueSettings, Results
 
@@ -38,4 +38,5 @@ __all__ = [
     "QueueError",
     "QueueSettings",
     "Results",
+    "WaitEnded",
 ]

@@ -22,7 +22,11 @@ _log = structlog.get_logger()
 
 
 class QueueError(Exception):
-    """Redis did not answer in time or let us in, or a wait was ended by the shutdown."""
+    """Redis did not answer in time or let us in, or a wait was ended."""
+
+
+class WaitEnded(QueueError):
+    """A wait for room was ended: by the shutdown, or since nobody wants the run any more."""
 
 
 _PASSES = (

@@ -17,7 +17,7 @@ from agentprm.protocol import Job, JobResult, PreferenceJob, RolloutJob
 from agentprm.queue import _scripts
 from agentprm.queue._heartbeat import Heartbeat
 from agentprm.queue._lease import Lease
-from agentprm.queue._link import QueueError
+from agentprm.queue._link import QueueError, WaitEnded
 from agentprm.queue._streams import GROUPS, Row, Streams
 from agentprm.queue._values import DeadJob, Entry, Offer, QueueSettings, Results
 from agentprm.validation import first_error
@@ -49,6 +49,7 @@ class Queue:
         settings: QueueSettings | None = None,
         stopped: threading.Event | None = None,
     ) -> None:
+        self.run = run
         self.settings = settings or QueueSettings()
         self.consumer = f"{name}-{uuid.uuid4().hex[:8]}"
         self._stopped = stopped or threading.Event()
@@ -136,12 +137,21 @@ class Queue:
                 return None
         return None
 
-    def finish(self, entry: Entry[RolloutJob | PreferenceJob], result: JobResult) -> bool:
+    def finish(
+        self,
+        entry: Entry[RolloutJob | PreferenceJob],
+        result: JobResult,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bool:
         """Push the result and acknowledge the job, at once; wait while the results are full.
 
         Returns:
             False if the job was no longer open: finished by another, or dropped. Then nothing is
             pushed.
+
+        Raises:
+            WaitEnded: there was no room until the queue was stopped, or the run no more `wanted`,
+                which is asked while it waits. The job is still held.
         """
         job = entry.record
         stream: Results = "episodes" if isinstance(job, RolloutJob) else "preferences"
@@ -154,7 +164,7 @@ class Queue:
             )
             return str(done.decode())
 
-        outcome = self._until_room(stream, once)
+        outcome = self._until_room(stream, once, wanted)
         self._heartbeat.release(entry.id)
         return outcome == "finished"
 
@@ -246,7 +256,9 @@ class Queue:
     def _bound(self, stream: str) -> int:
         return int(getattr(self.settings, f"max_{stream}"))
 
-    def _until_room(self, stream: str, attempt: Callable[[], str]) -> str:
+    def _until_room(
+        self, stream: str, attempt: Callable[[], str], wanted: Callable[[], bool] = lambda: True
+    ) -> str:
         waiting_since: float | None = None
         while (outcome := attempt()) == Offer.FULL:
             if waiting_since is None:
@@ -254,8 +266,8 @@ class Queue:
                 _log.info("stream full, waiting", stream=stream, bound=self._bound(stream))
             # By the length alone: an attempt carries the whole record, and many may wait.
             while self._streams.length(stream) >= self._bound(stream):
-                if self._stopped.wait(0.5):
-                    raise QueueError(f"stopped while waiting for room in {stream}")
+                if self._stopped.wait(0.5) or not wanted():
+                    raise WaitEnded(f"stopped while waiting for room in {stream}")
         if waiting_since is not None:
             seconds = round(time.monotonic() - waiting_since, 1)
             _log.info("stream has room", stream=stream, seconds=seconds)

@@ -156,8 +156,9 @@ class Sessions:
         """Close sessions; unknown ones are passed over. Returns those that were open."""
         with self._lock:
             found = [self._remove(i) for i in dict.fromkeys(ids) if i in self._sessions]
-        for session in found:
-            with session.lock:  # a step under way ends first
+        # A step under way ends first; one that never ends holds up no other session.
+        for session in sorted(found, key=lambda session: session.lock.locked()):
+            with session.lock:
                 self._end(session)
         return [session.id for session in found]
 

@@ -6,10 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from agentprm.protocol import (
-    CONTEXT_TOO_LONG,
     ActResponse,
     ActResult,
     Candidate,
@@ -27,11 +24,12 @@ from services.rollout.policy import JobPolicy, seed_for
 if TYPE_CHECKING:
     from services.rollout.chat import ChatModel
 
-_log = structlog.get_logger()
-
 
 class Actor(ABC):
-    """Decides for all games of a job that are in play."""
+    """Decides for all games of a job that are in play.
+
+    A game whose conversation has grown beyond a model's length is given up, and no other with it.
+    """
 
     template_hash: str = ""
     """Of the prompt that was used last; empty if none was."""
@@ -50,19 +48,11 @@ class ExpertActor(Actor):
 
 
 class AskingActor(Actor):
-    """Asks the policy about all games at once.
-
-    A game whose conversation has grown beyond the model's length is given up, and no other with it.
-    """
+    """Asks the policy about all games at once."""
 
     def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision | None]:
         """See `Actor`."""
-        decisions = those_that_fit(games, lambda some, half: self._answer(some, f"{turn}{half}"))
-        for game, decision in zip(games, decisions, strict=True):
-            if decision is None:
-                name = game.session.game.id
-                _log.warning("a game is given up", game=name, reason=CONTEXT_TOO_LONG)
-        return decisions
+        return those_that_fit(games, lambda some, half: self._answer(some, f"{turn}{half}"))
 
     @abstractmethod
     def _answer(self, games: Sequence[LiveGame], purpose: str) -> list[Decision]:
@@ -149,12 +139,12 @@ class ChatActor(Actor):
         self._chat = chat
         self.template_hash = chat.template_hash
 
-    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision]:
+    def decide(self, games: Sequence[LiveGame], turn: int) -> list[Decision | None]:
         """See `Actor`."""
         states = [game.state() for game in games]
         seed = seed_for(self._job.seed, turn)
         answers = self._chat.act(self._name, states, self._job.sampling, seed)
-        return [Decision(answer.action, policy_version=answer.model) for answer in answers]
+        return [None if a is None else Decision(a.action, a.model) for a in answers]
 
 
 def _advised(game: LiveGame) -> Decision:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from openai import DefaultHttpxClient, OpenAI, OpenAIError
+from openai import APIStatusError, DefaultHttpxClient, OpenAI, OpenAIError
 
 from agentprm.addresses import by_proxy
 from agentprm.client import ServiceError
 from agentprm.prompts import PromptTemplate, parse_action
 from agentprm.protocol import Action, Sampling, State
+from services.rollout.side_by_side import side_by_side
 
 KEY = "OPENAI_API_KEY"
 _RETRIES = 6
@@ -43,29 +43,41 @@ class ChatModel:
 
     def act(
         self, model: str, states: Sequence[State], sampling: Sampling, seed: int
-    ) -> list[ChatAnswer]:
+    ) -> list[ChatAnswer | None]:
         """One action in each state, asked for side by side; state k with `seed + k`.
 
-        What `agentprm.prompts.parse_action` cannot read becomes an action without a command.
+        None in a state that the endpoint says is too long for the model. What
+        `agentprm.prompts.parse_action` cannot read becomes an action without a command.
 
         Raises:
             ServiceError: the endpoint refuses, or gives no answer after several tries.
         """
 
-        def ask(k: int) -> ChatAnswer:
+        def ask(k: int) -> ChatAnswer | None:
             messages = [message.model_dump() for message in self._prompt.messages(states[k])]
-            answer = self._client.chat.completions.create(
-                model=model,
-                messages=messages,  # type: ignore[arg-type]  # roles are checked by `Message`
-                temperature=sampling.temperature,
-                max_tokens=sampling.max_tokens,
-                seed=(seed + k) % 2**31,
-            )
+            try:
+                answer = self._client.chat.completions.create(
+                    model=model,
+                    messages=messages,  # type: ignore[arg-type]  # roles are checked by `Message`
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_tokens,
+                    seed=(seed + k) % 2**31,
+                )
+            except APIStatusError as error:
+                if _too_long(error):
+                    return None
+                raise
             action, _ = parse_action(answer.choices[0].message.content or "")
             return ChatAnswer(action, answer.model or model)
 
         try:
-            with ThreadPoolExecutor(len(states)) as threads:
-                return list(threads.map(ask, range(len(states))))
+            return side_by_side(ask, range(len(states)))
         except OpenAIError as error:
             raise ServiceError(getattr(error, "status_code", None), str(error)) from error
+
+
+def _too_long(error: APIStatusError) -> bool:
+    """OpenAI and we say so by the code, vLLM and SGLang in words alone."""
+    if error.code == "context_length_exceeded":
+        return True
+    return error.status_code == 400 and "context length" in str(error).lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -12,7 +13,8 @@ import structlog
 from agentprm.addresses import pick
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.protocol import (
-    ActResponse,
+    CONTEXT_TOO_LONG,
+    ActResult,
     CreateSessions,
     Episode,
     Group,
@@ -88,8 +90,8 @@ class Player:
         self._world = PolicyClient(world_url) if world_url else None
         self._patience = patience
 
-    def play(self, job: RolloutJob | PreferenceJob) -> Played:
-        """Play the job.
+    def play(self, job: RolloutJob | PreferenceJob, run: str = "") -> Played:
+        """Play the job of a run; jobs of another, on the same services, may have the same ids.
 
         Raises:
             PlayError: a service serves another version than the job's, or refuses a step.
@@ -98,7 +100,7 @@ class Player:
         if isinstance(job, PreferenceJob):
             return self._prefer(job)
         self._connect(pick(self._env_url))
-        return Played(episodes=self._roll_out(job))
+        return Played(episodes=self._roll_out(job, run))
 
     def _connect(self, url: str) -> None:
         """To one replica of the environment: the sessions of a job live there alone."""
@@ -113,7 +115,7 @@ class Player:
 
     # --- episodes -------------------------------------------------------------------------------
 
-    def _roll_out(self, job: RolloutJob) -> list[Episode]:
+    def _roll_out(self, job: RolloutJob, run: str) -> list[Episode]:
         env = self._wait_for("env", self._env)
         if job.actor == "policy":
             self._wait_for("policy", self._policy, job.policy_version)
@@ -124,7 +126,7 @@ class Player:
             prefixes=job.starts and [[turn.action.command for turn in s.turns] for s in job.starts],
             seed=job.seed,
             max_steps=job.max_steps,
-            key=job.id,
+            key=blake2b(f"{run}/{job.id}".encode(), digest_size=16).hexdigest(),
         )
         sessions = self._env.create(request)
         ids = [session.id for session in sessions]
@@ -182,8 +184,9 @@ class Player:
             hints = [whereabouts(s.game.task, self._env.hidden(s.id)) for s in sessions]
         policy = JobPolicy(self._policy, job)
 
-        def reasons(states: list[State], t: int) -> ActResponse:
-            return policy.act(states, SAMPLES, seed_for(job.seed, f"reason {t}"), prm=False)
+        def reasons(states: Sequence[State], purpose: str) -> list[ActResult]:
+            seed = seed_for(job.seed, purpose)
+            return policy.act([*states], SAMPLES, seed, prm=False).results
 
         starts = rationalised(reasons, sessions, job.starts or [Start()] * len(sessions))
         return [
@@ -206,6 +209,8 @@ class Player:
         decided = []
         for game, choice in zip(live, choices, strict=True):
             if choice is None:
+                name = game.session.game.id
+                _log.warning("a game is given up", game=name, reason=CONTEXT_TOO_LONG)
                 game.give_up()
             else:
                 decided.append((game, choice))

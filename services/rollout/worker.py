@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 from agentprm import request_id
 from agentprm.client import ServiceError
 from agentprm.protocol import JobResult, PreferenceJob, RolloutJob
-from agentprm.queue import Entry, Queue, QueueError
+from agentprm.queue import Entry, Queue, QueueError, WaitEnded
 from services.rollout.game import PlayError
 from services.rollout.player import Played, Player
 from services.rollout.shutdown import Interrupted, Shutdown
@@ -40,7 +40,9 @@ class Worker:
         self._shutdown = shutdown
 
     def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Work until the shutdown, or while the run is `wanted`, which is asked between jobs.
+        """Work until the shutdown, or while the run is `wanted`.
+
+        That is asked between jobs, and while a result waits for room.
 
         Raises:
             QueueError: Redis is gone for good.
@@ -49,15 +51,15 @@ class Worker:
         while not self._shutdown.requested.is_set() and wanted():
             if entry := self._queue.take(_TAKE):
                 with request_id.named(entry.record.id):
-                    self._work(entry)
+                    self._work(entry, wanted)
 
-    def _work(self, entry: Entry[RolloutJob | PreferenceJob]) -> None:
+    def _work(self, entry: Entry[RolloutJob | PreferenceJob], wanted: Callable[[], bool]) -> None:
         job = entry.record
         log = _log.bind(job=job.id, delivery=entry.deliveries)
         started = time.monotonic()
         try:
             with self._shutdown.interrupting():
-                played = self._player.play(job)
+                played = self._player.play(job, self._queue.run)
         except Interrupted:
             self._give_back(entry)
             return
@@ -74,9 +76,9 @@ class Worker:
             return
         seconds = time.monotonic() - started
         try:
-            counted = self._queue.finish(entry, self._result(job.id, seconds, played))
-        except QueueError:
-            if not self._shutdown.requested.is_set():
+            counted = self._queue.finish(entry, self._result(job.id, seconds, played), wanted)
+        except QueueError as error:
+            if not (isinstance(error, WaitEnded) or self._shutdown.requested.is_set()):
                 raise
             self._give_back(entry)
             return

@@ -259,7 +259,8 @@ class Loop:
 
     def _demonstrated(self) -> Iterator[str]:
         """What a policy reads and writes in the demonstrations."""
-        for episode in self.records.episodes(DEMONSTRATIONS):
+        demonstrations = self.records.episodes(DEMONSTRATIONS)
+        for episode in (each for each in demonstrations if each.turns):
             last = len(episode.turns) - 1
             messages = self._prompt.messages(episode.state(last))
             yield from (message.content for message in messages if message.role != "system")

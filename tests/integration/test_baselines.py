@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from fastapi import Response
+from fastapi.responses import JSONResponse
 from rich.console import Console
 
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
@@ -24,11 +26,13 @@ from agentprm.protocol import (
     ChoiceRule,
     CreateSessions,
     Episode,
+    Health,
     RolloutJob,
     Sampling,
 )
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
+from agentprm.service import create_app
 from services.rollout.chat import ChatModel
 from services.rollout.game import PlayError
 from services.rollout.player import Player
@@ -142,6 +146,45 @@ def test_a_chat_model_that_cannot_be_asked_fails_the_job(
     chat = ChatModel(guarded.urls["policy"] + "/v1", load_prompt("chat"))
     with pytest.raises(ServiceError, match="401"):
         play(guarded, chat, actor="chat", policy="policy")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"message": "too long", "code": "context_length_exceeded"}),
+        (400, {"message": "This model's maximum context length is 4096 tokens.", "code": 400}),
+    ],
+)
+def test_a_game_too_long_for_a_chat_model_is_lost_and_no_other(
+    guarded: Guarded, status: int, error: dict[str, Any]
+) -> None:
+    app = create_app("chat", lambda: Health(service="chat", status="healthy", package_version="0"))
+    asked: list[int] = []
+
+    @app.post("/chat/completions")
+    def complete(body: dict[str, Any]) -> Response:
+        asked.append(len(body["messages"]))
+        if len(body["messages"]) > 3 and body["seed"] % 2:  # one of two games that began alike
+            return JSONResponse({"error": error}, status)
+        message = {"role": "assistant", "content": "REASON: none\nACTION: look"}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return JSONResponse(
+            {
+                "id": "c",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "m",
+                "choices": [choice],
+            }
+        )
+
+    with serving(app) as url:
+        chat = ChatModel(url, load_prompt("chat"))
+        lost, played = sorted(
+            play(guarded, chat, actor="chat", policy="m"), key=lambda each: len(each.turns)
+        )
+    assert (len(lost.turns), lost.won) == (1, False)
+    assert len(played.turns) == 3
 
 
 # --- baselines that train -------------------------------------------------------------------------

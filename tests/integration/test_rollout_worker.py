@@ -19,7 +19,7 @@ import pytest
 
 from agentprm.cli.ports import free_port
 from agentprm.protocol import Decoding, Episode, PreferenceJob, RolloutJob, Sampling, State
-from agentprm.queue import Queue, QueueSettings
+from agentprm.queue import CurrentRun, Queue, QueueSettings
 from agentprm.redis_server import RedisServer
 from services.rollout.game import PlayError
 from services.rollout.player import Player
@@ -232,6 +232,13 @@ def test_a_prm_that_serves_another_version_is_waited_for(
     assert played.episodes or played.preferences
 
 
+def test_runs_that_share_an_environment_leave_each_others_games_alone(world: World) -> None:
+    """Both have a job `r/0`; played again in one run, it closes its own sessions alone."""
+    for run in ("one", "another", "one"):
+        world.player().play(rollout(), run)
+    assert len(world.rooms.keys) == 2
+
+
 def test_a_refused_step_fails_the_job_and_gives_the_sessions_back(world: World) -> None:
     world.rooms.broken = {"train/b/1"}
     with pytest.raises(PlayError, match="train/b/1: No such turn"):
@@ -284,6 +291,35 @@ def test_a_job_is_followed_by_its_id_and_counted(redis_server: RedisServer, worl
     assert world.rooms.request_ids == {"rollout-2-0007"}
     (done,) = [line for line in lines if line["event"] == "job done"]
     assert done["request_id"] == done["job"] == "rollout-2-0007"
+
+
+def test_a_worker_leaves_a_run_whose_results_nobody_takes_for_the_next(
+    redis_server: RedisServer, world: World
+) -> None:
+    """It waits for room in the first run, whose trainer is gone, when the second is announced."""
+    command = [sys.executable, "-m", "services.rollout", "--redis-url", redis_server.url]
+    command += ["--env-url", world.env_url, "--policy-url", world.policy_url]
+    command += ["--max-episodes", "1"]
+    with (
+        Queue(redis_server.url, "left") as left,
+        Queue(redis_server.url, "next") as following,
+        contextlib.closing(CurrentRun(redis_server.url)) as current,
+    ):
+        current.announce("left")
+        for name in ("a", "b"):
+            left.publish(rollout(id=name))
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.stderr is not None
+            assert any("stream full" in line for line in process.stderr)
+            current.announce("next")
+            following.publish(rollout(id="c"))
+            (played,) = following.results("episodes", count=1, timeout=30)
+            assert played.record.job_id == "c"
+            assert left.lengths() == {"jobs": 1, "episodes": 1, "preferences": 0, "dead": 0}
+        finally:
+            process.kill()
+            process.communicate(timeout=20)
 
 
 def test_a_killed_workers_job_is_played_by_another_and_counts_once(

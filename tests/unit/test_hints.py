@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from agentprm.client import ServiceError
 from agentprm.encoding import encode
 from agentprm.prompts import load_prompt
 from agentprm.protocol import (
+    CONTEXT_TOO_LONG,
     Action,
     ActRequest,
-    ActResponse,
     ActResult,
     Candidate,
     HiddenState,
@@ -105,17 +108,18 @@ def test_reasons_are_the_policys_own_and_commands_stay() -> None:
     then = Action(reason=HINT, command="open cabinet 3")
     foreign = Start(turns=(turn,), action=then, rationalise=True)
     own = Start(turns=PLAYED.turns[:2])
-    asked: list[list[State]] = []
+    asked: list[Sequence[State]] = []
 
-    def ask(states: list[State], t: int) -> ActResponse:
+    def ask(states: Sequence[State], purpose: str) -> list[ActResult]:
+        t = len(asked)
+        assert purpose == f"reason {t}"
         asked.append(states)
         commands = [["look", "look", "go to cabinet 3", "go to cabinet 3"], ["look"]][t]
         candidates = [
             Candidate(text="", action=Action(reason=f"{t}.{k}", command=c), log_prob=0, tokens=1)
             for k, c in enumerate(commands)
         ]
-        result = ActResult(candidates=candidates, chosen=0)
-        return ActResponse(results=[result], policy_version="policy/0", template_hash="0")
+        return [ActResult(candidates=candidates, chosen=0)]
 
     same, told = rationalised(ask, [session, session], [own, foreign])
     assert same == own
@@ -125,3 +129,36 @@ def test_reasons_are_the_policys_own_and_commands_stay() -> None:
     assert (first.history, first.observation) == ((), turn.observation)
     assert second.observation == session.observation
     assert [step.action.reason for step in second.history] == ["0.2"], "in the history as retold"
+
+
+def test_a_state_too_long_for_the_policy_has_no_reason_and_stops_no_other() -> None:
+    """Nor does it keep the other's, which may tell what the policy is not to know."""
+    knowing = Action(reason=HINT, command="look")
+    session = Session(
+        id="s",
+        game=PLAYED.game,
+        turn=0,
+        observation="You see a cabinet 3.",
+        admissible=["look"],
+        reward=0,
+        done=False,
+        won=False,
+        truncated=False,
+        max_steps=30,
+    )
+    long = session.model_copy(update={"observation": "You see a mug 1. " * 50})
+
+    def ask(states: Sequence[State], purpose: str) -> list[ActResult]:
+        if any(len(state.observation) > 100 for state in states):
+            raise ServiceError(422, "too long", title=CONTEXT_TOO_LONG)
+        own = Candidate(
+            text="", action=Action(reason=purpose, command="look"), log_prob=0, tokens=1
+        )
+        return [ActResult(candidates=[own], chosen=0) for _ in states]
+
+    starts = [Start(action=knowing, rationalise=True)] * 2
+    told = rationalised(ask, [session, long], starts)
+    assert [start.action for start in told] == [
+        Action(reason="reason 0/0", command="look"),
+        Action(reason="", command="look"),
+    ]

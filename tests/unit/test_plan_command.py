@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from agentprm.cli import app
+from agentprm.cli.services import Options
 from agentprm.config import load_config
 from agentprm.ensembles import write_ensemble
 from agentprm.facts import METADATA
@@ -64,3 +66,21 @@ def test_a_return_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code != 0
     assert "depth" not in result.stderr
     assert "nowhere" in result.stderr
+
+
+def test_the_true_game_is_forked_by_the_engine_that_has_room_for_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a TextWorld session is one more process, and there are as many as games."""
+    played: list[Options] = []
+
+    def watched(home: Path, games: str, options: Options, *_: object, **__: object) -> None:
+        played.append(options)
+
+    monkeypatch.setattr(sys.modules["agentprm.cli.plan"], "plan_run", watched)
+    config = load_config("smoke").model_copy(update={"engine": "textworld"})
+    (run / "config.json").write_text(config.model_dump_json())
+    asked = ["plan", "--run", str(run), "--prm", "prm/0", "--games", str(run)]
+    result = CliRunner().invoke(app, [*asked, "--model", "true"])
+    assert result.exit_code == 0, result.stderr
+    assert [options.engine for options in played] == ["compiled"]

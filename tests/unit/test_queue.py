@@ -14,7 +14,15 @@ import pytest
 import redis
 
 from agentprm.protocol import JobResult, PreferenceJob, RolloutJob
-from agentprm.queue import DeadJob, Entry, Offer, Queue, QueueError, QueueSettings
+from agentprm.queue import (
+    DeadJob,
+    Entry,
+    Offer,
+    Queue,
+    QueueError,
+    QueueSettings,
+    WaitEnded,
+)
 from agentprm.redis_server import RedisServer
 
 FAST = QueueSettings(claim_after=0.6, patience=20)
@@ -453,3 +461,17 @@ def test_a_refused_password_is_told_at_once(server: RedisServer) -> None:
     with pytest.raises(QueueError, match="password"):
         Queue(f"{server.url}?username=nobody&password=wrong", "run", settings=patient)
     assert time.monotonic() - started < 5
+
+
+def test_a_result_does_not_wait_for_room_in_a_run_that_nobody_wants(connect: Open) -> None:
+    worker = connect(settings=QueueSettings(max_episodes=1))
+    for name in ("a", "b"):
+        worker.publish(job(name))
+    assert worker.finish(take(worker), result("a"))
+    entry = take(worker)
+    answers = iter([True, True, False])
+    with pytest.raises(WaitEnded):
+        worker.finish(entry, result("b"), lambda: next(answers))
+    worker.give_back(entry)
+    assert take(worker).record.id == "b", "the job is still there"
+    assert worker.lengths()["episodes"] == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentprm.config import Exploration, Posterior, Reset
-from agentprm.protocol import Episode, JobResult, Sampling
+from agentprm.protocol import Episode, JobResult, Sampling, Start
 from services.trainer.rollouts.exploration import Resets, begin, deal, led
 from services.trainer.rollouts.online import sample_states
 from services.trainer.rollouts.vine import reachable, sample_places
@@ -132,6 +132,12 @@ def test_the_explorer_leads_to_a_state_and_takes_the_first_action_with_a_target(
         assert beginning.start.turns == explored.turns[:t]
         assert beginning.start.action == explored.turns[t].action
         assert beginning.start.rationalise
+
+
+def test_a_game_that_the_explorer_gave_up_at_once_is_begun_anew() -> None:
+    nothing = episode([], [])
+    begun = led(nothing, random.Random(0))
+    assert (begun.way, begun.game, begun.start) == ("posterior", nothing.game, Start())
 
 
 def test_turns_that_were_given_are_no_states_of_d_and_no_branches() -> None:

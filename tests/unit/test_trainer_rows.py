@@ -8,7 +8,9 @@ import pytest
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action
 from services.trainer.training.fitting import load_tokenizer
-from services.trainer.training.rows import action_row, all_rows, answer_rows
+from services.trainer.training.forks import episode_forks
+from services.trainer.training.rows import action_row, all_rows, answer_rows, episode_rows
+from services.trainer.world.transitions import transitions
 from tests.unit.trainer_episodes import create_small, episode
 
 STATES = [episode(["look"] * 6, [0] * 6).state(t) for t in (0, 2, 5)]
@@ -61,3 +63,14 @@ def test_what_episodes_have_in_common_is_tokenised_once(
     alone, calls = calls, 0
     assert all_rows(tokenizer, prompt, played, 2048) == list(enumerate(expected))
     assert calls <= alone + 1
+
+
+@pytest.mark.parametrize("name", ["chat", "state"])
+def test_of_a_game_that_was_given_up_at_once_nothing_is_read(tmp_path: Path, name: str) -> None:
+    """A first observation that is longer than the model leaves an episode without turns."""
+    tokenizer, prompt = load_tokenizer(create_small(tmp_path)), load_prompt(name)
+    nothing, played = episode([], []), episode(["look"], [0])
+    assert episode_rows(tokenizer, prompt, nothing, 2048) == []
+    assert [k for k, _ in all_rows(tokenizer, prompt, [nothing, played], 2048)] == [1]
+    assert list(episode_forks(tokenizer, prompt, nothing, {}, 2048)) == []
+    assert list(transitions(nothing)) == []

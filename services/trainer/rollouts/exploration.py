@@ -137,8 +137,11 @@ def led(episode: Episode, rng: random.Random) -> Beginning:
     """The turns of the explorer's episode up to a random one, which is the first with a target.
 
     So its target is Q^π(s, a) of the explorer's state and action: π_i goes on from there. The
-    explorer's reasons may tell what it knew; the player has π_i give its own.
+    explorer's reasons may tell what it knew; the player has π_i give its own. A game that the
+    explorer gave up at once is π_i's from its beginning.
     """
+    if not episode.turns:
+        return Beginning("posterior", episode.game)
     t = rng.choice(reachable(episode))
     start = Start(turns=episode.turns[:t], action=episode.turns[t].action, rationalise=True)
     return Beginning("posterior", episode.game, start)

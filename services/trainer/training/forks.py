@@ -77,8 +77,11 @@ def episode_forks(
 
     They are one row, or, where the prompt renders single states, one row each. The last turn is
     the end, whether the game was over or time was up. A transition of which one of the two
-    conversations is longer than `max_tokens` is left out.
+    conversations is longer than `max_tokens` is left out. An episode that was given up before its
+    first turn has none.
     """
+    if not episode.turns:
+        return
     if prompt.append_only:
         fork = _whole(tokenizer, prompt, episode, next_actions, max_tokens)
         forks = iter([fork])

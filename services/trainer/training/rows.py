@@ -30,10 +30,13 @@ def episode_rows(
     """The episode as one row, or, where the prompt renders single states, one row a turn.
 
     Turns before the episode's start are read but are none of `turns`. Turns that end beyond
-    `max_tokens` are left out; a row without a turn is not returned. The `hint` that an episode was
-    played with is read only where it is given here.
+    `max_tokens` are left out; a row without a turn is not returned, nor is any of an episode that
+    was given up before its first. The `hint` that an episode was played with is read only where it
+    is given here.
     """
     played = range(episode.start, len(episode.turns))
+    if not played:
+        return []
     if prompt.append_only:
         transcript = episode.transcript()
         encoded = encode(tokenizer, prompt.transcript(transcript.task, transcript.steps, hint))

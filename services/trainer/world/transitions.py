@@ -26,6 +26,8 @@ def transitions(episode: Episode) -> Iterator[Transition]:
 
     That of the last turn is where it won; what was possible after the step limit nobody recorded.
     """
+    if not episode.turns:
+        return
     told = opening(episode.game.task, episode.turns[0].observation)
     for t, turn in enumerate(episode.turns):
         if t + 1 < len(episode.turns):

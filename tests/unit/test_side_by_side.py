@@ -1,0 +1,51 @@
+"""Calls side by side: their answers in order, and nobody waits for them at a shutdown."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from services.rollout.side_by_side import side_by_side
+
+INTERRUPTED = """
+import signal, time
+from services.rollout.shutdown import Interrupted, Shutdown
+from services.rollout.side_by_side import side_by_side
+
+shutdown = Shutdown()
+shutdown.install()
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+signal.signal(signal.SIGALRM, shutdown._on_signal)
+try:
+    with shutdown.interrupting():
+        side_by_side(time.sleep, [60.0, 60.0])
+except Interrupted:
+    print("interrupted", flush=True)
+"""
+
+
+def test_all_are_asked_at_once_and_answered_in_order() -> None:
+    together = threading.Barrier(5, timeout=10)
+
+    def call(k: int) -> int:
+        together.wait()
+        time.sleep(0.02 * (5 - k))
+        return k * k
+
+    assert side_by_side(call, range(5)) == [0, 1, 4, 9, 16]
+    assert side_by_side(call, []) == []
+
+
+def test_an_error_of_one_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda k: 1 // k, [1, 0, 2])
+
+
+def test_a_signal_leaves_them_and_so_does_the_process() -> None:
+    command = [sys.executable, "-c", INTERRUPTED]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert told.stdout == "interrupted\n"
