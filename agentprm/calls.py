@@ -121,6 +121,7 @@ class _Attempts:
     def __init__(self, deadline: float, unreachable: float | None) -> None:
         self._ends = time.monotonic() + deadline
         self._unreachable = unreachable
+        self._expected = time.monotonic()  # to connect, from then on
         self._stop = tenacity.stop_before_delay(deadline)
         self.policy: dict[str, Any] = {
             "retry": tenacity.retry_if_exception(_again),
@@ -136,9 +137,11 @@ class _Attempts:
 
     def _over(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-        if refused and self._unreachable is not None:
-            return tenacity.stop_before_delay(self._unreachable)(state)
+        again = time.monotonic() + state.upcoming_sleep
+        if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            self._expected = again
+        elif self._unreachable is not None and again - self._expected >= self._unreachable:
+            return True
         return self._stop(state)
 
 

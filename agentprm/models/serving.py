@@ -8,6 +8,7 @@ weights go on serving and the answer says why.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 import weakref
@@ -35,6 +36,8 @@ MAX_LOADS = 8
 
 DRAIN_SECONDS = 150.0
 """How long a load waits for requests that use weights replaced before: longer than any may take."""
+COLLECT_SECONDS = 1.0
+"""How long until it looks, and then again, whether nothing but a cycle of references holds them."""
 
 SWAPS = Counter("agentprm_checkpoint_swaps_total", "Swaps by result", ["service", "result"])
 LOAD_SECONDS = Histogram(
@@ -201,12 +204,17 @@ class Serving(Generic[W]):
     async def _drained(self) -> None:
         """Wait until no request uses what the last swap replaced.
 
-        So there are never more than two sets of weights in memory, however fast swaps follow.
+        So there are never more than two sets of weights in memory, however fast swaps follow. A
+        request that failed may hold them by its own traceback, which refers to itself.
         """
-        started = time.perf_counter()
+        started = collected = time.perf_counter()
         while self._replaced() is not None:
-            if time.perf_counter() - started > DRAIN_SECONDS:
+            now = time.perf_counter()
+            if now - started > DRAIN_SECONDS:
                 raise TimeoutError("requests still use what the swap before replaced")
+            if now - collected > COLLECT_SECONDS:
+                gc.collect()
+                collected = now
             await asyncio.sleep(0.01)
 
     async def _staged(self, version: str) -> W:

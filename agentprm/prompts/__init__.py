@@ -29,8 +29,9 @@ from agentprm.protocol import MAX_COMMAND, MAX_TEXT, Action, Message, State, Ste
 
 _HERE = Path(__file__).parent
 _REASON_ACTION = re.compile(
-    r"\A\s*REASON:\s*(?P<reason>.*?)\s*^ACTION:\s*(?P<command>[^\n]*)", re.S | re.M
+    r"\A\s*REASON:(?P<reason>.*?)^ACTION:\s*(?P<command>[^\n]*)", re.S | re.M
 )
+"""One way alone to match any white space: several would take cubic time on a text full of it."""
 
 
 @dataclass(frozen=True)

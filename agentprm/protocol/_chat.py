@@ -41,7 +41,8 @@ class ChatMessage(BaseModel):
             return data.model_dump()
         if not isinstance(data, dict):
             return data
-        if data.get("tool_calls") or data.get("role") == "tool":
+        calls = data.get("tool_calls") or data.get("function_call")
+        if calls or data.get("role") in ("tool", "function"):
             raise ValueError("tool calls and their results are scored as text: put them in content")
         content = data.get("content")
         parts = content if isinstance(content, list) else []

@@ -110,9 +110,7 @@ def add_routes(
             request = ChatRequest.model_validate_json(await http.body())
         except ValidationError as error:
             return _error(400, first_error(error), param=first_field(error) or None)
-        if request.model not in (ALIAS, serving.version) and not best_of_named(request.model):
-            message = f"the model {request.model!r} is not served; GET /v1/models lists what is"
-            return _error(404, message, param="model", code="model_not_found")
+        _require(request.model, serving.version)
         wrong = request.contradiction()
         if wrong is not None:
             return _error(400, wrong[1], param=wrong[0])
@@ -122,6 +120,7 @@ def add_routes(
         seed = secrets.randbits(31) if request.seed is None else request.seed % 2**31
         prompt = Prompt(tuple(m.plain() for m in request.messages), (seed, 0))
         version, drawn = await _sample(prompt, request.draw(), logprobs=request.logprobs)
+        _require(request.model, version)  # as it waited, another may have come to serve
         if request.candidates is None:
             return _completion(version, drawn, [_choice(*each) for each in enumerate(drawn)])
         try:
@@ -151,6 +150,17 @@ def add_routes(
             await batcher.ahead(lambda engine: engine.encode(prompt.messages))
         version, found = await batcher.submit(("chat", draw, logprobs), work, [prompt], draw.n)
         return version, found[0]
+
+
+class _NotServedError(ProblemError):
+    """The model that was asked for does not serve, or no longer: a 404."""
+
+
+def _require(model: str, version: str | None) -> None:
+    """Nothing, if `model` is a name of what serves."""
+    if model not in (ALIAS, version) and not best_of_named(model):
+        detail = f"the model {model!r} is not served; GET /v1/models lists what is"
+        raise _NotServedError(404, "Model not served", detail)
 
 
 async def _judge(
@@ -227,15 +237,22 @@ def _completion(
 
 def _logprobs(sample: Sample, tokens: Sequence[str]) -> dict[str, Any]:
     content = [
-        {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
+        {"token": token, "logprob": value, "bytes": _bytes(token), "top_logprobs": []}
         for token, value in zip(tokens, sample.log_probs, strict=True)
     ]
     return {"content": content, "refusal": None}
 
 
+def _bytes(token: str) -> list[int] | None:
+    """None where the token is a part of a character: its text does not tell which."""
+    return None if "\ufffd" in token else list(token.encode())
+
+
 def _problem(error: ProblemError) -> Response:
     """A problem of the native API in OpenAI's shape."""
     problem = error.problem
+    if isinstance(error, _NotServedError):
+        return _error(404, problem.detail, param="model", code="model_not_found")
     code = "context_length_exceeded" if problem.title == CONTEXT_TOO_LONG else None
     if isinstance(error, PRMUnavailableError):
         code = "prm_unavailable"

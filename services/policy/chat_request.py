@@ -47,6 +47,7 @@ class ChatRequest(BaseModel):
     presence_penalty: float = 0.0
     logit_bias: dict[str, float] = {}
     tools: list[Any] = []
+    functions: list[Any] = []
     response_format: dict[str, Any] = {"type": "text"}
     best_of: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES)
     q_temperature: float = Field(default=0.0, ge=0.0, le=10.0)
@@ -80,8 +81,10 @@ class ChatRequest(BaseModel):
         wanted = self.candidates
         if self.stream:
             return "stream", "streaming is not supported; send stream: false"
-        if self.tools:
-            return "tools", "tools are not supported: describe them in a message, answers are text"
+        for field in ("tools", "functions"):
+            if getattr(self, field):
+                why = f"{field} are not supported: describe them in a message, answers are text"
+                return field, why
         if self.response_format.get("type") != "text":
             return "response_format", "answers are text: no other response_format is supported"
         for field in _NOT_DONE:

@@ -66,7 +66,7 @@ def build_app(settings: PRMServiceSettings) -> FastAPI:
     async def score(request: ScoreRequest) -> ScoreResponse:
         async with serving.using() as served:
             answer: ScoreResponse = await served.weights.score(
-                served.version, lambda member: batcher.score(member, request)
+                served.version, lambda member: batcher.score(member, request, served)
             )
             return answer
 

@@ -45,7 +45,11 @@ WAITING_TOKENS = Gauge("agentprm_prm_waiting_tokens", "Tokens of the rows that w
 
 @dataclass
 class _Job:
-    """A request under way: the weights it is answered from, and the scores there are so far."""
+    """A request under way: the weights it is answered from, and the scores there are so far.
+
+    `held` is what a swap waits for: while a row of the request may still be computed, nothing that
+    is known of its weights is taken for gone.
+    """
 
     served: Served[BaseScorer]
     plan: Plan
@@ -53,6 +57,7 @@ class _Job:
     done: asyncio.Future[None]
     scores: list[list[float]]
     missing: int
+    held: object = None
 
 
 @dataclass(order=True, frozen=True)
@@ -110,8 +115,10 @@ class Batcher:
             self._planning.shutdown(wait=False, cancel_futures=True)
             self._computing.shutdown(wait=False, cancel_futures=True)
 
-    async def score(self, served: Served[BaseScorer], request: ScoreRequest) -> ScoreResponse:
-        """Q for everything in `request`, all of it from `served`.
+    async def score(
+        self, served: Served[BaseScorer], request: ScoreRequest, held: object = None
+    ) -> ScoreResponse:
+        """Q for everything in `request`, all of it from `served`, which `held` is the whole of.
 
         Raises:
             ProblemError: 422 too long for the model, 413 more than may ever wait, 429 too much
@@ -122,7 +129,7 @@ class Batcher:
         self._requests += 1
         try:
             async with asyncio.timeout(MAX_WAIT):
-                return await self._score(served, request)
+                return await self._score(served, request, held)
         except TimeoutError as error:
             raise ProblemError(
                 503, "Not in time", f"no answer after {MAX_WAIT:.0f} s", retry_after=5
@@ -130,7 +137,9 @@ class Batcher:
         finally:
             self._requests -= 1
 
-    async def _score(self, served: Served[BaseScorer], request: ScoreRequest) -> ScoreResponse:
+    async def _score(
+        self, served: Served[BaseScorer], request: ScoreRequest, held: object
+    ) -> ScoreResponse:
         loop = asyncio.get_running_loop()
         plan, costs = await loop.run_in_executor(self._planning, _plan, served.weights, request)
         if plan.tokens > self._max_waiting:
@@ -138,12 +147,10 @@ class Batcher:
             raise ProblemError(413, "Too much at once", limits)
         if self._tokens + plan.tokens > self._max_waiting:
             raise _busy(f"{self._tokens} tokens wait already")
-        job = _Job(
-            served, plan, costs, loop.create_future(), [[] for _ in plan.rows], len(plan.rows)
-        )
+        scores: list[list[float]] = [[] for _ in plan.rows]
+        job = _Job(served, plan, costs, loop.create_future(), scores, len(scores), held)
         self._push(job)
         await job.done
-        scores = job.scores
         SCORES.inc(sum(map(len, scores)))
         return ScoreResponse(
             conversations=[[scores[row][k] for row, k in turns] for turns in plan.conversations],
@@ -187,17 +194,22 @@ class Batcher:
         return taken
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            taken = self._take()
-            if not self._heap:
-                self._arrived.clear()
-            if taken:
-                with BATCH_SECONDS.time():
-                    results = await loop.run_in_executor(self._computing, _compute, taken)
-                for waiting, result in zip(taken, results, strict=True):
-                    _settle(waiting, result)
+            await self._step()
+
+    async def _step(self) -> None:
+        """Compute the next rows. Who waits for more must not hold them, for they hold weights."""
+        taken = self._take()
+        if not self._heap:
+            self._arrived.clear()
+        if not taken:
+            return
+        with BATCH_SECONDS.time():
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(self._computing, _compute, taken)
+        for waiting, result in zip(taken, results, strict=True):
+            _settle(waiting, result)
 
     def _measure(self) -> None:
         WAITING_ROWS.set(len(self._heap))

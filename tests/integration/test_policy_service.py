@@ -185,6 +185,7 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
     [
         ({"stream": True}, 400, "stream", None),
         ({"tools": [{"type": "function"}]}, 400, "tools", None),
+        ({"functions": [{"name": "f"}]}, 400, "functions", None),
         ({"top_p": 0.9}, 400, "top_p", None),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty", None),
         ({"presence_penalty": -1}, 400, "presence_penalty", None),

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+import httpx
 import pytest
+import tenacity
 import uvicorn
 from fastapi import FastAPI, Response
 
+from agentprm.calls import _Attempts
 from agentprm.client import AsyncEnvClient, AsyncPRMClient, EnvClient, PRMClient, ServiceError
 from agentprm.protocol import Action, Pair, ScoreRequest, ScoreResponse, Split, State
 
@@ -209,3 +212,29 @@ def test_every_call_has_an_async_twin(scripted: Scripted) -> None:
 
     with EnvClient(scripted.url, deadline=5) as env:
         assert env.games(Split.TRAIN, limit=3).total == asyncio.run(games()) == 3
+
+
+def test_a_service_that_answered_has_as_long_to_come_back_as_any() -> None:
+    """It was busy for longer than one that refuses connections is waited for, and then restarts."""
+    attempts = _Attempts(deadline=30.0, unreachable=1.0)
+    outcomes: list[Exception | str] = [
+        ServiceError(429, "busy", retry_after=1.2),
+        httpx.ConnectError("refused"),
+        httpx.ConnectError("refused"),
+        "answer",
+    ]
+
+    def once() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    assert tenacity.Retrying(**attempts.policy)(once) == "answer"
+    started = time.monotonic()
+    attempts = _Attempts(deadline=30.0, unreachable=0.5)
+    outcomes[:] = [httpx.ConnectError("refused") for _ in range(100)]
+    with pytest.raises(httpx.ConnectError):
+        tenacity.Retrying(**attempts.policy)(once)
+    assert len(outcomes) > 90
+    assert time.monotonic() - started < 10

@@ -160,3 +160,42 @@ def test_a_long_conversation_is_encoded_while_the_model_computes(
         assert first.result().status_code == 200
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_version_that_was_swapped_out_while_a_request_for_it_waited_is_not_answered_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    for k in range(2):
+        registry.adopt(tiny_causal_lm(tmp_path / f"model-{k}", k), f"policy/{k}")
+    begun, go_on = threading.Event(), threading.Event()
+    generate = EmbeddedEngine.generate
+
+    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        begun.set()
+        go_on.wait(30)
+        return generate(self, prompts, draw)
+
+    def post(model: str, tokens: int) -> httpx.Response:
+        messages = [{"role": "user", "content": "look"}]
+        body = {"model": model, "messages": messages, "max_tokens": tokens}
+        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+
+    app = build_app(PolicySettings(registry=registry.root, checkpoint="policy/0", device="cpu"))
+    with serving_at(app) as url, ThreadPoolExecutor() as clients:
+        while httpx.get(f"{url}/health").json()["status"] != "healthy":
+            time.sleep(0.05)
+        monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+        first = clients.submit(post, "policy/0", 4)
+        assert begun.wait(30)
+        waiting = [clients.submit(post, model, 5) for model in ("policy/0", "policy")]
+        while httpx.get(f"{url}/health").json()["details"]["waiting_samples"] < 2:
+            time.sleep(0.02)
+        loaded = httpx.post(f"{url}/v1/checkpoints/load", json={"version": "policy/1"}, timeout=60)
+        assert loaded.status_code == 200, loaded.text
+        go_on.set()
+        pinned, alias = (each.result() for each in waiting)
+    assert first.result().json()["model"] == "policy/0"
+    assert alias.json()["model"] == "policy/1"
+    assert pinned.status_code == 404
+    assert pinned.json()["error"]["code"] == "model_not_found"

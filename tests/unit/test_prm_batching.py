@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import math
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -206,6 +208,57 @@ def test_a_request_that_takes_too_long_is_a_503_and_makes_room(
                 await batcher.score(versions[0], request(1))
         assert (caught.value.problem.status, caught.value.retry_after) == (503, 5)
         await batcher.score(versions[0], request(1))
+
+    within(batcher, scenario)
+
+
+def test_weights_are_gone_when_their_last_answer_is(tmp_path: Path) -> None:
+    """No more is asked, so that nothing comes after them; and nothing looks for cycles."""
+    tiny_scorer(tmp_path, seed=0)
+    batcher = Batcher()
+
+    async def scenario() -> None:
+        served = Served("prm/0", Scorer(tmp_path, load_prompt("chat"), device="cpu"))
+        gone = weakref.ref(served)
+        await batcher.score(served, request(2))
+        del served
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if gone() is None:
+                break
+        assert gone() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        within(batcher, scenario)
+    finally:
+        gc.enable()
+
+
+def test_a_request_given_up_is_held_until_none_of_its_rows_can_be_computed(
+    versions: list[Served[Scorer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Whole:
+        """An ensemble, as a swap sees it."""
+
+    batcher = Batcher()
+
+    async def scenario() -> None:
+        whole = Whole()
+        gone = weakref.ref(whole)
+        with held(batcher), monkeypatch.context() as patch:
+            patch.setattr(batching, "MAX_WAIT", 0.2)
+            await asyncio.gather(
+                *(batcher.score(versions[0], request(1, k), whole) for k in range(3)),
+                return_exceptions=True,
+            )
+            del whole
+            gc.collect()
+            assert gone() is not None
+        await batcher.score(versions[0], request(1))
+        gc.collect()
+        assert gone() is None
 
     within(batcher, scenario)
 

@@ -126,6 +126,11 @@ LONG_PARTS = [{"type": "text", "text": "x" * 150_000}] * 2
         ({"messages": CHAT * (MAX_MESSAGES // len(CHAT) + 1)}, "at most 500"),
         ({"messages": CHAT, "conversations": [{"messages": CHAT}]}, "give either"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool calls"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+            "tool",
+        ),
+        ({"messages": [{"role": "function", "name": "f", "content": "1"}]}, "tool calls"),
         ({"messages": [{"role": "tool", "content": "42"}]}, "tool calls"),
         ({"messages": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "nothing else"),
         ({"messages": [{"role": "assistant", "content": None}]}, "nothing else is read"),

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 import time
 from pathlib import Path
@@ -123,6 +124,37 @@ def test_loads_at_once_run_one_after_the_other(registry: Registry) -> None:
     assert most == 1
     assert one.version == "prm/1"
     assert registry.serving("prm") == "prm/1"
+
+
+def test_what_a_failed_request_holds_by_itself_alone_is_let_go(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traceback has a frame that has it: a cycle, for which nobody may look for long."""
+    monkeypatch.setattr("agentprm.models.serving.COLLECT_SECONDS", 0.1)
+    one = serving(registry)
+
+    async def fail() -> None:
+        kept: list[Exception] = []
+        async with one.using() as served:
+            assert served.version == "prm/0"
+            try:
+                raise ValueError("too long")
+            except ValueError as error:
+                kept.append(error)
+
+    async def main() -> None:
+        await one.load("prm/0")
+        await fail()
+        for version in ("prm/1", "prm/0", "prm/1"):
+            async with asyncio.timeout(20):
+                await one.load(version)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_a_start_without_what_served_last_waits_for_a_load(registry: Registry) -> None:
