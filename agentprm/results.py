@@ -30,6 +30,8 @@ SHORT = {
     "pick_two_obj_and_place": "pick two",
 }
 """Task types as tables name them, in the order of the paper's."""
+MAX_TASKS = 8
+"""Types of tasks that fit into a table."""
 
 
 class Rate(BaseModel):
@@ -163,15 +165,25 @@ def table(rows: Sequence[Row]) -> Table:
     result.add_column("policy", no_wrap=True)
     result.add_column("success", justify="right", no_wrap=True)
     result.add_column("actions", justify="right", no_wrap=True)
-    tasks = [task for task in SHORT if any(task in row.by_task for row in rows)]
-    for task in tasks:
-        result.add_column(SHORT[task], justify="right", no_wrap=True)
+    tasks = task_names(rows)
+    for name in tasks.values():
+        result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(row.by_task.get(task)) for task in tasks]
         success = f"{row.success:.1%} [{row.low:.0%}, {row.high:.0%}]".replace("%", "")
         actions = f"{row.actions:.1f} ± {row.actions_error:.1f}"
         result.add_row(row.name, success, actions, *cells)
     return result
+
+
+def task_names(rows: Sequence[Row]) -> dict[str, str]:
+    """The types of tasks in the rows, ALFWorld's first, with their short names.
+
+    Of more than fit into a table there are the first ones; `results.json` has all.
+    """
+    found = {task for row in rows for task in row.by_task}
+    ordered = [task for task in SHORT if task in found] + sorted(found - SHORT.keys())
+    return {task: SHORT.get(task, task) for task in ordered[:MAX_TASKS]}
 
 
 def _cell(rate: Rate | None) -> str:

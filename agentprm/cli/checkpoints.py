@@ -24,6 +24,8 @@ app = typer.Typer(
 @app.command("list")
 def list_checkpoints(registry: Root, as_json: Json = False) -> None:
     """The finished checkpoints, with their size, and whether they carry a canary."""
+    if not registry.is_dir():
+        fail(f"there is no directory {registry}")
     found = Registry(registry)
     paths = {version: found.path(version) for kind in KINDS for version in found.versions(kind)}
     rows = [

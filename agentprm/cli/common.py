@@ -21,7 +21,7 @@ from rich.markup import escape
 from agentprm.chats import ChatsError
 from agentprm.cli.games import GamesError, absolute
 from agentprm.cli.processes import ProcessFailed
-from agentprm.config import Config, load_config, parse_overrides, read_config
+from agentprm.config import Config, dotted, load_config, parse_overrides, read_config
 from agentprm.files import DamagedFile, write_atomic
 from agentprm.prompts import load_prompt
 from agentprm.protocol import MAX_STEPS, Sampling, Split
@@ -132,9 +132,19 @@ def new_or_same(run: Path, config: Config, go_on: str) -> None:
     there = config_of(run)
     if there != config:
         fail(
-            f"{run} holds a run with other settings ({there.algorithm}, preset {there.preset}, "
-            f"seed {there.seed}): {go_on}, or give another --run"
+            f"{run} holds a run with other settings ({_difference(there, config)}): {go_on}, or "
+            "give another --run"
         )
+
+
+def _difference(there: Config, asked: Config) -> str:
+    """The first setting that two runs differ in."""
+    theirs, ours = (
+        dotted(c.model_dump(mode="json", exclude={"overrides"})) for c in (there, asked)
+    )
+    names = (name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name))
+    name = next(names, "overrides")
+    return f"{name} is {theirs.get(name)} there, {ours.get(name)} here"
 
 
 def digest_of(games: str, prompt: str, *settings: str) -> str:

@@ -16,7 +16,6 @@ from agentprm.cli.common import (
     Device,
     Games,
     Json,
-    MaxSteps,
     Overrides,
     Played,
     Seed,
@@ -40,7 +39,7 @@ from agentprm.cli.world import app as world_app
 from agentprm.config import Algorithm, Evaluation, PolicyEngine
 from agentprm.ensembles import write_ensemble
 from agentprm.facts import read_facts
-from agentprm.protocol import MAX_CANDIDATES, ChoiceRule, Split
+from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, ChoiceRule, Split
 from agentprm.registry import Registry
 
 app = typer.Typer(
@@ -112,6 +111,8 @@ def train(
     )
     with explained():
         if (endpoints := Endpoints.given()) is not None:
+            if games is not None:
+                fail("--games is of a new environment: the one at AGENTPRM_ENV_URL has its games")
             train_connected(directory, endpoints, quiet=as_json)
         else:
             played = games_of_run(directory, games, console)
@@ -132,19 +133,29 @@ def evaluate(
         ChoiceRule, typer.Option(help="or, without a PRM: which of N samples is played")
     ] = ChoiceRule.PRM,
     best_of: Annotated[
-        int, typer.Option(help="N, where a PRM or a choice is given", min=2, max=MAX_CANDIDATES)
-    ] = 16,
+        int | None,
+        typer.Option(
+            help="N, where a PRM or a choice is given; by default the preset's",
+            min=2,
+            max=MAX_CANDIDATES,
+        ),
+    ] = None,
     games: Games = None,
     split: Played = Split.VALID_SEEN,
     count: Count = 10_000,
-    max_steps: MaxSteps = 30,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(help="turns of an episode; by default the preset's", min=1, max=MAX_STEPS),
+    ] = None,
     preset: Annotated[
-        str, typer.Option(help="actions are sampled as this preset's evaluations sample them")
+        str, typer.Option(help="the game is played as in the evaluations of this preset")
     ] = "tiny",
     temperature: Annotated[
         float | None, typer.Option(help="in place of the preset's", min=0)
     ] = None,
-    prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
+    prompt: Annotated[
+        str | None, typer.Option(help="chat, state, or a template file; by default the preset's")
+    ] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
     as_json: Json = False,
@@ -154,11 +165,12 @@ def evaluate(
         fail(f"--choice {choice} takes no --prm")
     with explained():
         algorithm = read_facts(prm).algorithm if prm is not None else None
-    as_trained = settings(preset).evaluation.under(algorithm)
+    config = settings(preset)
+    as_trained = config.evaluation.under(algorithm)
     plan = Evaluation(
         split=split,
         games=count,
-        best_of=best_of,
+        best_of=best_of or as_trained.best_of,
         sampling=at_temperature(as_trained.sampling, temperature),
         best_of_sampling=at_temperature(as_trained.best_of_sampling, temperature),
         best_of_beta=as_trained.best_of_beta,
@@ -176,9 +188,9 @@ def evaluate(
             games_to_play(games, console),
             steered=prm is not None,
             choice=choice,
-            max_steps=max_steps,
+            max_steps=max_steps or config.max_steps,
             seed=seed,
-            options=Options(prompt=prompt, device=device),
+            options=Options(prompt=prompt or config.prompt, device=device),
             quiet=as_json,
         )
         if as_json:

@@ -37,8 +37,7 @@ def study(
     config_of(run)
     if name not in STUDIES:
         fail(f"no study {name!r}: there are {', '.join(STUDIES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        fail("this draws figures: pip install 'agentprm[report]'")
+    _require_extra("matplotlib")
     try:
         settings = parse_overrides(overrides or [])
     except ValueError as error:
@@ -55,6 +54,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="the page; default RUN/report.html")] = None,
 ) -> None:
     """Put what a run has shown, its studies among it, on one page to read in a browser."""
+    _require_extra("markdown_it")
+    _require_extra("matplotlib")
     from agentprm.report import render_report
 
     config_of(run)
@@ -62,6 +63,11 @@ def report(
     with explained():
         write_atomic(file, render_report(run).encode())
     console.print(f"Report: {file}")
+
+
+def _require_extra(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        fail("this draws figures: pip install 'agentprm[report]'")
 
 
 def _work(source: Path, games: str | None) -> Work:

@@ -12,7 +12,7 @@ from agentprm.config._fits import (
 )
 from agentprm.config._load import changed, load_config, read_config
 from agentprm.config._monitor import MonitorSettings
-from agentprm.config._overrides import parse_overrides
+from agentprm.config._overrides import dotted, parse_overrides
 from agentprm.config._shaping import EXPERT, FIRST, Shaping
 from agentprm.config._stages import Demonstrations, Evaluation, Preferences, Rollouts, Vine
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
@@ -45,6 +45,7 @@ __all__ = [
     "Vine",
     "accelerate_file",
     "changed",
+    "dotted",
     "load_config",
     "parse_overrides",
     "read_config",

@@ -57,15 +57,23 @@ def _values(preset: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no preset {str(preset)!r}: there is no such file")
     values = tomllib.loads(preset.read_text(encoding="utf-8"))
     extended = values.pop("extends", None)
-    return merged(_values(_shipped(extended)), dotted(values)) if extended else values
+    if not extended:
+        return values
+    if extended not in _known():
+        names = ", ".join(sorted(_known()))
+        raise FileNotFoundError(f"{preset}: extends = {extended!r} is none of {names}")
+    return merged(_values(_known()[extended]), dotted(values))
 
 
 def _shipped(name: str) -> Path:
-    known = {path.stem: path for path in _PRESETS.glob("*.toml")}
-    if name not in known:
-        names = ", ".join(sorted(known))
+    if name not in _known():
+        names = ", ".join(sorted(_known()))
         raise FileNotFoundError(f"no preset {name!r}: give one of {names}, or a .toml file")
-    return known[name]
+    return _known()[name]
+
+
+def _known() -> dict[str, Path]:
+    return {path.stem: path for path in _PRESETS.glob("*.toml")}
 
 
 def changed(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -23,13 +23,17 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the nested `values` in which each dotted name of `overrides` has its value."""
+    """A copy of the nested `values` in which each dotted name of `overrides` has its value.
+
+    The word `none` takes out what may be left out: TOML has no null.
+    """
     result = dict(values)
     for name, value in overrides.items():
         head, _, rest = name.partition(".")
         group = result.get(head)
         inner = group if isinstance(group, Mapping) else {}
-        result[head] = merged(inner, {rest: value}) if rest else value
+        plain = None if value == "none" else value
+        result[head] = merged(inner, {rest: value}) if rest else plain
     return result
 
 

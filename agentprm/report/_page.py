@@ -14,7 +14,7 @@ from agentprm.config import Config, read_config
 from agentprm.registry import Registry
 from agentprm.report._episodes import find_stories, highest_q, ranked
 from agentprm.report._fits import describe_fits, describe_prms, stage_times
-from agentprm.results import SHORT, Row, read_results
+from agentprm.results import Row, read_results, task_names
 from agentprm.runs import evaluation_stage, read_episodes
 from agentprm.studies import STUDIES
 from agentprm.studies.figures import for_page, inline, plot
@@ -42,8 +42,7 @@ def render_report(run: Path) -> str:
         conditions=_conditions(run, config),
         rows=rows,
         best=max(rows, key=lambda row: row.success, default=None),
-        tasks=[task for task in SHORT if any(task in row.by_task for row in rows)],
-        short=SHORT,
+        tasks=task_names(rows),
         curves=_curves(run, rows),
         prms=describe_prms(Registry(run / "checkpoints")),
         fits=describe_fits(run),

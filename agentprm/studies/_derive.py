@@ -40,6 +40,16 @@ _FIRST_READ: dict[str, Place] = {
     "monitor": (1, _POLICY),
     "evaluation": _END,
     "iterations": _END,
+    # By which machine: that changes the time, and not the result.
+    "device": _END,
+    "policy_device": _END,
+    "prm_device": _END,
+    "num_processes": _END,
+    "accelerate": _END,
+    "workers": _END,
+    "policy_replicas": _END,
+    "policy_engine": _END,
+    "sglang_urls": _END,
 }
 """Where the loop first reads a setting or a group; any other, such as the model, at its start."""
 
@@ -59,7 +69,7 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
         if read_config(run) != config:
             raise ValueError(f"{run} was derived with other settings: remove it to begin anew")
         return
-    settings = {name for name in overrides if _value(before, name) != _value(config, name)}
+    settings = _differing(before, config, overrides)
     limit = _first_read(settings)
     (run / "records").mkdir(parents=True, exist_ok=True)
     for file in (source / "records").glob("*.jsonl"):
@@ -67,10 +77,28 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
         if place < limit and not (evaluates and _touches(settings, "evaluation")):
             shutil.copy2(file, run / "records")
     theirs, ours = Registry(source / "checkpoints"), Registry(run / "checkpoints")
-    for version in [*theirs.versions("policy"), *theirs.versions("prm")]:
+    for version in (v for kind in ("policy", "prm", "online") for v in theirs.versions(kind)):
         if _checkpoint_place(version) < limit and not ours.exists(version):
             ours.share(version, theirs)
     write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
+
+
+def retrains(config: Config, overrides: Mapping[str, Any]) -> bool:
+    """Whether a variant of a run has anything of the loop's to do anew.
+
+    Raises:
+        pydantic.ValidationError: an unknown setting is named, or an impossible value.
+    """
+    return _first_read(_differing(config, changed(config, overrides), overrides)) < _END
+
+
+def related(name: str, other: str) -> bool:
+    """Whether two settings are the same, or one is a group that the other is in."""
+    return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
+
+
+def _differing(before: Config, after: Config, names: Iterable[str]) -> set[str]:
+    return {name for name in names if _value(before, name) != _value(after, name)}
 
 
 def _value(config: Config, name: str) -> Any:
@@ -87,11 +115,7 @@ def _first_read(overrides: Iterable[str]) -> Place:
 
 def _read_first_at(name: str) -> Place:
     """The earliest of the places that read the setting `name`, what it is in, or what is in it."""
-    places = [
-        place
-        for known, place in _FIRST_READ.items()
-        if f"{name}.".startswith(f"{known}.") or f"{known}.".startswith(f"{name}.")
-    ]
+    places = [place for known, place in _FIRST_READ.items() if related(name, known)]
     return min(places, default=_START)
 
 
@@ -116,4 +140,4 @@ def _records_place(stage: str) -> tuple[Place, bool]:
 def _checkpoint_place(version: str) -> Place:
     kind, _, name = version.partition("/")
     i = int(name.partition(".")[0])
-    return (i, _POLICY) if kind == "policy" else (i + 1, _PRM)
+    return (i + 1, _PRM) if kind == "prm" else (i, _POLICY)

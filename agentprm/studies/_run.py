@@ -18,7 +18,7 @@ from agentprm.files import write_atomic
 from agentprm.measurements import Measurement, read_measured
 from agentprm.results import read_results
 from agentprm.runs import evaluation_stage, read_episodes, read_stage_seconds
-from agentprm.studies._derive import derive_run
+from agentprm.studies._derive import derive_run, related, retrains
 from agentprm.studies._study import Cells, Study, StudyError, Variant
 from agentprm.validation import first_error
 
@@ -50,13 +50,18 @@ def run_study(
         command: how the user asked for it, for the record.
 
     Raises:
-        StudyError: the run is not trained to its end, or a variant takes settings it does not have.
+        StudyError: the run is not trained to its end; a variant takes settings it does not have; or
+            `overrides` are of no use to the study. Nothing is trained before that is known.
     """
     directory = run / "studies" / study.name
     if not _trained(run, read_config(run)):
         raise StudyError(f"{run} is not trained to its end: `agentprm train --resume {run}`")
     variants = study.variants(read_config(run))
-    runs = {v.name: _variant(study, run, v, overrides, work) for v in variants} or {"run": run}
+    _require_of_use(study, run, variants, overrides)
+    runs = {v.name: _derived(study, run, v, overrides) for v in variants}
+    for name, variant in runs.items():
+        _finish(study, name, variant, work)
+    runs = runs or {"run": run}
     rows = study.rows(runs)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "data.csv", _csv(rows).encode())
@@ -68,26 +73,42 @@ def run_study(
     return directory
 
 
-def _variant(
-    study: Study, run: Path, variant: Variant, overrides: Mapping[str, Any], work: Work
-) -> Path:
-    """The directory of a variant that is trained and measured."""
+def _require_of_use(
+    study: Study, run: Path, variants: Sequence[Variant], overrides: Mapping[str, Any]
+) -> None:
+    if overrides and not variants:
+        raise StudyError(f"{study.name} reads what the run has: it takes no --set")
+    for name in overrides:
+        for known in sorted({known for variant in variants for known in variant.overrides}):
+            values = [variant.overrides.get(known) for variant in variants]
+            if related(name, known) and any(value != values[0] for value in values):
+                raise StudyError(f"--set {name}: it is what the variants of {study.name} differ in")
+
+
+def _derived(study: Study, run: Path, variant: Variant, overrides: Mapping[str, Any]) -> Path:
+    """The directory of a variant, with what it shares with the run."""
     directory = run / "studies" / study.name / "runs" / variant.name
     try:
+        if not study.trains and retrains(read_config(run), overrides):
+            raise StudyError(f"{study.name} measures what the run has: --set evaluation.… alone")
         derive_run(run, directory, {**variant.overrides, **overrides})
     except ValidationError as error:
         raise StudyError(f"variant {variant.name}: {first_error(error)}") from error
     except ValueError as error:
         raise StudyError(str(error)) from error
+    return directory
+
+
+def _finish(study: Study, name: str, directory: Path, work: Work) -> None:
+    """Have a variant trained and measured."""
     config = read_config(directory)
     if study.trains and not _trained(directory, config):
-        work.say(f"{study.name}: training the variant {variant.name}")
+        work.say(f"{study.name}: training the variant {name}")
         work.train(directory, config)
     measurements = study.measurements(directory, config)
     if {m.name for m in measurements} - read_measured(directory).keys():
-        work.say(f"{study.name}: measuring the variant {variant.name}")
+        work.say(f"{study.name}: measuring the variant {name}")
         work.measure(directory, config, measurements)
-    return directory
 
 
 def _trained(run: Path, config: Config) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import BaseModel
+
 from agentprm.config import Config, Evaluation
 from agentprm.measurements import Measurement
 
@@ -49,6 +51,20 @@ def with_few_rollouts(config: Config) -> dict[str, Any]:
     if rollouts.vine is not None:
         few["rollouts.vine.states"] = max(1, rollouts.vine.states // _FEWER)
     return few
+
+
+def by_default(config: Config, *names: str) -> dict[str, Any]:
+    """Settings by which those of the names are as they are by default, where the run has others."""
+    given: dict[str, Any] = {}
+    for name in names:
+        *groups, last = name.split(".")
+        group: BaseModel = config
+        for part in groups:
+            group = getattr(group, part)
+        default = type(group).model_fields[last].get_default(call_default_factory=True)
+        if getattr(group, last) != default:
+            given[name] = default.model_dump() if isinstance(default, BaseModel) else default
+    return given
 
 
 class Study(ABC):

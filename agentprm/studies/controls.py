@@ -10,7 +10,7 @@ from agentprm.measurements import Measurement, read_measured
 from agentprm.protocol import ChoiceRule
 from agentprm.runs import evaluation_stage, read_episodes
 from agentprm.studies._comparison import Comparison, compared
-from agentprm.studies._study import Cells, Variant
+from agentprm.studies._study import Cells, Variant, by_default
 
 _AGENT_PRM = "AgentPRM"
 _RULES = (ChoiceRule.MAJORITY, ChoiceRule.RANDOM)
@@ -24,11 +24,14 @@ class Controls(Comparison):
     paper = "table 1, baselines"
 
     def variants(self, config: Config) -> list[Variant]:
-        """As many iterations of each, from the same π_0."""
+        """As many iterations of each, from the same π_0. What needs a Q the others are without."""
+        unwatched = by_default(config, "monitor")
+        plain = unwatched | by_default(config, "update", "shaping.alpha", "rollouts.exploration")
+        won = {"algorithm": "agent-prm", "update": "outcome-rejection"}
         return [
             Variant(_AGENT_PRM, {"algorithm": "agent-prm", "update": "online-dpo"}),
-            Variant("more-SFT", {"algorithm": "sft"}),
-            Variant("won-rollouts", {"algorithm": "agent-prm", "update": "outcome-rejection"}),
+            Variant("more-SFT", {"algorithm": "sft", **plain}),
+            Variant("won-rollouts", won | unwatched),
         ]
 
     def measurements(self, run: Path, config: Config) -> list[Measurement]:

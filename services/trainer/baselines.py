@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from agentprm.config import Algorithm
-from agentprm.results import Row, write_results
+from agentprm.results import Row
 from services.trainer.fits.jobs import FitJob
 from services.trainer.loop import Loop
 
@@ -21,11 +21,10 @@ class Baseline(Loop, ABC):
         self.try_model()
         self.demonstrate()
         self.imitate()
-        rows = [self._evaluate(0, None)]
+        rows = self._with_row([], 0, None)
         for i in range(1, self.config.iterations + 1):
             self.improve(i)
-            rows.append(self._evaluate(i, None))
-            write_results(self.run, rows)
+            rows = self._with_row(rows, i, None)
         return rows
 
     @abstractmethod

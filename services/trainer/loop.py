@@ -6,7 +6,7 @@ So resuming a run is walking through the stages again, whatever killed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -81,19 +81,18 @@ class Loop:
         self.imitate()
         self.fit_explorer()
         self.fit_reference()
-        rows = [self._evaluate(0, None)]
+        rows = self._with_row([], 0, None)
         for i in range(1, self.config.iterations + 1):
             self.roll_out(i - 1)
             if self.config.has_prm:
                 self.roll_out_vine(i - 1)
                 self.fit_prm(i - 1)
                 if i == 1:
-                    rows.append(self._evaluate(0, 0))
+                    rows = self._with_row(rows, 0, 0)
             self.improve(i)
-            rows.append(self._evaluate(i, None))
+            rows = self._with_row(rows, i, None)
             if self.config.has_prm:
-                rows.append(self._evaluate(i, i - 1))
-            write_results(self.run, rows)
+                rows = self._with_row(rows, i, i - 1)
         return rows
 
     # --- stage 0: demonstrations and π_0 --------------------------------------------------------
@@ -238,8 +237,16 @@ class Loop:
 
     # --- helpers --------------------------------------------------------------------------------
 
+    def _with_row(self, rows: Sequence[Row], i: int, prm: int | None) -> list[Row]:
+        """The table so far, which is there to be looked at, with a row more.
+
+        It is π_i's alone, or that of the best of N of its actions by Q_prm.
+        """
+        longer = [*rows, self._evaluate(i, prm)]
+        write_results(self.run, longer)
+        return longer
+
     def _evaluate(self, i: int, prm: int | None) -> Row:
-        """π_i alone, or the best of N of its actions by Q_prm."""
         row = evaluate(
             self.collector,
             self.config.evaluation.under(self.config.algorithm),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from agentprm.protocol import (
 )
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
+from agentprm.results import Row, read_results, write_results
 from agentprm.service import create_app
 from services.rollout.chat import ChatModel
 from services.rollout.game import PlayError
@@ -225,8 +226,15 @@ def services(tmp_path: Path) -> Iterator[Services]:
 
 @pytest.mark.parametrize("algorithm", [Algorithm.SFT, Algorithm.DAGGER])
 def test_a_baseline_trains_and_gives_the_rows_of_the_loop(
-    tmp_path: Path, services: Services, algorithm: Algorithm
+    tmp_path: Path, services: Services, algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lengths: list[int] = []
+
+    def watched(run: Path, rows: Sequence[Row]) -> None:
+        write_results(run, rows)
+        lengths.append(len(read_results(run)))
+
+    monkeypatch.setattr("services.trainer.loop.write_results", watched)
     settings, quiet = config(create_small(tmp_path), algorithm), Progress(Console(quiet=True))
     records = Records(tmp_path / "records")
     with MetricsWriter(tmp_path) as metrics:
@@ -234,6 +242,7 @@ def test_a_baseline_trains_and_gives_the_rows_of_the_loop(
             tmp_path, settings, services, records, load_prompt("chat"), metrics, quiet
         )
         rows = loop.train()
+    assert lengths == [1, 2, 3], "the table is there from the first row on"
     assert [(row.policy, row.prm, row.games) for row in rows] == [
         ("pi_0", None, 2),
         ("pi_1", None, 2),

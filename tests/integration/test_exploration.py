@@ -19,7 +19,7 @@ from agentprm.client import PolicyClient, PRMClient
 from agentprm.config import Config
 from agentprm.encoding import Encoded, Tokenizer, encode
 from agentprm.prompts import load_prompt
-from agentprm.protocol import Episode, Message, RolloutJob, Turn
+from agentprm.protocol import Episode, Message, PreferenceJob, RolloutJob, Turn
 from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from agentprm.registry import Registry
@@ -70,9 +70,9 @@ CONFIG = Config.model_validate(
 class Talkative(Player):
     """Plays as a player does; but an explorer gives what it was told as its reason."""
 
-    def play(self, job: object) -> Played:
+    def play(self, job: RolloutJob | PreferenceJob, run: str = "") -> Played:
         assert isinstance(job, RolloutJob)
-        played = super().play(job)
+        played = super().play(job, run)
         if not job.privileged or job.actor == "expert":
             return played
         return Played(episodes=[_talking(episode) for episode in played.episodes])

@@ -29,3 +29,11 @@ def test_a_checkpoint_is_adopted_once_and_listed(tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["checkpoints", "list", "--registry", str(root), "--json"])
     (row,) = orjson.loads(listed.stdout)
     assert (row["version"], row["canary"]) == ("prm/3", False)
+
+
+def test_a_registry_that_is_not_there_is_told_from_an_empty_one(tmp_path: Path) -> None:
+    found = ["checkpoints", "list", "--registry", str(tmp_path)]
+    assert CliRunner().invoke(app, found).exit_code == 0
+    missing = CliRunner().invoke(app, [*found[:-1], str(tmp_path / "nowhere")])
+    assert missing.exit_code == 2
+    assert "there is no directory" in missing.output

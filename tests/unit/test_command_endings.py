@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from agentprm.cli import app
 from agentprm.cli.common import digest_of, explained
 from agentprm.cli.processes import Machine
+from agentprm.config import Evaluation
 from agentprm.files import write_atomic
 from agentprm.prompts import load_prompt
 from services.prm.settings import PRMServiceSettings
@@ -145,3 +147,48 @@ def test_a_machine_runs_without_the_note_of_what_runs(tmp_path: Path) -> None:
     with Machine(tmp_path) as machine:
         machine.start("platform", "platform", in_terminal=True, quiet=True)
         assert machine.watch("platform") == 0
+
+
+def test_games_are_not_given_to_an_environment_that_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for service in ("ENV", "POLICY", "PRM"):
+        monkeypatch.setenv(f"AGENTPRM_{service}_URL", "http://127.0.0.1:9")
+    trained: list[Path] = []
+    monkeypatch.setattr(
+        "agentprm.cli.main.train_connected", lambda run, *_, **__: trained.append(run)
+    )
+    train = ["train", "--preset", "smoke", "--run", str(tmp_path)]
+    refused = CliRunner().invoke(app, [*train, "--games", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "AGENTPRM_ENV_URL" in refused.output
+    assert CliRunner().invoke(app, train).exit_code == 0
+    assert trained == [tmp_path]
+
+
+def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[dict[str, Any]] = []
+
+    def watched(run: Path, plan: Evaluation, games: str, **how: Any) -> None:
+        played.append({**how, "best_of": plan.best_of})
+
+    monkeypatch.setattr("agentprm.cli.main.evaluate_run", watched)
+    policy, preset = tmp_path / "policy", tmp_path / "mine.toml"
+    policy.mkdir()
+    (policy / "config.json").write_text('{"model_type": "llama"}')
+    preset.write_text('extends = "tiny"\nmax_steps = 5\nprompt = "state"\nevaluation.best_of = 4\n')
+    command = ["eval", "--policy", str(policy), "--games", str(tmp_path), "--preset", str(preset)]
+    for flags in ([], ["--max-steps", "7", "--prompt", "chat", "--best-of", "2"]):
+        done = CliRunner().invoke(app, [*command, *flags])
+        assert done.exit_code == 0, done.output
+    asked = [(p["max_steps"], p["best_of"], p["options"].prompt) for p in played]
+    assert asked == [(5, 4, "state"), (7, 2, "chat")]
+
+
+def test_a_report_without_what_draws_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ended = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert ended.exit_code == 2
+    assert "agentprm[report]" in ended.output

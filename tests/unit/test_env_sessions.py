@@ -426,5 +426,6 @@ def test_a_step_that_does_not_end_holds_up_no_other_session(sessions: Sessions, 
         assert len(sessions) == 1
         assert not closing.done()
         held.go_on.set()
-        wait([step, closing], timeout=10)
+        step.result(timeout=10)
+        closing.result(timeout=10)
         assert len(sessions) == 0

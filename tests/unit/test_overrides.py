@@ -49,8 +49,18 @@ def test_a_preset_that_extends_another_has_its_settings_but_for_its_own(tmp_path
     assert (mine.iterations, mine.dpo.beta, mine.prm) == (2, 0.2, tiny.prm)
     for name in ("no", "../tiny", str(preset)):
         preset.write_text(f'extends = "{name}"\n')
-        with pytest.raises(FileNotFoundError, match="give one of best, llama-3b, smoke, tiny"):
+        with pytest.raises(FileNotFoundError, match="is none of best, llama-3b, smoke, tiny"):
             load_config(str(preset))
+
+
+def test_what_a_preset_has_is_taken_out_by_none(tmp_path: Path) -> None:
+    assert load_config("tiny", overrides={"rollouts.vine": "none"}).rollouts.vine is None
+    preset = tmp_path / "mine.toml"
+    preset.write_text('extends = "llama-3b"\npolicy_device = "none"\nrollouts.vine = "none"\n')
+    mine = load_config(str(preset))
+    assert (mine.policy_device, mine.rollouts.vine) == (None, None)
+    with pytest.raises(ValidationError):
+        load_config("tiny", overrides={"gamma": "none"})
 
 
 @pytest.mark.parametrize(
@@ -70,7 +80,9 @@ def test_the_command_records_them_and_explains_a_wrong_one(
     assert done.exit_code == 0, done.output
     assert orjson.loads((tmp_path / "config.json").read_bytes())["overrides"] == {"dpo.beta": 0.2}
     assert read_config(tmp_path).dpo.beta == 0.2
-    assert CliRunner().invoke(app, train).exit_code == 2  # the settings differ
+    other = CliRunner().invoke(app, train)
+    assert other.exit_code == 2
+    assert "dpo.beta is 0.2 there, 0.1 here" in " ".join(other.output.split())
     wrong = CliRunner().invoke(app, [*train, "--set", "dpo.beta"])
     assert wrong.exit_code == 2
     assert "group.name=value" in wrong.output

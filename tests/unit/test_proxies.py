@@ -59,6 +59,7 @@ def test_services_on_loopback_are_reached_without_it(tmp_path: Path) -> None:
         assert asyncio.run(awaited(url)) == HEALTH
         model = ChatModel(url, load_prompt("chat"))
         [answer] = model.act("m", [State(task="t", observation="o")], Sampling(), 0)
+        assert answer is not None
         assert answer.model == "m"
     with serving(FakeSGLang().app()) as url, SGLangClient(url) as server:
         assert server.ready()

@@ -103,3 +103,13 @@ def test_a_row_is_named_by_who_chose(
     played = played.model_copy(update={"provenance": how})
     row = summarise([played], policy="pi_0", prm=prm, max_steps=30, seed=0)
     assert list(table([row]).columns[0].cells) == [name]
+
+
+def test_types_of_tasks_that_nobody_knows_divide_a_table_as_well() -> None:
+    kinds = ["sort", "pick_two_obj_and_place", *(f"kind-{k}" for k in range(9))]
+    episodes = [episode(k, kind, 4, k % 2 == 0) for k, kind in enumerate(kinds)]
+    row = summarise(episodes, policy="pi_1", prm=None, max_steps=30, seed=3)
+    names = [str(column.header) for column in table([row]).columns]
+    assert names == ["policy", "success", "actions", "pick two", *(f"kind-{k}" for k in range(7))]
+    few = summarise(episodes[:1], policy="pi_1", prm=None, max_steps=30, seed=3)
+    assert [str(column.header) for column in table([few]).columns][3:] == ["sort"]

@@ -24,6 +24,15 @@ from agentprm.studies.hacking import parting
 from services.trainer.metrics import MetricsWriter
 from tests.finished_run import TASKS, finished_run
 
+WITH_A_PRM: list[dict[str, Any]] = [
+    {"update": "grpo"},
+    {"update": "rejection"},
+    {"update": "outcome-rejection"},
+    {"monitor.states": 20},
+    {"shaping.alpha": 0.5},
+    {"rollouts.exploration.reset.fraction": 0.5},
+]
+
 
 def shared(run: Path) -> tuple[set[str], set[str]]:
     registry = Registry(run / "checkpoints")
@@ -58,6 +67,7 @@ ALL = PRM | {"eval-pi_1", "eval-pi_1-q_0"}
         ({"monitor.states": 20}, {"policy/0", "prm/0"}, PRM),
         ({"evaluation.games": 5}, {"policy/0", "prm/0", "policy/1"}, START | {"pi_0-rollouts"}),
         ({}, {"policy/0", "prm/0", "policy/1"}, ALL),
+        ({"workers": 7, "device": "cpu"}, {"policy/0", "prm/0", "policy/1"}, ALL),
         ({"algorithm": "agent-prm", "dpo.beta": 0.1}, {"policy/0", "prm/0", "policy/1"}, ALL),
     ],
 )
@@ -79,6 +89,69 @@ def test_the_variants_of_a_study_are_possible_runs(study: Study, preset: str) ->
     config = load_config(preset)
     variants = [changed(config, variant.overrides) for variant in study.variants(config)]
     assert len({variant.model_dump_json() for variant in variants}) == len(variants)
+
+
+@pytest.mark.parametrize("settings", WITH_A_PRM)
+def test_controls_are_possible_whatever_the_run_does_with_its_prm(settings: dict[str, Any]) -> None:
+    config = load_config("smoke", overrides=settings)
+    variants = [changed(config, v.overrides) for v in STUDIES["controls"].variants(config)]
+    assert [(v.algorithm, v.update) for v in variants] == [
+        ("agent-prm", "online-dpo"),
+        ("sft", "online-dpo"),
+        ("agent-prm", "outcome-rejection"),
+    ]
+    assert variants[0] == changed(config, {"algorithm": "agent-prm", "update": "online-dpo"})
+
+
+def test_nothing_is_trained_for_a_study_of_which_a_variant_is_impossible(tmp_path: Path) -> None:
+    config = finished_run(tmp_path, overrides={"shaping.alpha": 0.5})
+    assert config.shaping.alpha == 0.5
+    recorder = Recorder()
+    with pytest.raises(StudyError, match="variant InversePRM"):
+        run_study(STUDIES["inverse"], tmp_path, recorder.work, {}, "")
+    assert recorder.trained == []
+
+
+@pytest.mark.parametrize(
+    ("study", "settings", "why"),
+    [
+        ("curves", {"evaluation.games": 5}, "takes no --set"),
+        ("tables", {"seed": 1}, "takes no --set"),
+        ("controls", {"update": "grpo"}, "variants of controls differ"),
+        ("hacking", {"rollouts.games": 5}, "variants of hacking differ"),
+        ("exploration", {"rollouts.exploration.reset.fraction": 0.9}, "differ"),
+        ("scaling", {"dpo.beta": 0.2}, "measures what the run has"),
+        ("scaling", {"evaluation.games": 0}, "evaluation.games"),
+    ],
+)
+def test_settings_that_a_study_has_no_use_for_are_refused(
+    tmp_path: Path, study: str, settings: dict[str, Any], why: str
+) -> None:
+    finished_run(tmp_path)
+    recorder = Recorder()
+    with pytest.raises(StudyError, match=why):
+        run_study(STUDIES[study], tmp_path, recorder.work, settings, "")
+    assert recorder.trained == []
+    assert not list(tmp_path.glob("studies/scaling/runs/*/config.json"))
+
+
+def test_settings_of_all_variants_are_those_of_each(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    recorder = Recorder()
+    common = {"rollouts.games": 9, "workers": 3}
+    run_study(STUDIES["exploration"], tmp_path, recorder.work, common, "")
+    configs = [read_config(run) for run in recorder.trained]
+    assert [(c.rollouts.games, c.workers) for c in configs] == [(9, 3)] * len(configs)
+
+
+def test_weights_along_stage_3_are_shared_with_the_policy_they_led_to(tmp_path: Path) -> None:
+    finished_run(tmp_path / "run")
+    theirs = Registry(tmp_path / "run" / "checkpoints")
+    with theirs.write("online/1.10") as draft:
+        (draft / "weights").write_bytes(b"")
+    for name, setting, kept in (("same", {}, ["online/1.10"]), ("other", {"dpo.beta": 0.2}, [])):
+        derive_run(tmp_path / "run", tmp_path / name, setting)
+        assert Registry(tmp_path / name / "checkpoints").versions("online") == kept
 
 
 def test_a_shared_checkpoint_is_the_same_files_and_outlives_its_source(tmp_path: Path) -> None:
