@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,29 @@ class Plan:
         return [(len(self.rows) - 1, k) for k in range(len(row.ends))]
 
 
-_Asked = tuple[dict[str, tuple[int, int]], list[str]]
-"""Where the answers to a conversation are to be found, and the answers that were asked for."""
+_Asked = tuple[int, str]
+"""An answer that is scored, and the number of the conversation before it."""
+
+
+class _Forks:
+    """The answers to conversations that are scored, equal ones once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[Message, ...], int] = {}
+        self._texts: list[dict[str, None]] = []
+
+    def add(self, messages: Sequence[Message], texts: Sequence[str]) -> list[_Asked]:
+        """Take up answers to a conversation; what their places are known by."""
+        number = self._numbers.setdefault(tuple(messages), len(self._texts))
+        if number == len(self._texts):
+            self._texts.append({})
+        self._texts[number].update(dict.fromkeys(texts))
+        return [(number, text) for text in texts]
+
+    def __iter__(self) -> Iterator[tuple[int, Sequence[Message], list[str]]]:
+        """Number, messages and answers of each conversation."""
+        for messages, number in self._numbers.items():
+            yield number, messages, list(self._texts[number])
 
 
 class BaseScorer(ABC):
@@ -113,22 +135,16 @@ class BaseScorer(ABC):
             ProblemError: 422, something is longer than the model can read, or the checkpoint's
                 chat template does not take a conversation.
         """
-        plan = Plan()
-        forks: dict[tuple[Message, ...], dict[str, tuple[int, int]]] = {}
+        plan, forks = Plan(), _Forks()
 
-        def ask_text(messages: Sequence[Message], texts: list[str]) -> _Asked:
-            places = forks.setdefault(tuple(messages), {})
-            places.update(dict.fromkeys(texts, (0, 0)))
-            return places, texts
-
-        def ask(state: State, actions: Iterable[Action]) -> _Asked:
+        def ask(state: State, actions: Iterable[Action]) -> list[_Asked]:
             texts = [self.prompt.action_text(action) for action in actions]
-            return ask_text(self.prompt.messages(state), texts)
+            return forks.add(self.prompt.messages(state), texts)
 
         pairs = [ask(pair.state, [pair.action]) for pair in request.pairs]
         choices = [ask(choice.state, choice.actions) for choice in request.choices]
         continuations = [
-            ask_text([message.plain() for message in each.messages], each.answers)
+            forks.add([message.plain() for message in each.messages], each.answers)
             for each in request.continuations
         ]
         episodes: list[list[_Asked]] = []
@@ -137,20 +153,22 @@ class BaseScorer(ABC):
                 played = self.prompt.transcript(transcript.task, transcript.steps)
                 plan.transcripts.append(plan.add(self._turns(played, f"transcripts.{k}")))
             else:
-                episodes.append([ask(state, [action]) for state, action in _turns(transcript)])
+                turns = (ask(state, [action]) for state, action in _turns(transcript))
+                episodes.append([*chain.from_iterable(turns)])
         for k, conversation in enumerate(request.conversations):
             row = self._conversation(conversation.plain(), f"conversations.{k}")
             plan.conversations.append(plan.add(row))
         for k, text in enumerate(request.texts):
             plan.texts += plan.add(self._text(text, f"texts.{k}"))
-        for messages, places in forks.items():
-            for texts, row in self._fork(messages, list(places)):
-                places.update({text: (len(plan.rows), k) for k, text in enumerate(texts)})
+        places: dict[_Asked, tuple[int, int]] = {}
+        for number, messages, texts in forks:
+            for some, row in self._fork(messages, texts):
+                places |= {(number, text): (len(plan.rows), k) for k, text in enumerate(some)}
                 plan.rows.append(row)
-        plan.pairs = [places[text] for places, (text,) in pairs]
-        plan.choices = [[places[text] for text in texts] for places, texts in choices]
-        plan.continuations = [[places[text] for text in texts] for places, texts in continuations]
-        plan.transcripts += [[places[text] for places, (text,) in turns] for turns in episodes]
+        plan.pairs = [places[asked] for (asked,) in pairs]
+        plan.choices = [[places[asked] for asked in each] for each in choices]
+        plan.continuations = [[places[asked] for asked in each] for each in continuations]
+        plan.transcripts += [[places[asked] for asked in each] for each in episodes]
         return plan
 
     @cached_property
