@@ -129,22 +129,14 @@ def new_or_same(run: Path, config: Config, go_on: str) -> None:
         run.mkdir(parents=True, exist_ok=True)
         write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
         return
-    there = config_of(run)
-    if there != config:
-        fail(
-            f"{run} holds a run with other settings ({_difference(there, config)}): {go_on}, or "
-            "give another --run"
-        )
-
-
-def _difference(there: Config, asked: Config) -> str:
-    """The first setting that two runs differ in."""
-    theirs, ours = (
-        dotted(c.model_dump(mode="json", exclude={"overrides"})) for c in (there, asked)
-    )
-    names = (name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name))
-    name = next(names, "overrides")
-    return f"{name} is {theirs.get(name)} there, {ours.get(name)} here"
+    there = dotted(config_of(run).model_dump(mode="json", exclude={"overrides"}))
+    asked = dotted(config.model_dump(mode="json", exclude={"overrides"}))
+    for name in {**asked, **there}:
+        if there.get(name) != asked.get(name):
+            fail(
+                f"{run} holds a run with other settings ({name} is {there.get(name)} there, "
+                f"{asked.get(name)} here): {go_on}, or give another --run"
+            )
 
 
 def digest_of(games: str, prompt: str, *settings: str) -> str:

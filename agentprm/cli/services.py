@@ -113,7 +113,15 @@ def start_services(machine: Machine, games: str | None, options: Options) -> End
         for name in policies
     ]
     capacity = options.workers * options.batch
-    env = start_env(machine, free_port(), games, options, capacity=capacity, privileged=True)
+    env = start_env(
+        machine,
+        free_port(),
+        games,
+        options,
+        capacity=capacity,
+        privileged=True,
+        idle_seconds=_STEP_SECONDS,
+    )
     machine.wait_reachable([ENV, *policies, PRM])
     return Endpoints(env=env, policy=",".join(urls), prm=prm)
 
@@ -126,17 +134,16 @@ def start_env(
     *,
     capacity: int,
     privileged: bool,
+    idle_seconds: float | None = None,
 ) -> str:
-    """The environment, with `capacity` engines kept warm.
-
-    `privileged`, for the workers of a run, says hidden facts too and waits longer for a step.
-    """
+    """The environment, with `capacity` engines kept warm; `privileged` says hidden facts too."""
     flags = ["--engine", options.engine, "--expert", options.expert, "--pool", str(capacity)]
     if games is not None:
         own = is_environment(games)
         flags += ["--environment", games if own else ""]  # "": none, whatever the shell names
         flags += [] if own else ["--data", games]
-    flags += ["--privileged", "true", "--idle-seconds", str(_STEP_SECONDS)] if privileged else []
+    flags += ["--privileged", "true"] if privileged else []
+    flags += ["--idle-seconds", str(idle_seconds)] if idle_seconds is not None else []
     return machine.start(ENV, "services.env", *flags, port=port)
 
 

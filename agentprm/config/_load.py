@@ -59,17 +59,19 @@ def _values(preset: Path) -> dict[str, Any]:
     extended = values.pop("extends", None)
     if not extended:
         return values
-    if extended not in _known():
-        names = ", ".join(sorted(_known()))
+    known = _known()
+    if extended not in known:
+        names = ", ".join(sorted(known))
         raise FileNotFoundError(f"{preset}: extends = {extended!r} is none of {names}")
-    return merged(_values(_known()[extended]), dotted(values))
+    return merged(_values(known[extended]), dotted(values))
 
 
 def _shipped(name: str) -> Path:
-    if name not in _known():
-        names = ", ".join(sorted(_known()))
+    known = _known()
+    if name not in known:
+        names = ", ".join(sorted(known))
         raise FileNotFoundError(f"no preset {name!r}: give one of {names}, or a .toml file")
-    return _known()[name]
+    return known[name]
 
 
 def _known() -> dict[str, Path]:

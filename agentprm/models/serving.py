@@ -214,7 +214,7 @@ class Serving(Generic[W]):
                 raise TimeoutError("requests still use what the swap before replaced")
             if now - collected > COLLECT_SECONDS:
                 gc.collect()
-                collected = now
+                collected = time.perf_counter()
             await asyncio.sleep(0.01)
 
     async def _staged(self, version: str) -> W:

@@ -40,7 +40,7 @@ _FIRST_READ: dict[str, Place] = {
     "monitor": (1, _POLICY),
     "evaluation": _END,
     "iterations": _END,
-    # By which machine: that changes the time, and not the result.
+    # By which machine: that is not what is being compared.
     "device": _END,
     "policy_device": _END,
     "prm_device": _END,
@@ -84,12 +84,9 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
 
 
 def retrains(config: Config, overrides: Mapping[str, Any]) -> bool:
-    """Whether a variant of a run has anything of the loop's to do anew.
-
-    Raises:
-        pydantic.ValidationError: an unknown setting is named, or an impossible value.
-    """
-    return _first_read(_differing(config, changed(config, overrides), overrides)) < _END
+    """Whether a variant of a run, with settings that can be, leaves the loop anything to do."""
+    differing = _differing(config, changed(config, overrides), overrides)
+    return "iterations" in differing or _first_read(differing) < _END
 
 
 def related(name: str, other: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agentprm.config import Config, read_config
+from agentprm.config import Config, changed, read_config
 from agentprm.files import write_atomic
 from agentprm.measurements import Measurement, read_measured
 from agentprm.results import read_results
@@ -22,6 +22,7 @@ from agentprm.studies._derive import derive_run, related, retrains
 from agentprm.studies._study import Cells, Study, StudyError, Variant
 from agentprm.validation import first_error
 
+_ABSENT = object()
 _PACKAGES = ("agentprm", "torch", "transformers", "trl")
 
 
@@ -76,24 +77,28 @@ def run_study(
 def _require_of_use(
     study: Study, run: Path, variants: Sequence[Variant], overrides: Mapping[str, Any]
 ) -> None:
+    config = read_config(run)
     if overrides and not variants:
         raise StudyError(f"{study.name} reads what the run has: it takes no --set")
     for name in overrides:
         for known in sorted({known for variant in variants for known in variant.overrides}):
-            values = [variant.overrides.get(known) for variant in variants]
+            values = [variant.overrides.get(known, _ABSENT) for variant in variants]
             if related(name, known) and any(value != values[0] for value in values):
                 raise StudyError(f"--set {name}: it is what the variants of {study.name} differ in")
+    for variant in variants:
+        try:
+            changed(config, {**variant.overrides, **overrides})
+        except ValidationError as error:
+            raise StudyError(f"variant {variant.name}: {first_error(error)}") from error
+    if not study.trains and retrains(config, overrides):
+        raise StudyError(f"{study.name} measures what the run has: --set evaluation.… alone")
 
 
 def _derived(study: Study, run: Path, variant: Variant, overrides: Mapping[str, Any]) -> Path:
     """The directory of a variant, with what it shares with the run."""
     directory = run / "studies" / study.name / "runs" / variant.name
     try:
-        if not study.trains and retrains(read_config(run), overrides):
-            raise StudyError(f"{study.name} measures what the run has: --set evaluation.… alone")
         derive_run(run, directory, {**variant.overrides, **overrides})
-    except ValidationError as error:
-        raise StudyError(f"variant {variant.name}: {first_error(error)}") from error
     except ValueError as error:
         raise StudyError(str(error)) from error
     return directory

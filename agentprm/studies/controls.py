@@ -24,9 +24,13 @@ class Controls(Comparison):
     paper = "table 1, baselines"
 
     def variants(self, config: Config) -> list[Variant]:
-        """As many iterations of each, from the same π_0. What needs a Q the others are without."""
+        """As many iterations of each, from the same π_0. What needs a Q the others are without.
+
+        Where π_0 was told strategies in hindsight, more SFT has one that was not.
+        """
         unwatched = by_default(config, "monitor")
-        plain = unwatched | by_default(config, "update", "shaping.alpha", "rollouts.exploration")
+        ways = [f"rollouts.exploration.{way}" for way in ("reset", "steered", "posterior")]
+        plain = unwatched | by_default(config, "update", "shaping.alpha", *ways)
         won = {"algorithm": "agent-prm", "update": "outcome-rejection"}
         return [
             Variant(_AGENT_PRM, {"algorithm": "agent-prm", "update": "online-dpo"}),

@@ -156,7 +156,7 @@ class Sessions:
         """Close sessions; unknown ones are passed over. Returns those that were open."""
         with self._lock:
             found = [self._remove(i) for i in dict.fromkeys(ids) if i in self._sessions]
-        # A step under way ends first; one that never ends holds up no other session.
+        # A step under way ends first; one that never ends holds up none at rest.
         for session in sorted(found, key=lambda session: session.lock.locked()):
             with session.lock:
                 self._end(session)

@@ -118,7 +118,7 @@ class Batcher:
     async def score(
         self, served: Served[BaseScorer], request: ScoreRequest, held: object = None
     ) -> ScoreResponse:
-        """Q for everything in `request`, all of it from `served`, which `held` is the whole of.
+        """Q for everything in `request`, all of it from `served`; `held` is kept until then.
 
         Raises:
             ProblemError: 422 too long for the model, 413 more than may ever wait, 429 too much

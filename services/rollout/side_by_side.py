@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,11 +21,15 @@ def side_by_side(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
     def answer(item: T, into: Future[R]) -> None:
         try:
             into.set_result(call(item))
-        except Exception as error:
+        except BaseException as error:
             into.set_exception(error)
 
     answers: list[Future[R]] = []
     for item in items:
         answers.append(Future())
         threading.Thread(target=answer, args=(item, answers[-1]), daemon=True).start()
+    wait(answers, return_when=FIRST_EXCEPTION)
+    done = sorted(answers, key=lambda each: not each.done())  # the one that failed among them
+    for each in done:
+        each.result()
     return [each.result() for each in answers]

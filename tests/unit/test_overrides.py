@@ -83,6 +83,10 @@ def test_the_command_records_them_and_explains_a_wrong_one(
     other = CliRunner().invoke(app, train)
     assert other.exit_code == 2
     assert "dpo.beta is 0.2 there, 0.1 here" in " ".join(other.output.split())
+    same = [*train, "--set", "dpo.beta=0.2", "--set", "dpo.publish_every=10"]
+    publishes = read_config(tmp_path).dpo.publish_every
+    same[-1] = f"dpo.publish_every={publishes}"
+    assert CliRunner().invoke(app, same).exit_code == 0  # as it is anyway
     wrong = CliRunner().invoke(app, [*train, "--set", "dpo.beta"])
     assert wrong.exit_code == 2
     assert "group.name=value" in wrong.output

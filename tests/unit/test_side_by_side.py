@@ -45,6 +45,20 @@ def test_an_error_of_one_is_raised() -> None:
         side_by_side(lambda k: 1 // k, [1, 0, 2])
 
 
+def test_an_error_waits_for_no_other() -> None:
+    ends = threading.Event()
+
+    def call(k: int) -> None:
+        if k == 1:
+            raise ValueError("refused")
+        assert ends.wait(60)
+
+    with pytest.raises(ValueError, match="refused"):
+        side_by_side(call, range(3))
+    assert not ends.is_set()
+    ends.set()
+
+
 def test_a_signal_leaves_them_and_so_does_the_process() -> None:
     command = [sys.executable, "-c", INTERRUPTED]
     told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

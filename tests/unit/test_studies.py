@@ -103,6 +103,13 @@ def test_controls_are_possible_whatever_the_run_does_with_its_prm(settings: dict
     assert variants[0] == changed(config, {"algorithm": "agent-prm", "update": "online-dpo"})
 
 
+def test_more_sft_begins_from_the_same_policy_whatever_explores(tmp_path: Path) -> None:
+    config = finished_run(tmp_path / "run", overrides={"rollouts.exploration.reset.fraction": 0.5})
+    (variant,) = (v for v in STUDIES["controls"].variants(config) if v.name == "more-SFT")
+    derive_run(tmp_path / "run", tmp_path / "variant", variant.overrides)
+    assert shared(tmp_path / "variant") == ({"policy/0"}, PI_0)
+
+
 def test_nothing_is_trained_for_a_study_of_which_a_variant_is_impossible(tmp_path: Path) -> None:
     config = finished_run(tmp_path, overrides={"shaping.alpha": 0.5})
     assert config.shaping.alpha == 0.5
@@ -110,6 +117,7 @@ def test_nothing_is_trained_for_a_study_of_which_a_variant_is_impossible(tmp_pat
     with pytest.raises(StudyError, match="variant InversePRM"):
         run_study(STUDIES["inverse"], tmp_path, recorder.work, {}, "")
     assert recorder.trained == []
+    assert not (tmp_path / "studies").exists()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +130,7 @@ def test_nothing_is_trained_for_a_study_of_which_a_variant_is_impossible(tmp_pat
         ("exploration", {"rollouts.exploration.reset.fraction": 0.9}, "differ"),
         ("scaling", {"dpo.beta": 0.2}, "measures what the run has"),
         ("scaling", {"evaluation.games": 0}, "evaluation.games"),
+        ("scaling", {"iterations": 2}, "measures what the run has"),
     ],
 )
 def test_settings_that_a_study_has_no_use_for_are_refused(
@@ -132,7 +141,7 @@ def test_settings_that_a_study_has_no_use_for_are_refused(
     with pytest.raises(StudyError, match=why):
         run_study(STUDIES[study], tmp_path, recorder.work, settings, "")
     assert recorder.trained == []
-    assert not list(tmp_path.glob("studies/scaling/runs/*/config.json"))
+    assert not (tmp_path / "studies").exists(), "the command without them is not in the way"
 
 
 def test_settings_of_all_variants_are_those_of_each(tmp_path: Path) -> None:
