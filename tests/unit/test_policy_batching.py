@@ -113,7 +113,7 @@ def test_what_a_client_that_left_asked_for_is_not_computed(
     with serving_at(app) as url, ThreadPoolExecutor() as clients:
         while httpx.get(f"{url}/health").json()["status"] != "healthy":
             time.sleep(0.05)
-        monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+        begun, go_on = held_up(monkeypatch)
         first = clients.submit(post, "the first", 60)
         assert begun.wait(30)
         with contextlib.suppress(httpx.TimeoutException):
@@ -129,11 +129,8 @@ def test_what_a_client_that_left_asked_for_is_not_computed(
     assert f'route="{route}",service="policy",status="499"' in metrics
 
 
-def test_a_long_conversation_is_encoded_while_the_model_computes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = Registry(tmp_path / "registry")
-    registry.adopt(tiny_causal_lm(tmp_path / "model", 0), "policy/0")
+def held_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """From now on the model computes slowly: that it has begun, and that it may go on."""
     begun, go_on = threading.Event(), threading.Event()
     generate = EmbeddedEngine.generate
 
@@ -141,6 +138,16 @@ def test_a_long_conversation_is_encoded_while_the_model_computes(
         begun.set()
         go_on.wait(30)
         return generate(self, prompts, draw)
+
+    monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+    return begun, go_on
+
+
+def test_a_long_conversation_is_encoded_while_the_model_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.adopt(tiny_causal_lm(tmp_path / "model", 0), "policy/0")
 
     def post(text: str) -> httpx.Response:
         messages = [{"role": "user", "content": text}]
@@ -151,7 +158,7 @@ def test_a_long_conversation_is_encoded_while_the_model_computes(
     with serving_at(app) as url, ThreadPoolExecutor() as clients:
         while httpx.get(f"{url}/health").json()["status"] != "healthy":
             time.sleep(0.05)
-        monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+        begun, go_on = held_up(monkeypatch)
         first = clients.submit(post, "look")
         assert begun.wait(30)
         refused = post("go to cabinet 1, " * 4000)
@@ -168,13 +175,6 @@ def test_a_version_that_was_swapped_out_while_a_request_for_it_waited_is_not_ans
     registry = Registry(tmp_path / "registry")
     for k in range(2):
         registry.adopt(tiny_causal_lm(tmp_path / f"model-{k}", k), f"policy/{k}")
-    begun, go_on = threading.Event(), threading.Event()
-    generate = EmbeddedEngine.generate
-
-    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
-        begun.set()
-        go_on.wait(30)
-        return generate(self, prompts, draw)
 
     def post(model: str, tokens: int) -> httpx.Response:
         messages = [{"role": "user", "content": "look"}]
@@ -185,7 +185,7 @@ def test_a_version_that_was_swapped_out_while_a_request_for_it_waited_is_not_ans
     with serving_at(app) as url, ThreadPoolExecutor() as clients:
         while httpx.get(f"{url}/health").json()["status"] != "healthy":
             time.sleep(0.05)
-        monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+        begun, go_on = held_up(monkeypatch)
         first = clients.submit(post, "policy/0", 4)
         assert begun.wait(30)
         waiting = [clients.submit(post, model, 5) for model in ("policy/0", "policy")]
