@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +84,36 @@ def test_what_was_given_up_is_not_computed_alone_after_a_fault(tmp_path: Path) -
     assert computed == [["left", "stays"], ["stays"]]
 
 
+@dataclass(frozen=True)
+class HeldUp:
+    """A model whose computations wait, from now on, until they may go on."""
+
+    begun: threading.Event
+    go_on: threading.Event
+    asked: list[str]
+    """What the last message of each prompt said, in the order they were computed in."""
+
+
+def held_up(monkeypatch: pytest.MonkeyPatch) -> HeldUp:
+    model = HeldUp(threading.Event(), threading.Event(), [])
+    generate = EmbeddedEngine.generate
+
+    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+        model.asked.extend(prompt.messages[-1].content for prompt in prompts)
+        model.begun.set()
+        model.go_on.wait(30)
+        return generate(self, prompts, draw)
+
+    monkeypatch.setattr(EmbeddedEngine, "generate", slow)
+    return model
+
+
 @pytest.mark.parametrize("route", ["/v1/act", "/v1/chat/completions"])
 def test_what_a_client_that_left_asked_for_is_not_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     registry = Registry(tmp_path / "registry")
     registry.adopt(tiny_causal_lm(tmp_path / "model", 0), "policy/0")
-    begun, go_on = threading.Event(), threading.Event()
-    asked: list[str] = []
-    generate = EmbeddedEngine.generate
-
-    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
-        asked.extend(prompt.messages[-1].content for prompt in prompts)
-        begun.set()
-        go_on.wait(30)
-        return generate(self, prompts, draw)
 
     def body(seen: str) -> dict[str, Any]:
         if route == "/v1/act":
@@ -113,34 +129,20 @@ def test_what_a_client_that_left_asked_for_is_not_computed(
     with serving_at(app) as url, ThreadPoolExecutor() as clients:
         while httpx.get(f"{url}/health").json()["status"] != "healthy":
             time.sleep(0.05)
-        begun, go_on = held_up(monkeypatch)
+        model = held_up(monkeypatch)
         first = clients.submit(post, "the first", 60)
-        assert begun.wait(30)
+        assert model.begun.wait(30)
         with contextlib.suppress(httpx.TimeoutException):
             post("the one that left", 0.5)
         last = clients.submit(post, "the last", 60)
         while httpx.get(f"{url}/health").json()["details"]["waiting_samples"] < 2:
             time.sleep(0.05)
-        go_on.set()
+        model.go_on.set()
         assert (first.result().status_code, last.result().status_code) == (200, 200)
         metrics = httpx.get(f"{url}/metrics").text
-    assert [text for text in asked if "the one that left" in text] == []
-    assert len(asked) == 2
+    assert [text for text in model.asked if "the one that left" in text] == []
+    assert len(model.asked) == 2
     assert f'route="{route}",service="policy",status="499"' in metrics
-
-
-def held_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """From now on the model computes slowly: that it has begun, and that it may go on."""
-    begun, go_on = threading.Event(), threading.Event()
-    generate = EmbeddedEngine.generate
-
-    def slow(self: EmbeddedEngine, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
-        begun.set()
-        go_on.wait(30)
-        return generate(self, prompts, draw)
-
-    monkeypatch.setattr(EmbeddedEngine, "generate", slow)
-    return begun, go_on
 
 
 def test_a_long_conversation_is_encoded_while_the_model_computes(
@@ -158,12 +160,12 @@ def test_a_long_conversation_is_encoded_while_the_model_computes(
     with serving_at(app) as url, ThreadPoolExecutor() as clients:
         while httpx.get(f"{url}/health").json()["status"] != "healthy":
             time.sleep(0.05)
-        begun, go_on = held_up(monkeypatch)
+        model = held_up(monkeypatch)
         first = clients.submit(post, "look")
-        assert begun.wait(30)
+        assert model.begun.wait(30)
         refused = post("go to cabinet 1, " * 4000)
         assert not first.done()
-        go_on.set()
+        model.go_on.set()
         assert first.result().status_code == 200
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
@@ -185,15 +187,15 @@ def test_a_version_that_was_swapped_out_while_a_request_for_it_waited_is_not_ans
     with serving_at(app) as url, ThreadPoolExecutor() as clients:
         while httpx.get(f"{url}/health").json()["status"] != "healthy":
             time.sleep(0.05)
-        begun, go_on = held_up(monkeypatch)
+        model = held_up(monkeypatch)
         first = clients.submit(post, "policy/0", 4)
-        assert begun.wait(30)
+        assert model.begun.wait(30)
         waiting = [clients.submit(post, model, 5) for model in ("policy/0", "policy")]
         while httpx.get(f"{url}/health").json()["details"]["waiting_samples"] < 2:
             time.sleep(0.02)
         loaded = httpx.post(f"{url}/v1/checkpoints/load", json={"version": "policy/1"}, timeout=60)
         assert loaded.status_code == 200, loaded.text
-        go_on.set()
+        model.go_on.set()
         pinned, alias = (each.result() for each in waiting)
     assert first.result().json()["model"] == "policy/0"
     assert alias.json()["model"] == "policy/1"
