@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from agentprm.encoding import Encoded, encode
 from agentprm.protocol import Message
@@ -170,3 +172,40 @@ def test_what_is_too_long_is_not_kept() -> None:
     with pytest.raises(ProblemError, match="the model takes 100"):
         codec.prompt((Message(role="user", content="go to cabinet 1, " * 100),))
     assert list(codec._prompts._values) == [(("user", "look"),)]
+
+
+def sentencepiece_tokenizer(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
+    """As Llama 2 has it: a space is a mark of the piece behind it, what is unknown is bytes."""
+    marks = ["<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    bytes_ = [f"<0x{k:02X}>" for k in range(256)]
+    vocabulary = {piece: k for k, piece in enumerate([*marks, *bytes_, *pieces])}
+    model = models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<|end|>"
+    )
+    fast.add_special_tokens({"additional_special_tokens": marks[2:]})
+    fast.chat_template = TEMPLATES["plain"]
+    return fast
+
+
+def test_the_texts_of_tokens_joined_are_the_text() -> None:
+    tokenizer = sentencepiece_tokenizer(["\u2581", "g", "o", "t", ".", "A"])
+    codec = Codec(tokenizer, eos=(), max_length=100)
+    ids = tokenizer.encode("go to  Ago .", add_special_tokens=False)
+    assert len(ids) == len("go to  Ago .")
+    assert codec.tokens(ids) == list("go to  Ago .")
+    assert codec.tokens([]) == []
+    # A character of three bytes is three tokens; what follows is whole again, as is a mark.
+    parts = tokenizer.encode("t\u20ac o<|end|>g", add_special_tokens=False)
+    replaced = ["\ufffd"] * 3
+    assert codec.tokens(parts) == ["t", *replaced, " ", "o", "<|end|>", "g"]

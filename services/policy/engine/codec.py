@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from jinja2 import TemplateError
@@ -105,14 +105,29 @@ class Codec:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special ones."""
-        text: str = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+        return self._decode(ids, skip_special_tokens=True)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, special ones included."""
-        return [self._tokenizer.decode([token]) for token in ids]
+        """The text of each token, special ones included; joined they are the text of all.
+
+        Tokenizers such as SentencePiece's drop a space at the start of what they decode, so that a
+        token is read behind the one before it. A part of a character is U+FFFD.
+        """
+        if not ids:
+            return []
+        alone = [self._decode([token]) for token in ids]
+        pairs = [self._decode(pair) for pair in pairwise(ids)]
+        behind = [
+            own if "\ufffd" in own or not pair.startswith(before) else pair[len(before) :]
+            for before, own, pair in zip(alone, alone[1:], pairs, strict=False)
+        ]
+        return [alone[0], *behind]
+
+    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _from_scratch(self, messages: tuple[Message, ...]) -> tuple[str, list[int]]:
         found = segments(self._tokenizer, messages, generation_prompt=True)
