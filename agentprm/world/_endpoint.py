@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from agentprm.client import PolicyClient, ServiceError
 from agentprm.protocol import CompletionRequest, Message
+from agentprm.side_by_side import side_by_side
 from agentprm.world._conversation import asked
 
-_AT_ONCE = 32
-"""Requests under way at once; the service makes batches of them."""
 _TOO_LONG = (400, 413, 422)
 """What an endpoint answers where the conversation is longer than the model takes."""
 
@@ -29,9 +26,7 @@ class WorldModel:
         Raises:
             ServiceError: it does not answer.
         """
-        context = contextvars.copy_context()  # it names the job that the requests are made for
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            return list(threads.map(lambda move: context.copy().run(self._answer, *move), moves))
+        return side_by_side(lambda move: self._answer(*move), moves)
 
     def _answer(self, told: Sequence[Message], command: str) -> str | None:
         request = CompletionRequest(model=self._version, messages=asked(told, command))

@@ -12,7 +12,7 @@ from agentprm.addresses import by_proxy
 from agentprm.client import ServiceError
 from agentprm.prompts import PromptTemplate, parse_action
 from agentprm.protocol import Action, Sampling, State
-from services.rollout.side_by_side import side_by_side
+from agentprm.side_by_side import side_by_side
 
 KEY = "OPENAI_API_KEY"
 _RETRIES = 6

@@ -6,15 +6,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextvars import ContextVar
 
 import pytest
 
-from services.rollout.side_by_side import side_by_side
+from agentprm.side_by_side import side_by_side
 
 INTERRUPTED = """
 import signal, time
 from services.rollout.shutdown import Interrupted, Shutdown
-from services.rollout.side_by_side import side_by_side
+from agentprm.side_by_side import side_by_side
 
 shutdown = Shutdown()
 shutdown.install()
@@ -38,6 +39,38 @@ def test_all_are_asked_at_once_and_answered_in_order() -> None:
 
     assert side_by_side(call, range(5)) == [0, 1, 4, 9, 16]
     assert side_by_side(call, []) == []
+
+
+def test_no_more_are_under_way_than_told_and_all_in_the_context_of_the_caller() -> None:
+    job: ContextVar[str] = ContextVar("job")
+    under_way = most = 0
+    lock = threading.Lock()
+
+    def call(k: int) -> tuple[int, str]:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.02)
+        with lock:
+            under_way -= 1
+        return k, job.get()
+
+    job.set("rollouts-1")
+    assert side_by_side(call, range(7), at_once=3) == [(k, "rollouts-1") for k in range(7)]
+    assert most == 3
+
+
+def test_nothing_is_begun_after_an_error() -> None:
+    begun: list[int] = []
+
+    def call(k: int) -> None:
+        begun.append(k)
+        raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        side_by_side(call, range(1000), at_once=1)
+    assert begun == [0]
 
 
 def test_an_error_of_one_is_raised() -> None:
