@@ -1,4 +1,4 @@
-"""How an address is reached: by which replica of a scaled service, and by a proxy or not."""
+"""Addresses of services: which are one, by which replica one is reached, by a proxy or not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 import httpx
 
-from agentprm.keys import is_loopback
+from agentprm.keys import SENT, is_loopback
 
 
 def pick(url: str) -> str:
@@ -26,6 +26,24 @@ def pick(url: str) -> str:
         return url
     addresses = sorted({str(address[0]) for *_, address in found})
     return str(parts.copy_with(host=random.choice(addresses))) if len(addresses) > 1 else url
+
+
+def service_url(url: str) -> str:
+    """`url`, if it is one of a service.
+
+    Raises:
+        ValueError: it is none of http or https, or it holds a user's name, which nothing would
+            read; the message does not repeat it, as it may hold the password too.
+    """
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"no URL of a service: {error}") from error
+    if parts.userinfo:
+        raise ValueError(f"a service's URL holds no user or password; keys come from {SENT}")
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError(f"{url!r} is no URL of a service: write http://HOST:PORT")
+    return url
 
 
 def by_proxy(url: str) -> bool:

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from agentprm import protocol as p
 from agentprm import request_id
-from agentprm.addresses import by_proxy
+from agentprm.addresses import by_proxy, service_url
 from agentprm.keys import sent_key
 
 RETRIED = frozenset({429, 502, 503, 504})
@@ -148,7 +148,8 @@ class _Attempts:
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, ServiceError) else None
-    return asked if asked is not None else min(2.0, 0.05 * 2**state.attempt_number)
+    growing: float = min(2.0, 0.05 * 2**state.attempt_number)
+    return max(asked or 0.0, growing)  # some ask for 0 seconds
 
 
 def _again(error: BaseException) -> bool:
@@ -219,7 +220,7 @@ class Client:
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
         self._http = httpx.Client(
-            base_url=url,
+            base_url=service_url(url),
             timeout=deadline,
             headers=_HEADERS,
             auth=_Caller(),
@@ -283,7 +284,7 @@ class AsyncClient:
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
         self._http = httpx.AsyncClient(
-            base_url=url,
+            base_url=service_url(url),
             timeout=deadline,
             headers=_HEADERS,
             auth=_Caller(),

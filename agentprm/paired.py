@@ -40,4 +40,6 @@ def paired(before: Iterable[bool], after: Iterable[bool]) -> Paired:
 
 
 def _tail(k: int, n: int) -> float:
-    return sum(comb(n, j) for j in range(k, n + 1)) * 0.5**n
+    ways: int = sum(comb(n, j) for j in range(k, n + 1))
+    p: float = ways / 2**n  # of integers, however large
+    return p

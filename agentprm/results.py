@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from agentprm.files import DamagedFile, write_atomic
@@ -167,12 +168,12 @@ def table(rows: Sequence[Row]) -> Table:
     result.add_column("actions", justify="right", no_wrap=True)
     tasks = task_names(rows)
     for name in tasks.values():
-        result.add_column(name, justify="right", no_wrap=True)
+        result.add_column(escape(name), justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(row.by_task.get(task)) for task in tasks]
         success = f"{row.success:.1%} [{row.low:.0%}, {row.high:.0%}]".replace("%", "")
         actions = f"{row.actions:.1f} ± {row.actions_error:.1f}"
-        result.add_row(row.name, success, actions, *cells)
+        result.add_row(escape(row.name), success, actions, *cells)
     return result
 
 

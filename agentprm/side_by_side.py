@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import threading
 from collections import deque
@@ -30,24 +29,25 @@ def side_by_side(call: Callable[[T], R], items: Iterable[T], *, at_once: int = A
         answers.append(Future())
         waiting.append((item, answers[-1]))
 
-    def answer_the_next() -> None:
-        with contextlib.suppress(IndexError):  # none is left
-            while True:
-                item, into = waiting.popleft()
-                try:
-                    into.set_result(call(item))
-                except BaseException as error:
-                    waiting.clear()
-                    into.set_exception(error)
+    def work() -> None:
+        while True:
+            try:
+                item, answer = waiting.popleft()
+            except IndexError:  # none is left
+                return
+            try:
+                answer.set_result(call(item))
+            except BaseException as error:
+                waiting.clear()
+                answer.set_exception(error)
 
     try:
         for _ in range(min(at_once, len(answers))):
             context = contextvars.copy_context()  # it names the job that the calls are made for
-            threading.Thread(target=context.run, args=(answer_the_next,), daemon=True).start()
-        wait(answers, return_when=FIRST_EXCEPTION)
+            threading.Thread(target=context.run, args=(work,), daemon=True).start()
+        ended, _ = wait(answers, return_when=FIRST_EXCEPTION)
     finally:
         waiting.clear()
-    done = sorted(answers, key=lambda each: not each.done())  # the one that failed among them
-    for each in done:
-        each.result()
-    return [each.result() for each in answers]
+    for answer in ended:
+        answer.result()  # raises what was raised
+    return [answer.result() for answer in answers]

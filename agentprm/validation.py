@@ -8,11 +8,24 @@ from __future__ import annotations
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+_WORDS = {"extra_forbidden": "there is no such setting", "missing": "it is not given"}
+
 
 def first_error(error: ValidationError) -> str:
     """The first field that is wrong, and what is wrong with it."""
     message = _first(error)["msg"]
     return ": ".join(filter(None, [first_field(error), message]))
+
+
+def all_errors(error: ValidationError) -> str:
+    """Every field that is wrong, a line each."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return "\n".join(
+        ": ".join(
+            filter(None, [".".join(map(str, each["loc"])), _WORDS.get(each["type"], each["msg"])])
+        )
+        for each in found
+    )
 
 
 def first_field(error: ValidationError) -> str:

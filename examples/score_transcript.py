@@ -38,7 +38,7 @@ if __name__ == "__main__":
     arguments.add_argument("--prm", default="http://127.0.0.1:8003")
     options = arguments.parse_args()
     try:
-        lines = options.file.read_text().splitlines()
+        lines = options.file.read_bytes().split(b"\n")  # a text may hold other line ends
     except OSError as error:
         sys.exit(str(error))
     with PRMClient(options.prm) as client:

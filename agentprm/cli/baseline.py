@@ -45,7 +45,7 @@ def react(
     split: Played = Split.VALID_SEEN,
     count: Count = 10_000,
     max_steps: MaxSteps = 30,
-    temperature: Annotated[float, typer.Option(help="of the sampling", min=0)] = 0.5,
+    temperature: Annotated[float, typer.Option(help="of the sampling", min=0, max=10)] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="of an answer", min=1, max=4096)] = 256,
     prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
     seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import orjson
 import structlog
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -29,6 +30,7 @@ from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError
 from agentprm.results import read_results
 from agentprm.studies import StudyError
+from agentprm.validation import all_errors
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -64,22 +66,24 @@ _MENDED = (
 """What a user can mend, as its message says."""
 
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 @contextmanager
 def explained(
     interrupted: str = "the same command goes on where this one stopped",
 ) -> Iterator[None]:
-    """Turn what a user can mend into a message, and SIGTERM into an orderly end.
+    """Turn what a user can mend into a message, and SIGTERM and SIGINT into an orderly end.
 
-    So too SIGHUP, of a terminal that is closed, unless it is ignored, as under `nohup`.
+    So too SIGHUP, of a terminal that is closed. SIGINT and SIGHUP stay ignored where they are, as
+    in the background and under `nohup`. None of them, sent again, cuts the end short.
     `interrupted` is what to say then.
     """
     warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
     structlog.configure(
         wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
     )
-    ending = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        ending.append(signal.SIGHUP)
+    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupt) for number in ending}
     try:
         yield
@@ -99,8 +103,9 @@ def explained(
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, _: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the orderly end short
+def _interrupt(_: int, __: FrameType | None) -> NoReturn:
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the orderly end short
     raise KeyboardInterrupt
 
 
@@ -116,6 +121,10 @@ def settings(preset: str, seed: int = 0, overrides: Sequence[str] = ()) -> Confi
     """The settings of a preset; where they cannot be had the command ends."""
     try:
         return load_config(preset, seed, parse_overrides(overrides))
+    except ValidationError as error:
+        alone = any(each["type"] == "missing" for each in error.errors())
+        hint = '\na preset takes what it does not say from another: begin it with extends = "tiny"'
+        fail(all_errors(error) + (hint if alone else ""))
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
 
@@ -131,11 +140,13 @@ def new_or_same(run: Path, config: Config, go_on: str) -> None:
         return
     there = dotted(config_of(run).model_dump(mode="json", exclude={"overrides"}))
     asked = dotted(config.model_dump(mode="json", exclude={"overrides"}))
+    done = [each for kind in ("records", "checkpoints") for each in (run / kind).glob("*")]
+    otherwise = "or give another --run" if done else f"or remove {run}, where nothing was done yet"
     for name in {**asked, **there}:
         if there.get(name) != asked.get(name):
             fail(
                 f"{run} holds a run with other settings ({name} is {there.get(name)} there, "
-                f"{asked.get(name)} here): {go_on}, or give another --run"
+                f"{asked.get(name)} here): {go_on}, {otherwise}"
             )
 
 

@@ -151,7 +151,7 @@ def evaluate(
         str, typer.Option(help="the game is played as in the evaluations of this preset")
     ] = "tiny",
     temperature: Annotated[
-        float | None, typer.Option(help="in place of the preset's", min=0)
+        float | None, typer.Option(help="in place of the preset's", min=0, max=10)
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="chat, state, or a template file; by default the preset's")
@@ -163,6 +163,8 @@ def evaluate(
     """Success rate and mean number of actions of a checkpoint, with 95 % intervals."""
     if prm is not None and choice is not ChoiceRule.PRM:
         fail(f"--choice {choice} takes no --prm")
+    if best_of is not None and prm is None and choice is ChoiceRule.PRM:
+        fail("--best-of takes --prm DIR, or --choice majority or random")
     with explained():
         algorithm = read_facts(prm).algorithm if prm is not None else None
     config = settings(preset)

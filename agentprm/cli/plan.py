@@ -52,7 +52,7 @@ def plan(
     count: Count = 10_000,
     max_steps: MaxSteps = 30,
     temperature: Annotated[
-        float | None, typer.Option(help="of the samples; as for the run's Best-of-N", min=0)
+        float | None, typer.Option(help="of the samples; as for the run's Best-of-N", min=0, max=10)
     ] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
@@ -62,6 +62,8 @@ def plan(
 
     Every turn plans anew. Interrupted, the same command goes on where it stopped.
     """
+    if world is not None and model == "true":
+        fail("--world is for --model learned; with true the game itself is copied")
     config = config_of(run)
     with explained():
         registry = Registry(run / "checkpoints")

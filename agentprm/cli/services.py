@@ -11,6 +11,7 @@ from agentprm.cli.games import is_environment
 from agentprm.cli.ports import free_port
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.config import Config, PolicyEngine
+from agentprm.protocol import MAX_POOL
 from agentprm.registry import Registry
 
 ENV, POLICY, PRM, _WORLD, _SGLANG = "env", "policy", "prm", "world", "sglang"
@@ -137,7 +138,8 @@ def start_env(
     idle_seconds: float | None = None,
 ) -> str:
     """The environment, with `capacity` engines kept warm; `privileged` says hidden facts too."""
-    flags = ["--engine", options.engine, "--expert", options.expert, "--pool", str(capacity)]
+    flags = ["--engine", options.engine, "--expert", options.expert]
+    flags += ["--pool", str(min(capacity, MAX_POOL))]
     if games is not None:
         own = is_environment(games)
         flags += ["--environment", games if own else ""]  # "": none, whatever the shell names

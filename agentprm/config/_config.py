@@ -16,7 +16,7 @@ from agentprm.config._settings import Settings
 from agentprm.config._shaping import Shaping
 from agentprm.config._stages import Demonstrations, Evaluation, Preferences, Rollouts
 from agentprm.config._updates import GRPOSettings, PolicyUpdate, RejectionSettings
-from agentprm.protocol import MAX_STEPS
+from agentprm.protocol import MAX_ACTION_TOKENS, MAX_BATCH, MAX_POOL, MAX_STEPS
 
 _ACCELERATE = Path(__file__).parents[1] / "accelerate"
 
@@ -78,7 +78,8 @@ class Config(Settings):
     """Where policy and PRM are served, if not on `device`: fits want a GPU for themselves."""
     num_processes: int = Field(default=1, ge=1)
     """Processes that share a fit, each on a GPU of its own, or on the CPU (`device`). They change
-    its time, not its result: batches are of all processes together."""
+    its time, not its result: batches are of all processes together. (A step of online DPO or GRPO
+    has as many of `batch_pairs` or `batch_groups` as go round.)"""
     accelerate: str = "ddp"
     """How they share it: `ddp`, `fsdp`, or the path of a file of `accelerate config`."""
     workers: int = Field(default=2, ge=1)
@@ -86,7 +87,7 @@ class Config(Settings):
     policy_replicas: int = Field(default=1, ge=1)
     """Policy services that `agentprm train` starts. On a CPU each computes on a core of its own;
     every worker asks one of them."""
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=8, ge=1, le=MAX_BATCH)
     """Episodes of one job; a worker plays them side by side."""
     max_steps: int = Field(default=30, ge=1, le=MAX_STEPS)
     """The horizon T."""
@@ -129,6 +130,16 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _textworld_plays_all_games_at_once(self) -> Config:
+        games = self.workers * self.batch
+        if self.engine == "textworld" and games > MAX_POOL:
+            raise ValueError(
+                f"workers x batch are {games} games at once, each a process of TextWorld, of which "
+                f"there are at most {MAX_POOL}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sglang_has_servers(self) -> Config:
         if (self.policy_engine is PolicyEngine.SGLANG) != bool(self.sglang_urls):
             raise ValueError('policy_engine = "sglang" and sglang_urls belong together')
@@ -148,6 +159,22 @@ class Config(Settings):
                 f"rollouts.vine: {vine.actions + vine.random} actions x {vine.continuations} "
                 f"continuations are more than the batch of {self.batch}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_request_asks_for_all_of_a_job(self) -> Config:
+        asked, best = self.preferences, self.evaluation.best_of_sampling
+        of_a_job = {
+            "preferences: states_per_job x candidates x sampling.max_tokens": (
+                asked.states_per_job * asked.candidates * asked.sampling.max_tokens
+            ),
+            "batch x evaluation.best_of x evaluation.best_of_sampling.max_tokens": (
+                self.batch * self.evaluation.best_of * best.max_tokens
+            ),
+        }
+        for name, tokens in of_a_job.items():
+            if tokens > MAX_ACTION_TOKENS:
+                raise ValueError(f"{name} is {tokens} tokens, at most {MAX_ACTION_TOKENS}")
         return self
 
     @model_validator(mode="after")
@@ -175,6 +202,12 @@ class Config(Settings):
         given = [name for name, present in reading.items() if present]
         if self.algorithm is Algorithm.INVERSE_PRM and given:
             raise ValueError(f"{given[0]} needs outcomes, which inverse-prm does not read")
+        return self
+
+    @model_validator(mode="after")
+    def _shaping_has_targets(self) -> Config:
+        if self.shaping.alpha > 0 and self.update is PolicyUpdate.OUTCOME_REJECTION:
+            raise ValueError(f'shaping.alpha has no meaning with update = "{self.update}"')
         return self
 
     @model_validator(mode="after")

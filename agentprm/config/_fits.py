@@ -1,4 +1,7 @@
-"""Settings of the three fits. The defaults suit a pretrained model of some billion parameters."""
+"""Settings shared by all fits, and those of SFT, PRM and DPO.
+
+The defaults suit a pretrained model of some billion parameters.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,10 @@ class SFTSettings(FitSettings):
 class PRMSettings(FitSettings):
     """Fitting Q(s, a)."""
 
+    accumulation: int = Field(default=4, ge=1)
+    """Batches of one optimizer step, over all processes. A batch has episodes of similar length,
+    and how long one is says how it ended: from one batch alone a step would learn that all are won,
+    or that none is."""
     epochs: int = Field(default=2, ge=1)
     """Passes over the rollouts."""
     batch_tokens: int = Field(default=16_384, ge=16)

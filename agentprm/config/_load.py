@@ -55,7 +55,10 @@ def _values(preset: Path) -> dict[str, Any]:
     """What the file says, on top of what the preset says that it extends."""
     if not preset.is_file():
         raise FileNotFoundError(f"no preset {str(preset)!r}: there is no such file")
-    values = tomllib.loads(preset.read_text(encoding="utf-8"))
+    try:
+        values = tomllib.loads(preset.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{preset}: {error}") from error
     extended = values.pop("extends", None)
     if not extended:
         return values

@@ -25,15 +25,20 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the nested `values` in which each dotted name of `overrides` has its value.
 
-    The word `none` takes out what may be left out: TOML has no null.
+    The word `none` takes out what may be left out: TOML has no null. A table that is empty adds
+    nothing to one that is there.
     """
     result = dict(values)
     for name, value in overrides.items():
         head, _, rest = name.partition(".")
         group = result.get(head)
         inner = group if isinstance(group, Mapping) else {}
-        plain = None if value == "none" else value
-        result[head] = merged(inner, {rest: value}) if rest else plain
+        if rest:
+            result[head] = merged(inner, {rest: value})
+        elif value == {}:
+            result[head] = inner
+        else:
+            result[head] = None if value == "none" else value
     return result
 
 

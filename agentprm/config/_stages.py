@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._settings import Settings
-from agentprm.protocol import MAX_CANDIDATES, Sampling, Split
+from agentprm.protocol import MAX_BATCH, MAX_CANDIDATES, Sampling, Split
 
 
 class Demonstrations(Settings):
@@ -83,7 +83,7 @@ class Preferences(Settings):
     """Anchors for each pair: states whose candidates differ by less than `margin`, in which the
     policy's own sample is kept likely (with `dpo.chosen_weight`) and nothing set against it. Pairs
     alone say nothing of such states, and what is learned elsewhere spreads to them unopposed."""
-    states_per_job: int = Field(default=16, ge=1)
+    states_per_job: int = Field(default=16, ge=1, le=MAX_BATCH)
     """States of one job."""
     ahead: int = Field(default=4, ge=1)
     """Jobs that may be under way at once, beside the one that is trained on: how far the sampling

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentprm.calls import DEADLINE
-from agentprm.client import PRMClient
+from agentprm.client import PRMClient, ServiceError
 from agentprm.protocol import MAX_BATCH
+
+_TOO_LARGE = 413
 
 Text = str | Sequence[Mapping[str, Any]]
 """A plain text, or messages."""
@@ -47,10 +49,21 @@ class PRMReward:
         ]
         with PRMClient(self.url, deadline=self.deadline) as prm:
             return [
-                q[-1]
+                q
                 for k in range(0, len(chats), MAX_BATCH)
-                for q in prm.score_conversations(chats[k : k + MAX_BATCH])
+                for q in _last_turns(prm, chats[k : k + MAX_BATCH])
             ]
+
+
+def _last_turns(prm: PRMClient, chats: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
+    """Q of the last turn of each; by halves where they are too large for one request."""
+    try:
+        return [q[-1] for q in prm.score_conversations(chats)]
+    except ServiceError as error:
+        if error.status != _TOO_LARGE or len(chats) == 1:
+            raise
+    half = len(chats) // 2
+    return [*_last_turns(prm, chats[:half]), *_last_turns(prm, chats[half:])]
 
 
 def _messages(text: Text, role: str) -> list[Mapping[str, Any]]:

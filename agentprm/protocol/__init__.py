@@ -8,12 +8,14 @@ answers and records ignore them, so that an older client reads a newer server.
 """
 
 from agentprm.protocol._base import (
+    MAX_ACTION_TOKENS,
     MAX_BATCH,
     MAX_CANDIDATES,
     MAX_COMMAND,
     MAX_COMMANDS,
     MAX_MESSAGE,
     MAX_MESSAGES,
+    MAX_POOL,
     MAX_RETURN,
     MAX_STEPS,
     MAX_TEXT,
@@ -102,12 +104,14 @@ from agentprm.protocol._states import Action, Message, State, Step
 
 __all__ = [
     "CONTEXT_TOO_LONG",
+    "MAX_ACTION_TOKENS",
     "MAX_BATCH",
     "MAX_CANDIDATES",
     "MAX_COMMAND",
     "MAX_COMMANDS",
     "MAX_MESSAGE",
     "MAX_MESSAGES",
+    "MAX_POOL",
     "MAX_RETURN",
     "MAX_STEPS",
     "MAX_TEXT",

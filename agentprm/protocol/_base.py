@@ -22,6 +22,8 @@ MAX_RETURN = 1 + 1e-9
 """Most that the rewards of an episode add up to: 1, and what rounding makes of it."""
 MAX_BATCH = 256
 """Most states, sessions or pairs in one request."""
+MAX_POOL = 256
+"""Most processes of TextWorld, or threads of an own environment, that a server has."""
 MAX_STEPS = 200
 """Largest step limit of a session, in turns."""
 MAX_CANDIDATES = 64

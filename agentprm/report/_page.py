@@ -99,10 +99,11 @@ def _studies(run: Path) -> list[dict[str, Any]]:
     """The studies that were done, in the paper's order, but for what is on the page anyway."""
     found = []
     for study in STUDIES.values():
-        figure = run / "studies" / study.name / "figure.svg"
-        if study.name in ("tables", "curves") or not figure.exists():
+        home = run / "studies" / study.name
+        conditions, figure = home / "conditions.md", home / "figure.svg"
+        if study.name in ("tables", "curves") or not conditions.exists():  # it is written last
             continue
-        text = (figure.parent / "conditions.md").read_text(encoding="utf-8").strip()
+        text = conditions.read_text(encoding="utf-8").strip()
         svg = for_page(figure.read_text(encoding="utf-8"), f"{study.title}, {study.paper}")
         found.append({"study": study, "svg": Markup(svg), "text": Markup(_MARKDOWN.render(text))})
     return found

@@ -62,7 +62,9 @@ def json_response(body: BaseModel, status: int = 200) -> Response:
 
 
 def shape_problems(app: FastAPI, path: str, shape: Shape) -> None:
-    """Let `shape` make the body of every problem at `path`: for protocols with their own errors."""
+    """Let `shape` make the body of every problem at `path`, and at those below it where it ends in
+    a slash: for protocols with their own errors.
+    """
     app.state.shapes[path] = shape
 
 
@@ -85,6 +87,9 @@ def add_handlers(app: FastAPI, service: str) -> None:
         errors = [_field(found) for found in error.errors()[:MAX_ERRORS]]
         first = errors[0]
         detail = f"{'.'.join(map(str, first.loc))}: {first.msg}"
+        sent = request.headers.get("content-type", "nothing")
+        if list(first.loc) == ["body"] and "json" not in sent:
+            detail = f"send the body as content-type: application/json, not {_legible(sent)}"
         return _answer(request.scope, ProblemError(422, "Invalid request", detail, errors=errors))
 
     @app.exception_handler(HTTPException)
@@ -121,7 +126,9 @@ def _methods(app: FastAPI, scope: Scope) -> set[str]:
 def _answer(scope: Scope, error: ProblemError) -> Response:
     state = scope["app"].state
     PROBLEMS.labels(state.service, _slug(error.problem.title)).inc()
-    response: Response = state.shapes.get(scope["path"], _as_problem)(error)
+    below = next((p for p in state.shapes if p.endswith("/") and scope["path"].startswith(p)), None)
+    shape = state.shapes.get(below or scope["path"], _as_problem)
+    response: Response = shape(error)
     if error.problem.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:

@@ -73,10 +73,11 @@ class Http(HttpToolsProtocol):
 def serve(app: FastAPI, host: str, port: int) -> None:
     """Run until SIGTERM or SIGINT; requests in flight get ten seconds to end.
 
-    On loopback and without keys only what this machine itself sends is answered.
+    Without keys only what this machine itself sends is answered on loopback, and elsewhere nothing
+    that is sent to a public name, or by a page of one.
     """
-    if is_loopback(host) and not Keys.from_environment():
-        app.add_middleware(Local)
+    if not Keys.from_environment():
+        app.add_middleware(Local, network=not is_loopback(host))
     uvicorn.run(
         app,
         host=host,

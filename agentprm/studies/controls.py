@@ -28,14 +28,14 @@ class Controls(Comparison):
 
         Where π_0 was told strategies in hindsight, more SFT has one that was not.
         """
-        unwatched = by_default(config, "monitor")
+        without = by_default(config, "monitor", "shaping.alpha")
         ways = [f"rollouts.exploration.{way}" for way in ("reset", "steered", "posterior")]
-        plain = unwatched | by_default(config, "update", "shaping.alpha", *ways)
+        plain = without | by_default(config, "update", *ways)
         won = {"algorithm": "agent-prm", "update": "outcome-rejection"}
         return [
             Variant(_AGENT_PRM, {"algorithm": "agent-prm", "update": "online-dpo"}),
             Variant("more-SFT", {"algorithm": "sft", **plain}),
-            Variant("won-rollouts", won | unwatched),
+            Variant("won-rollouts", won | without),
         ]
 
     def measurements(self, run: Path, config: Config) -> list[Measurement]:

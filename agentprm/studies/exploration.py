@@ -6,7 +6,7 @@ from typing import Any
 
 from agentprm.config import Config
 from agentprm.studies._comparison import Comparison
-from agentprm.studies._study import Variant
+from agentprm.studies._study import Variant, by_default
 
 _STRATEGIES = (
     "Look into closed places first.",
@@ -30,7 +30,7 @@ class Exploration(Comparison):
     paper = "fig. 6"
 
     def variants(self, config: Config) -> list[Variant]:
-        """One for each strategy; of the latter three half of the rollouts are plain.
+        """One for each strategy alone; of the latter three half of the rollouts are plain.
 
         Of the model `tiny` the steered variant has a π_0 of its own, which was told strategies.
         """
@@ -39,9 +39,16 @@ class Exploration(Comparison):
         steered: dict[str, Any] = {"rollouts.exploration.steered.strategies": strategies}
         if tiny:
             steered["rollouts.exploration.steered.hindsight"] = _HINDSIGHT
-        return [
-            Variant("plain"),
-            Variant("reset", {"rollouts.exploration.reset.fraction": 0.5}),
-            Variant("steered", steered),
-            Variant("posterior", {"rollouts.exploration.posterior.fraction": 0.5}),
-        ]
+        ways: dict[str, dict[str, Any]] = {
+            "plain": {},
+            "reset": {"rollouts.exploration.reset.fraction": 0.5},
+            "steered": steered,
+            "posterior": {"rollouts.exploration.posterior.fraction": 0.5},
+        }
+        others = {
+            name: by_default(
+                config, *(f"rollouts.exploration.{way}" for way in list(ways)[1:] if way != name)
+            )
+            for name in ways
+        }
+        return [Variant(name, others[name] | ways[name]) for name in ways]

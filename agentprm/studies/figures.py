@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from agentprm.files import write_atomic
+
 INK = "#1d2630"
 """Text and axes; no other part of a figure has this colour."""
 GRID = "#8a94a0"
@@ -93,9 +95,14 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 def write(figure: Figure, directory: Path) -> None:
     """As `figure.png`, on white, and `figure.svg`."""
-    with mpl.rc_context(_STYLE):
-        figure.savefig(directory / "figure.png", dpi=200, facecolor="white")
-        figure.savefig(directory / "figure.svg", transparent=True, metadata=_NO_METADATA)
+    ways: dict[str, dict[str, Any]] = {
+        "png": {"dpi": 200, "facecolor": "white"},
+        "svg": {"transparent": True, "metadata": _NO_METADATA},
+    }
+    for format_, options in ways.items():
+        with io.BytesIO() as file, mpl.rc_context(_STYLE):
+            figure.savefig(file, format=format_, **options)
+            write_atomic(directory / f"figure.{format_}", file.getvalue())
 
 
 def inline(figure: Figure, description: str) -> str:

@@ -94,7 +94,11 @@ def build_app(
 
     def require_privilege() -> None:
         if not privileged:
-            raise ProblemError(403, "Not privileged", "start the server with `--privileged true`")
+            raise ProblemError(
+                403,
+                "Not privileged",
+                "start the server with `--privileged true`, `agentprm up` with `--privileged`",
+            )
 
     app = create_app("env", health, lifespan)
 

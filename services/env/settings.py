@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from agentprm.protocol import MAX_STEPS
+from agentprm.protocol import MAX_POOL, MAX_STEPS
 from agentprm.settings import Port, ServiceSettings
 
 
@@ -39,7 +39,7 @@ class EnvSettings(ServiceSettings):
     pool: int = Field(
         default=4,
         ge=1,
-        le=256,
+        le=MAX_POOL,
         description="TextWorld processes, one a session; or threads of an environment of your own",
     )
     recycle: int = Field(default=50, ge=1, description="games after which a process is replaced")

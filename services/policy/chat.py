@@ -92,17 +92,19 @@ def add_routes(
 ) -> None:
     """`POST /v1/chat/completions` and `GET /v1/models`."""
 
-    for path in ("/v1/models", "/v1/chat/completions"):
+    for path in ("/v1/models", "/v1/models/", "/v1/chat/completions"):
         shape_problems(app, path, _problem)
 
     @app.get("/v1/models", responses=_ERRORS)
     async def _models() -> Response:
         names = [ALIAS] + ([serving.version] if serving.version else [])
         names += [f"best-of-{n}" for n in LISTED] if prm else []
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "agentprm"} for name in names
-        ]
-        return _json({"object": "list", "data": data})
+        return _json({"object": "list", "data": [_model(name) for name in names]})
+
+    @app.get("/v1/models/{name:path}", responses=_ERRORS)
+    async def _one_model(name: str) -> Response:
+        _require(name, serving.version)
+        return _json(_model(name))
 
     @app.post("/v1/chat/completions", openapi_extra=request_body(ChatRequest), responses=_ERRORS)
     async def _complete(http: Request) -> Response:
@@ -152,12 +154,16 @@ def add_routes(
         return version, found[0]
 
 
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "agentprm"}
+
+
 class _NotServedError(ProblemError):
     """The model that was asked for does not serve, or no longer: a 404."""
 
 
 def _require(model: str, version: str | None) -> None:
-    """Nothing, if `model` is a name of what serves."""
+    """Raise a 404 unless `model` names what serves."""
     if model not in (ALIAS, version) and not best_of_named(model):
         detail = f"the model {model!r} is not served; GET /v1/models lists what is"
         raise _NotServedError(404, "Model not served", detail)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
+from pydantic import AfterValidator, Field
+
+from agentprm.addresses import service_url
 from agentprm.settings import EngineSettings, Port
 
 CACHE_GIB = 1.5
@@ -14,7 +17,9 @@ class PolicySettings(EngineSettings):
     """The policy service: samples actions, and with a PRM returns the best of N."""
 
     port: Port = Field(default=8002, description="port to listen on")
-    prm_url: str | None = Field(default=None, description="PRM service, for requests with `prm`")
+    prm_url: Annotated[str, AfterValidator(service_url)] | None = Field(
+        default=None, description="PRM service, for requests with `prm`"
+    )
     prm_deadline: float = Field(
         default=60.0, gt=0, description="seconds until a PRM that does not answer is a 503"
     )

@@ -19,6 +19,7 @@ class Baseline(Loop, ABC):
     def train(self) -> list[Row]:
         """Everything from demonstrations to the table, going on where an earlier run stopped."""
         self.try_model()
+        self.try_games()
         self.demonstrate()
         self.imitate()
         rows = self._with_row([], 0, None)

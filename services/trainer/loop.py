@@ -22,7 +22,7 @@ from services.trainer.fits.jobs import FitJob, Fits
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.rollouts.collect import Collector, Services
-from services.trainer.rollouts.demonstrations import demonstrate
+from services.trainer.rollouts.demonstrations import demonstrate, require_won
 from services.trainer.rollouts.evaluation import evaluate
 from services.trainer.rollouts.exploration import (
     EXPLORER,
@@ -121,9 +121,15 @@ class Loop:
         demonstrate(self.collector, self.registry, self.config.demonstrations)
 
     def imitate(self) -> None:
-        """π_0 from the demonstrations."""
+        """π_0 from the demonstrations.
+
+        Raises:
+            DemonstrationsError: none was won; InversePRM alone imitates the others too.
+        """
         if self._skip("policy/0", "pi_0"):
             return
+        if self.config.algorithm is not Algorithm.INVERSE_PRM:
+            require_won(self.records)
         base = self._base_model()
         with self.registry.write("policy/0") as out:
             self._fit(FitJob(kind="sft", iteration=0, base=base, out=out))

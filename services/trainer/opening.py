@@ -17,11 +17,13 @@ from services.trainer.rollouts.fleet import Fleet
 from services.trainer.rollouts.inbox import JobsFailed
 from services.trainer.rollouts.records import Records
 from services.trainer.settings import TrainerSettings
+from services.trainer.training.rows import NothingToTrainOnError
 
 STOPS = (
     DamagedFile,
     JobsFailed,
     NoGames,
+    NothingToTrainOnError,
     QueueError,
     RunTaken,
     ServiceError,

@@ -112,6 +112,11 @@ def test_a_transcript_is_scored_turn_by_turn(stack: Stack, tmp_path: Path) -> No
         }
     )
     file = tmp_path / "episodes.jsonl"
+    told = [{"role": "user", "content": "a line\u2028and\x85more"}, *CHAT[1:]]
+    odd = json.dumps({"messages": told}, ensure_ascii=False)
+    other = tmp_path / "odd.jsonl"
+    other.write_text(f"{odd}\n", encoding="utf-8")
+    assert "chat" in run("score_transcript.py", str(other), "--prm", stack.prm)
     file.write_text(f"{json.dumps({'messages': CHAT})}\n{record.model_dump_json()}\n")
     out = run("score_transcript.py", str(file), "--prm", stack.prm).splitlines()
     with PRMClient(stack.prm) as prm:

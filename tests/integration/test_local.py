@@ -104,12 +104,35 @@ def test_nor_by_a_websocket(port: int) -> None:
         pass
 
 
-def test_with_keys_or_for_other_machines_names_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers call one another by names; a key no page knows."""
-    headers = {"host": "policy:8002", "origin": "https://our.example"}
-    monkeypatch.delenv(ACCEPTED, raising=False)
-    with service("0.0.0.0") as port:
-        assert httpx.post(f"http://127.0.0.1:{port}/work", headers=headers).status_code == 200
+@pytest.fixture(scope="module")
+def network() -> Iterator[int]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(ACCEPTED, raising=False)
+        with service("0.0.0.0") as port:
+            yield port
+
+
+@pytest.mark.parametrize(
+    "host", ["policy:8002", "192.168.1.7:8002", "[fd00::7]", "prm.ours.svc.cluster.local"]
+)
+def test_containers_and_machines_nearby_are_served_by_their_names(network: int, host: str) -> None:
+    headers = {"host": host, "origin": "http://127.0.0.1:3000"}
+    assert httpx.post(f"http://127.0.0.1:{network}/work", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{"host": "evil.example"}, {"host": "prm:8003", "origin": "https://evil.example"}]
+)
+def test_without_keys_a_web_page_is_not_served_for_the_network_either(
+    network: int, headers: dict[str, str]
+) -> None:
+    answer = httpx.post(f"http://127.0.0.1:{network}/work", headers=headers)
+    assert (answer.status_code, answer.json()["title"]) == (403, "Not local")
+
+
+def test_with_keys_names_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key no page knows."""
+    headers = {"host": "policy.our.example", "origin": "https://our.example"}
     monkeypatch.setenv(ACCEPTED, f"admin:{KEY}")
     with service("127.0.0.1") as port:
         headers["authorization"] = f"Bearer {KEY}"

@@ -178,6 +178,10 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
     assert stopped["choices"][0]["finish_reason"] == "stop"
     models = httpx.get(f"{url}/v1/models").json()
     assert [model["id"] for model in models["data"]][:2] == ["policy", "policy/0"]
+    for model in models["data"]:
+        assert httpx.get(f"{url}/v1/models/{model['id']}").json() == model
+    unknown = httpx.get(f"{url}/v1/models/gpt-4")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
 
 @pytest.mark.parametrize(

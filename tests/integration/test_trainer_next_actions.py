@@ -20,7 +20,12 @@ from agentprm.redis_server import RedisServer
 from agentprm.registry import Registry
 from services.trainer.progress import Progress
 from services.trainer.rollouts.collect import Collector, Services
-from services.trainer.rollouts.demonstrations import DemonstrationsError, demonstrate, read_episodes
+from services.trainer.rollouts.demonstrations import (
+    DemonstrationsError,
+    demonstrate,
+    read_episodes,
+    require_won,
+)
 from services.trainer.rollouts.fleet import Fleet
 from services.trainer.rollouts.records import Records
 from services.trainer.rollouts.transitions import read_next_actions, sample_next_actions
@@ -138,6 +143,16 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(DemonstrationsError, match="a line is no episode"):
         read_episodes(tmp_path / "other.jsonl")
+
+    records = Records(tmp_path / "records")
+    for k, reward in enumerate((0.0, 1.0)):
+        job = f"demonstrations-{k:04}"
+        played = episode(["look"], [reward]).model_copy(update={"id": f"{job}/0"})
+        records.append(JobResult(job_id=job, worker="w", seconds=1, episodes=[played]))
+        if reward == 0:
+            with pytest.raises(DemonstrationsError, match="none of the 1 demonstrations was won"):
+                require_won(records)
+    require_won(records)
 
 
 def test_a_checkpoint_demonstrates(redis_url: str, queue: Queue, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -85,6 +86,27 @@ def test_a_missing_score_ends_the_training(url: str) -> None:
         PRMReward("http://127.0.0.1:9", deadline=0.3)([STATE], ["look"])
     with pytest.raises(ServiceError, match="422"):
         PRMReward(url)([STATE * 2000], ["look"])
+
+
+def test_what_is_too_large_for_one_request_is_asked_for_in_several(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    score: Any = PRMClient.score_conversations
+
+    def bounded(self: PRMClient, chats: Sequence[Any]) -> list[list[float]]:
+        """As a service whose body limit is three chats; a real one's takes 16 MiB of them."""
+        asked.append(len(chats))
+        if len(chats) > 3:
+            raise ServiceError(413, "too large")
+        scored: list[list[float]] = score.__get__(self)(chats)
+        return scored
+
+    completions = ["look", "inventory", "go to shelf 1", "look", "open fridge 1"]
+    whole = PRMReward(url)([STATE] * 5, completions)
+    monkeypatch.setattr(PRMClient, "score_conversations", bounded)
+    assert PRMReward(url)([STATE] * 5, completions) == pytest.approx(whole, abs=1e-6)
+    assert asked == [5, 2, 3]
 
 
 def test_the_integration_imports_neither_torch_nor_trl() -> None:

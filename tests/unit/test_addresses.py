@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from agentprm.addresses import pick
+from agentprm.addresses import pick, service_url
+from agentprm.client import AsyncPRMClient, PRMClient
 
 
 @pytest.fixture
@@ -36,3 +37,15 @@ def test_one_address_or_none_is_left_to_each_connection(names: dict[str, list[st
     names["env"] = ["10.0.0.1", "10.0.0.1"]
     for url in ("http://env:8001", "http://gone:8001", "https://env:8001"):
         assert pick(url) == url
+
+
+def test_a_service_has_a_scheme_and_no_password() -> None:
+    for url in ("http://127.0.0.1:8003", "https://prm.our.example/prefix", "http://[::1]:8003"):
+        assert service_url(url) == url
+    for url in ("127.0.0.1:8003", "prm:8003", "ftp://prm", "http://", ""):
+        with pytest.raises(ValueError, match="write http://HOST:PORT"):
+            service_url(url)
+    for client in (PRMClient, AsyncPRMClient):
+        with pytest.raises(ValueError, match="AGENTPRM_API_KEY") as refused:
+            client("http://me:hunter2@prm:8003")
+        assert "hunter2" not in str(refused.value)

@@ -238,3 +238,18 @@ def test_a_service_that_answered_has_as_long_to_come_back_as_any() -> None:
         tenacity.Retrying(**attempts.policy)(once)
     assert len(outcomes) > 90
     assert time.monotonic() - started < 10
+
+
+def test_a_service_that_asks_for_no_wait_is_not_asked_without_one() -> None:
+    """Some gateways send `Retry-After: 0` whatever is the matter."""
+    attempts = _Attempts(deadline=1.5, unreachable=None)
+    asked = 0
+
+    def once() -> None:
+        nonlocal asked
+        asked += 1
+        raise ServiceError(503, "busy", retry_after=0.0)
+
+    with pytest.raises(ServiceError):
+        tenacity.Retrying(**attempts.policy)(once)
+    assert 2 <= asked < 10

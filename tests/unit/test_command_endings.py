@@ -178,7 +178,8 @@ def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.Monke
     (policy / "config.json").write_text('{"model_type": "llama"}')
     preset.write_text('extends = "tiny"\nmax_steps = 5\nprompt = "state"\nevaluation.best_of = 4\n')
     command = ["eval", "--policy", str(policy), "--games", str(tmp_path), "--preset", str(preset)]
-    for flags in ([], ["--max-steps", "7", "--prompt", "chat", "--best-of", "2"]):
+    majority = ["--choice", "majority", "--best-of", "2"]
+    for flags in ([], ["--max-steps", "7", "--prompt", "chat", *majority]):
         done = CliRunner().invoke(app, [*command, *flags])
         assert done.exit_code == 0, done.output
     asked = [(p["max_steps"], p["best_of"], p["options"].prompt) for p in played]

@@ -42,3 +42,15 @@ def test_services_may_be_elsewhere_than_fits() -> None:
     places = [options.device, options.device_of(POLICY), options.device_of(PRM)]
     assert places == ["cuda:0", "cuda:1", "cuda:2"]
     assert Options.of(load_config("tiny")).device_of(PRM) == "auto"
+
+
+def test_a_gpu_that_emulates_bfloat16_does_not_compute_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    emulates = {True: True, False: False}  # as a T4 answers
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: emulates[including_emulation],
+    )
+    assert not devices.computes_bf16(GPU)

@@ -9,7 +9,14 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from agentprm.cli import app
-from agentprm.config import Algorithm, changed, load_config, parse_overrides, read_config
+from agentprm.config import (
+    Algorithm,
+    MonitorSettings,
+    changed,
+    load_config,
+    parse_overrides,
+    read_config,
+)
 
 
 def test_values_are_toml_or_words() -> None:
@@ -53,6 +60,50 @@ def test_a_preset_that_extends_another_has_its_settings_but_for_its_own(tmp_path
             load_config(str(preset))
 
 
+def test_an_empty_table_takes_nothing_out_and_switches_on_what_is_not_there(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text('extends = "tiny"\n[dpo]\n# beta = 0.2\n[rollouts.vine]\n[monitor]\n')
+    tiny, mine = load_config("tiny"), load_config(str(preset))
+    assert (mine.dpo, mine.rollouts) == (tiny.dpo, tiny.rollouts)
+    assert tiny.monitor is None
+    assert mine.monitor == MonitorSettings()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"preferences.states_per_job": 257}, "states_per_job"),
+        ({"batch": 257}, "batch"),
+        (
+            {
+                "preferences.states_per_job": 256,
+                "preferences.candidates": 64,
+                "preferences.sampling.max_tokens": 512,
+            },
+            "preferences: states_per_job x candidates",
+        ),
+        (
+            {
+                "batch": 64,
+                "evaluation.best_of": 64,
+                "evaluation.best_of_sampling.max_tokens": 1024,
+            },
+            "batch x evaluation.best_of x evaluation.best_of_sampling.max_tokens",
+        ),
+        ({"update": "outcome-rejection", "shaping.alpha": 0.5}, "shaping.alpha"),
+    ],
+)
+def test_what_no_request_could_ask_for_or_nothing_would_read_is_refused(
+    overrides: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValidationError, match=named):
+        load_config("tiny", overrides=overrides)
+
+
+def test_a_request_may_be_as_large_as_the_services_take() -> None:
+    load_config("tiny", overrides={"batch": 256, "preferences.states_per_job": 256})
+
+
 def test_what_a_preset_has_is_taken_out_by_none(tmp_path: Path) -> None:
     assert load_config("tiny", overrides={"rollouts.vine": "none"}).rollouts.vine is None
     preset = tmp_path / "mine.toml"
@@ -87,9 +138,25 @@ def test_the_command_records_them_and_explains_a_wrong_one(
     publishes = read_config(tmp_path).dpo.publish_every
     same[-1] = f"dpo.publish_every={publishes}"
     assert CliRunner().invoke(app, same).exit_code == 0  # as it is anyway
+    assert "nothing was done yet" in " ".join(other.output.split())
     wrong = CliRunner().invoke(app, [*train, "--set", "dpo.beta"])
     assert wrong.exit_code == 2
     assert "group.name=value" in wrong.output
+    unknown = CliRunner().invoke(app, [*train, "--set", "dpo.betta=1"])
+    assert unknown.exit_code == 2
+    assert "dpo.betta: there is no such setting" in " ".join(unknown.output.split())
+
+
+def test_a_preset_that_says_too_little_or_is_no_toml_is_told_what_to_do(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    for text, words in (
+        ('update = "grpo"', 'begin it with extends = "tiny"'),
+        ('update = "grpo', "mine.toml"),
+    ):
+        preset.write_text(text)
+        done = CliRunner().invoke(app, ["train", "--preset", str(preset), "--run", str(tmp_path)])
+        assert done.exit_code == 2
+        assert words in " ".join(done.output.replace("\n", " ").split())
 
 
 @pytest.mark.parametrize("setting", ["seed=3", "preset=tiny", "algorithm=sft", "run=elsewhere"])

@@ -34,6 +34,26 @@ def test_candidates_stand_with_their_q_and_studies_with_their_conditions(tmp_pat
     assert "<pre><code>agentprm study scaling" in page
 
 
+def test_a_study_that_was_interrupted_as_it_was_written_is_not_shown(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    home = run_study(STUDIES["scaling"], tmp_path, Recorder().work, {}, "agentprm study scaling")
+    (home / "conditions.md").unlink()
+    (home / "figure.svg").write_text("")
+    assert "Test-time scaling" not in render_report(tmp_path)
+
+
+def test_a_policy_that_stayed_as_it_was_has_no_fit(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    registry = Registry(tmp_path / "checkpoints")
+    facts = orjson.dumps({"kind": "dpo", "metrics": {"loss": 0.123}})
+    for version in ("policy/7", "policy/8"):  # the second for want of preferences
+        with registry.write(version) as draft:
+            (draft / METADATA).write_bytes(facts)
+    page = render_report(tmp_path)
+    assert page.count("0.123") == 1
+    assert page.count("as the one before") == 1
+
+
 def test_fits_of_every_kind_tell_what_they_were_made_of(tmp_path: Path) -> None:
     finished_run(tmp_path)
     metrics = {

@@ -1,6 +1,8 @@
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from agentprm.files import DamagedFile
 from agentprm.protocol import (
@@ -113,3 +115,19 @@ def test_types_of_tasks_that_nobody_knows_divide_a_table_as_well() -> None:
     assert names == ["policy", "success", "actions", "pick two", *(f"kind-{k}" for k in range(7))]
     few = summarise(episodes[:1], policy="pi_1", prm=None, max_steps=30, seed=3)
     assert [str(column.header) for column in table([few]).columns][3:] == ["sort"]
+
+
+def test_names_are_printed_as_they_are_whatever_they_look_like() -> None:
+    """A model's name and a type of tasks come from elsewhere; rich takes brackets for its own."""
+    row = summarise(
+        [episode(0, "[/b]x", 3, True), episode(1, "[math] sums", 3, False)],
+        policy="ReAct(org/model[q4])",
+        prm=None,
+        max_steps=30,
+        seed=0,
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table([row]))
+    printed = console.export_text()
+    for name in ("ReAct(org/model[q4])", "[/b]x", "[math] sums"):
+        assert name in printed

@@ -140,6 +140,16 @@ def test_a_body_that_is_no_json_is_told_with_the_place(server: str) -> None:
     assert detail == "body: no JSON: Expecting ',' delimiter at character 13"
 
 
+def test_a_body_of_another_type_is_told_which_to_send(server: str) -> None:
+    """As curl sends it that is not told otherwise."""
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    answer = httpx.post(f"{server}/items", content=b'{"name": "a"}', headers=headers)
+    detail = problem(answer, 422, "Invalid request")["detail"]
+    assert str(detail).startswith(
+        "send the body as content-type: application/json, not application/x-w"
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -91,6 +91,24 @@ def test_the_variants_of_a_study_are_possible_runs(study: Study, preset: str) ->
     assert len({variant.model_dump_json() for variant in variants}) == len(variants)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rollouts.exploration.reset.fraction": 0.3},
+        {"rollouts.exploration.posterior.fraction": 0.3},
+        {"rollouts.exploration.steered.strategies": ["go to shelf"]},
+    ],
+)
+def test_exploration_compares_each_way_alone(settings: dict[str, Any]) -> None:
+    config = load_config("smoke", overrides=settings)
+    variants = STUDIES["exploration"].variants(config)
+    ways = {v.name: changed(config, v.overrides).rollouts.exploration for v in variants}
+    for name, exploration in ways.items():
+        given = {way for way, value in exploration if value is not None}
+        assert given == ({name} - {"plain"})
+
+
 @pytest.mark.parametrize("settings", WITH_A_PRM)
 def test_controls_are_possible_whatever_the_run_does_with_its_prm(settings: dict[str, Any]) -> None:
     config = load_config("smoke", overrides=settings)
@@ -368,6 +386,11 @@ def test_the_exact_sign_test_by_hand(gained: int, lost: int, p: float) -> None:
     assert paired(before, after).p == pytest.approx(p)
     with pytest.raises(ValueError, match="shorter"):
         paired(before, after[:-1])
+
+
+def test_the_sign_test_of_thousands_of_games() -> None:
+    assert Paired(2000, 2000).p == 1
+    assert 0 < Paired(1900, 2100).p < 0.01
 
 
 def test_scaling_measures_the_run_without_training(tmp_path: Path) -> None:

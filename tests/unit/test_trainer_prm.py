@@ -12,10 +12,10 @@ from agentprm.config import PRMSettings
 from agentprm.facts import METADATA, read_facts
 from agentprm.prompts import load_prompt
 from services.trainer.fits.prm import fit_prm
-from services.trainer.targets.monte_carlo import monte_carlo_targets
+from services.trainer.targets.monte_carlo import monte_carlo_targets, split_by_game
 from services.trainer.training.fitting import load_tokenizer
 from services.trainer.training.prm_model import load_prm
-from services.trainer.training.rows import episode_rows
+from services.trainer.training.rows import NothingToTrainOnError, episode_rows
 from tests.unit.trainer_episodes import (
     INVENTORY_LOSES,
     LOOK_WINS,
@@ -28,7 +28,9 @@ from tests.unit.trainer_episodes import (
 EPISODES = sorted(in_eight_games(LOOK_WINS, INVENTORY_LOSES), key=lambda each: not each.won)
 ONE_GAME = slice(0, 16, 8)
 TARGETS = monte_carlo_targets(EPISODES, 0.8)
-SETTINGS = PRMSettings(epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25)
+SETTINGS = PRMSettings(
+    epochs=30, learning_rate=1e-2, batch_tokens=600, accumulation=1, validation_fraction=0.25
+)
 
 
 @pytest.mark.parametrize("name", ["chat", "state"])
@@ -125,3 +127,35 @@ def test_an_earlier_prm_keeps_its_head_and_a_policy_gets_a_new_one(
     earlier = load_prm(out, 0, seed=1).score.weight
     torch.testing.assert_close(earlier, load_prm(out, 0, seed=2).score.weight)
     assert not torch.equal(load_prm(small, 0, 1).score.weight, load_prm(small, 0, 2).score.weight)
+
+
+def test_held_out_games_that_nothing_can_be_read_of_measure_nothing(tmp_path: Path) -> None:
+    """Games that were given up at once; what is there to train on is trained on."""
+    _, held_out = split_by_game(EPISODES, 0.25, 0)
+    episodes = [
+        each.model_copy(update={"turns": ()}) if i in held_out else each
+        for i, each in enumerate(EPISODES)
+    ]
+    metrics = fit_prm(
+        create_small(tmp_path),
+        episodes,
+        monte_carlo_targets(episodes, 0.8),
+        tmp_path / "out",
+        SETTINGS.model_copy(update={"epochs": 1}),
+        load_prompt("chat"),
+        seed=0,
+        split_seed=0,
+        gamma=0.8,
+    )
+    assert (metrics["training_rows"], metrics["validation_rows"]) == (12, 0)
+    assert read_facts(tmp_path / "out").calibration is None
+
+
+def test_where_there_is_nothing_to_train_on_it_says_what_to_raise(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"max_tokens": 16})
+    small, prompt = create_small(tmp_path), load_prompt("chat")
+    with pytest.raises(NothingToTrainOnError, match=r"16 tokens: raise prm\.max_tokens"):
+        fit_prm(
+            small, EPISODES, TARGETS, tmp_path / "out", settings, prompt,
+            seed=0, split_seed=0, gamma=0.8,
+        )  # fmt: skip

@@ -9,7 +9,14 @@ from agentprm.prompts import load_prompt
 from agentprm.protocol import Action
 from services.trainer.training.fitting import load_tokenizer
 from services.trainer.training.forks import episode_forks
-from services.trainer.training.rows import action_row, all_rows, answer_rows, episode_rows
+from services.trainer.training.rows import (
+    NothingToTrainOnError,
+    action_row,
+    all_rows,
+    answer_rows,
+    episode_rows,
+    usable_rows,
+)
 from services.trainer.world.transitions import transitions
 from tests.unit.trainer_episodes import create_small, episode
 
@@ -74,3 +81,11 @@ def test_of_a_game_that_was_given_up_at_once_nothing_is_read(tmp_path: Path, nam
     assert [k for k, _ in all_rows(tokenizer, prompt, [nothing, played], 2048)] == [1]
     assert list(episode_forks(tokenizer, prompt, nothing, {}, 2048)) == []
     assert list(transitions(nothing)) == []
+
+
+def test_where_nothing_can_be_read_the_error_says_what_to_raise(tmp_path: Path) -> None:
+    tokenizer, prompt = load_tokenizer(create_small(tmp_path)), load_prompt("chat")
+    with pytest.raises(NothingToTrainOnError, match="none of 1 episodes has a turn"):
+        all_rows(tokenizer, prompt, [episode(["look"], [0])], 16)
+    assert usable_rows(tokenizer, prompt, [episode(["look"], [0])], 16) == []
+    assert usable_rows(tokenizer, prompt, [], 16) == []

@@ -103,6 +103,21 @@ def test_turns_that_were_given_have_no_advantage() -> None:
     assert found[1:] == pytest.approx([0.5 * 0.8 - 0.5, 1 - 0.8])
 
 
+def test_a_game_that_was_given_up_at_once_has_no_advantage() -> None:
+    episodes = [episode(["look", "go to cabinet 1"], [0, 1]), episode([], [])]
+    found = advantages(episodes, [[0.1, 0.2], []], 0.5)
+    assert found == [pytest.approx([0.5 * 0.2 - 0.1, 1 - 0.2]), []]
+
+
+def test_an_advantage_above_1_counts_as_1() -> None:
+    """Half of the reward comes early, where V^mu has not seen it coming."""
+    rewarded = episode(["look", "go to cabinet 1"], [0.5, 0.5])
+    [found] = advantages([rewarded], [[0.2, 0.9]], 0.95)
+    assert found[0] == pytest.approx(0.5 + 0.95 * 0.9 - 0.2)
+    assert found[0] > 1
+    assert shaped([[1.0, 0.5]], [found], 1.0)[0] == pytest.approx([1.0, (0.5 - 0.9 + 1) / 2])
+
+
 q_values = st.floats(0, 1)
 a_values = st.floats(-1, 1)
 
@@ -128,7 +143,12 @@ def test_the_map_to_0_and_1_keeps_the_order(
 # The first turn of the reference is as often `look`, which wins, as `inventory`, which does not.
 EPISODES = in_eight_games(LOOK_WINS, INVENTORY_LOSES)
 SETTINGS = PRMSettings(
-    epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25, precision="fp32"
+    epochs=30,
+    learning_rate=1e-2,
+    batch_tokens=600,
+    accumulation=1,
+    validation_fraction=0.25,
+    precision="fp32",
 )
 
 

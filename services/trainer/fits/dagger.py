@@ -39,7 +39,7 @@ def fit_dagger(
     that action alone is trained on: the learner's own, before it, are only read.
 
     Raises:
-        ValueError: there are no demonstrations to train on.
+        NothingToTrainOnError: there are no demonstrations to train on.
     """
     tokenizer = load_tokenizer(base)
     share, passes = settings.renumbered, []

@@ -35,7 +35,7 @@ from services.trainer.training.fitting import (
 from services.trainer.training.losses import soft_bce
 from services.trainer.training.prm_facts import FittedOn, facts_of, fitted_on
 from services.trainer.training.prm_model import Collator, Sample, load_prm, read_at
-from services.trainer.training.rows import all_rows
+from services.trainer.training.rows import NothingToTrainOnError, usable_rows
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 
@@ -64,7 +64,7 @@ def fit_prm(
     recorded. The rest is as in `fit_samples`.
 
     Raises:
-        ValueError: there is nothing to train on.
+        NothingToTrainOnError: no episode has a turn within `max_tokens`.
     """
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
@@ -132,7 +132,15 @@ def fit_samples(
     `calibration`). `out` becomes an ordinary one-label classifier with its tokenizer, and
     `agentprm.json` that says how it was made: what is `known` of that, on which `data`, and how
     well it went.
+
+    Raises:
+        NothingToTrainOnError: a pass has no samples.
     """
+    if not all(passes):
+        raise NothingToTrainOnError(
+            f"no episode has a turn that ends within {settings.max_tokens} tokens: raise "
+            "prm.max_tokens, or take a model whose tokens are longer"
+        )
     tokenizer = load_tokenizer(base)
     lengths = [[len(sample.row.ids) for sample in samples] for samples in passes]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
@@ -211,9 +219,7 @@ def _samples(
     max_tokens: int,
     of: By,
 ) -> list[Sample]:
-    if not episodes:
-        return []
-    rows = all_rows(tokenizer, prompt, episodes, max_tokens)
+    rows = usable_rows(tokenizer, prompt, episodes, max_tokens)
     return [
         Sample(
             row=row,

@@ -53,7 +53,7 @@ def fit_sft(
     `hints[i]`, where given, is read with episode i.
 
     Raises:
-        ValueError: there is nothing to train on.
+        NothingToTrainOnError: no episode has a turn within `max_tokens`.
     """
     tokenizer = load_tokenizer(base)
     passes = []

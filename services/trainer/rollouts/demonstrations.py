@@ -11,7 +11,7 @@ from agentprm.protocol import Episode, JobResult, Split
 from agentprm.registry import Registry
 from agentprm.runs import DEMONSTRATIONS
 from services.trainer.rollouts.collect import Collector
-from services.trainer.rollouts.records import job_id
+from services.trainer.rollouts.records import Records, job_id
 from services.trainer.seeds import derive, shuffled
 
 _EXPERT = "expert/0"
@@ -41,6 +41,20 @@ def demonstrate(collector: Collector, registry: Registry, plan: Demonstrations) 
         jobs = collector.jobs(DEMONSTRATIONS, games, policy=_EXPERT, sampling=plan.sampling)
     who = "the expert" if plan.source == "expert" else plan.source
     collector.collect(DEMONSTRATIONS, jobs, f"{who} plays {len(games)} train games")
+
+
+def require_won(records: Records) -> None:
+    """Refuse demonstrations none of which was won: only such are imitated.
+
+    Raises:
+        DemonstrationsError: there is none.
+    """
+    played = records.episodes(DEMONSTRATIONS)
+    if not any(episode.won for episode in played):
+        raise DemonstrationsError(
+            f"none of the {len(played)} demonstrations was won, and others are not imitated: "
+            "start another run with better ones (demonstrations.source)"
+        )
 
 
 def read_episodes(path: Path) -> list[Episode]:

@@ -22,7 +22,7 @@ def advantages(
     """
     steps = []
     for episode, known in zip(episodes, values, strict=True):
-        following = [*known[1:], 0.0]
+        following = [*known[1:], 0.0][: len(known)]  # none, where a game was given up at once
         steps.append(
             [
                 turn.reward + gamma * after - before
@@ -39,9 +39,13 @@ def shaped(
 
     Q^π is in [0, 1] and A^μ in [−1, 1], so their mixture y is in [−α, 1]; the target is
     (y + α) / (1 + α). That keeps every order of eq. 13, is Q^π itself at α = 0, to the last bit,
-    and (A^μ + 1) / 2 at α = 1.
+    and (A^μ + 1) / 2 at α = 1. An A^μ above 1, as V^μ errs where rewards come on the way, counts
+    as 1.
     """
     return [
-        [((1 - alpha) * x + alpha * a + alpha) / (1 + alpha) for x, a in zip(*pair, strict=True)]
+        [
+            ((1 - alpha) * x + alpha * min(a, 1.0) + alpha) / (1 + alpha)
+            for x, a in zip(*pair, strict=True)
+        ]
         for pair in zip(q, advantage, strict=True)
     ]

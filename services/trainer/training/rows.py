@@ -11,6 +11,10 @@ from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Episode, Message, State
 
 
+class NothingToTrainOnError(ValueError):
+    """Of what was played nothing can be read by a fit."""
+
+
 @dataclass(frozen=True)
 class Row:
     """Token ids in which action `turns[k]` of the episode is the half-open range `spans[k]`.
@@ -82,19 +86,33 @@ def all_rows(
     """The rows of all episodes, each with the index of its episode; `hints[i]` is for episode i.
 
     Raises:
-        ValueError: there is not one row.
+        NothingToTrainOnError: there is not one row.
     """
+    rows = usable_rows(tokenizer, prompt, episodes, max_tokens, hints)
+    if not rows:
+        raise NothingToTrainOnError(
+            f"none of {len(episodes)} episodes has a turn that ends within {max_tokens} tokens: "
+            "raise max_tokens of the fit, or take a model whose tokens are longer"
+        )
+    return rows
+
+
+def usable_rows(
+    tokenizer: Tokenizer,
+    prompt: PromptTemplate,
+    episodes: Sequence[Episode],
+    max_tokens: int,
+    hints: Sequence[str] | None = None,
+) -> list[tuple[int, Row]]:
+    """What `all_rows` gives, and nothing where there is nothing."""
     tokenizer = RememberingTokenizer(tokenizer)  # episodes of a game say the same time and again
-    rows = [
+    return [
         (i, row)
         for i, (episode, hint) in enumerate(
             zip(episodes, hints or [""] * len(episodes), strict=True)
         )
         for row in episode_rows(tokenizer, prompt, episode, max_tokens, hint)
     ]
-    if not rows:
-        raise ValueError(f"no episode with a turn of at most {max_tokens} tokens to train on")
-    return rows
 
 
 def shortened(row: Row, max_tokens: int) -> Row:
