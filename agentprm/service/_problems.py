@@ -95,6 +95,8 @@ def add_handlers(app: FastAPI, service: str) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         detail = ""
+        if error.status_code == 400:  # FastAPI does not say which of them
+            detail = "the body is no JSON in UTF-8, is nested too deeply, or has too large a number"
         if error.status_code in (404, 405):  # often the port of another service
             asked = f"{request.method} {request.url.path[:MAX_PART]}"
             detail = f"this is the {service} service; it has no {asked}; /docs lists what it has"

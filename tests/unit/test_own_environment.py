@@ -176,7 +176,8 @@ def test_an_error_of_the_class_is_told_and_the_game_goes_on(sessions_of: Maker) 
 @pytest.mark.parametrize(
     ("frame", "told"),
     [
-        (None, "valid dictionary or object"),
+        (None, "it returns NoneType, not a Frame"),
+        ("you see a mug", "it returns str, not a Frame"),
         (Frame("x" * 30_000), "observation: String should have at most 20000 characters"),
         (Frame("", ("go", "x" * 501)), "admissible.1: String should have at most 500 characters"),
         (Frame("", reward=2.0), "reward: Input should be less than or equal to 1"),
@@ -186,7 +187,7 @@ def test_an_error_of_the_class_is_told_and_the_game_goes_on(sessions_of: Maker) 
     ],
 )
 def test_an_answer_that_the_services_cannot_carry_is_told(
-    sessions_of: Maker, frame: Frame | None, told: str
+    sessions_of: Maker, frame: object, told: str
 ) -> None:
     class Wrong(Counting):
         def step(self, command: str) -> Frame:
@@ -194,6 +195,15 @@ def test_an_answer_that_the_services_cannot_carry_is_told(
 
     sessions = sessions_of(Wrong)
     assert told in why_not(sessions, create(sessions), "1")
+
+
+def test_a_step_that_is_async_is_told_to_be_none(sessions_of: Maker) -> None:
+    class Async(Counting):
+        async def step(self, command: str) -> Frame:  # type: ignore[override]
+            return Frame("")
+
+    sessions = sessions_of(Async)  # type: ignore[arg-type]
+    assert "it is `async def`; write `def`" in why_not(sessions, create(sessions), "1")
 
 
 def test_commands_may_be_any_iterable(sessions_of: Maker) -> None:
@@ -216,6 +226,17 @@ def test_rewards_add_up_to_a_probability_in_copies_too(sessions_of: Maker) -> No
         assert "add up to 1.2" in why_not(sessions, each, "c")
 
 
+def test_rewards_in_single_precision_may_add_up_to_one(sessions_of: Maker) -> None:
+    third = 0.3333333432674408  # as numpy.float32(1 / 3)
+
+    class Thirds(Counting):
+        def step(self, command: str) -> Frame:
+            return Frame(command, reward=third)
+
+    sessions = sessions_of(Thirds)
+    assert play(sessions, create(sessions), "a", "b", "c").turn == 3
+
+
 def test_a_game_that_is_over_when_it_begins_is_refused(sessions_of: Maker) -> None:
     class Over(Counting):
         def reset(self, game: str) -> Frame:
@@ -225,7 +246,9 @@ def test_a_game_that_is_over_when_it_begins_is_refused(sessions_of: Maker) -> No
         create(sessions_of(Over))
 
 
-@pytest.mark.parametrize("error", [KeyError("no licence"), SystemExit("no licence")])
+@pytest.mark.parametrize(
+    "error", [KeyError("no licence"), SystemExit("no licence"), KeyboardInterrupt("no licence")]
+)
 def test_an_instance_that_cannot_be_made_fails_its_own_step_alone(
     sessions_of: Maker, error: BaseException
 ) -> None:
@@ -314,6 +337,7 @@ def test_games_are_in_order_and_their_edition_is_what_they_say() -> None:
         ([game(0), game(1), game(0)], "1 games by ids of others"),
         ([{"id": "a"}], "0.split: Field required"),
         ([game(0).model_copy(update={"id": "x" * 501})], "at most 500 characters"),
+        ([game(0).model_copy(update={"task": "x" * 20_001})], "at most 20000 characters"),
     ],
 )
 def test_what_are_no_games_is_told(listed: list[Game], told: str) -> None:

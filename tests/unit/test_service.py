@@ -141,6 +141,13 @@ def test_a_body_that_is_no_json_is_told_with_the_place(server: str) -> None:
     assert detail == "body: no JSON: Expecting ',' delimiter at character 13"
 
 
+def test_a_body_that_cannot_be_read_says_why_it_may_be(server: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server}/items", content=b'{"name": "\xff"}', headers=headers)
+    detail = problem(answer, 400, "There was an error parsing the body")["detail"]
+    assert "no JSON in UTF-8" in str(detail)
+
+
 def test_a_body_of_another_type_is_told_which_to_send(server: str) -> None:
     """As curl sends it that is not told otherwise."""
     headers = {"content-type": "application/x-www-form-urlencoded"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import structlog
 from pydantic import Field, ValidationError
@@ -25,6 +26,8 @@ from agentprm.protocol import (
 from agentprm.validation import first_error
 from services.env.engine.base import EngineError, NotToldError, R, T, in_threads
 
+_SINGLE = 1e-6
+"""What rewards in single precision may add up to beyond 1, as three of a third do."""
 _MAX_WHY = 500
 """Characters of an error that are told; the log has all of it."""
 
@@ -132,21 +135,34 @@ class OwnEngine:
             EngineError: it raises, or its answer is no frame that the services can carry.
         """
         try:
-            frame = _Carried.model_validate(method(argument), from_attributes=True)
-            self._rewards += frame.reward
-            if self._rewards > MAX_RETURN:
+            answer: Any = method(argument)
+            if not isinstance(answer, Mapping) and not hasattr(answer, "observation"):
+                raise TypeError(_no_frame(answer))
+            frame = _Carried.model_validate(answer, from_attributes=True)
+            total = self._rewards + frame.reward
+            if total > MAX_RETURN + _SINGLE:
                 raise ValueError(
-                    f"the rewards of the episode add up to {self._rewards:.4g}, and may to 1: "
-                    "divide them by the largest sum"
+                    f"the rewards of the episode add up to {total:.7g}, and may to 1: divide them "
+                    "by the largest sum"
                 )
-            return Frame(**dict(frame))
-        except (Exception, SystemExit) as error:  # whatever the class raises
+            reward = min(frame.reward, max(1.0 - self._rewards, 0.0))
+            self._rewards += reward
+            return Frame(**dict(frame) | {"reward": reward})
+        except BaseException as error:  # whatever the class raises, in a thread of its own
             self._instance = None
             why = first_error(error) if isinstance(error, ValidationError) else repr(error)
             _log.warning("the environment failed", method=what, game=self._game, exc_info=True)
             raise EngineError(
                 f"{self._host.name}.{what}({argument!r}): {why[:_MAX_WHY]}"
             ) from error
+
+
+def _no_frame(answer: object) -> str:
+    """What is wrong with an answer that is none, as two slips make them."""
+    if inspect.iscoroutine(answer):
+        answer.close()
+        return "it is `async def`; write `def`, in which waiting is allowed"
+    return f"it returns {type(answer).__name__}, not a Frame"
 
 
 class _Carried(Record):

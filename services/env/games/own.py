@@ -14,7 +14,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from agentprm.environment import Environment
-from agentprm.protocol import Game, Id
+from agentprm.protocol import Game, Id, Text
 from agentprm.validation import first_error
 from services.env.games.base import Games
 from services.env.games.index import DataError
@@ -23,6 +23,7 @@ _NAME = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<attribute>\w+)")
 _METHODS = ("games", "reset", "step")
 _GAMES = TypeAdapter(list[Game])
 _IDS = TypeAdapter(list[Id])
+_TASKS = TypeAdapter(list[Text])
 
 
 def load_environment(name: str) -> type[Environment]:
@@ -58,7 +59,7 @@ class OwnGames(Games):
 
     @classmethod
     def of(cls, environment: type[Environment]) -> OwnGames:
-        """Asked of it.
+        """Ask the class for its games, and check them.
 
         Raises:
             DataError: it names none, two by one id, or something else than games.
@@ -67,6 +68,7 @@ class OwnGames(Games):
         try:
             listed = _GAMES.validate_python(list(environment.games()))
             _IDS.validate_python([game.id for game in listed])
+            _TASKS.validate_python([game.task for game in listed])
         except ValidationError as error:
             raise DataError(f"{asked}: {first_error(error)}") from error
         except Exception as error:  # whatever the class raises, or that it is no static method
@@ -82,7 +84,7 @@ class OwnGames(Games):
 
     @property
     def name(self) -> str:
-        """The class's."""
+        """The class name."""
         return self.environment.__name__
 
     @property
