@@ -63,10 +63,10 @@ class SFTSettings(FitSettings):
 class PRMSettings(FitSettings):
     """Fitting Q(s, a)."""
 
-    accumulation: int = Field(default=4, ge=1)
+    accumulation: int = Field(default=1, ge=1)
     """Batches of one optimizer step, over all processes. A batch has episodes of similar length,
-    and how long one is says how it ended: from one batch alone a step would learn that all are won,
-    or that none is."""
+    and how long one is says how it ended: from a small batch alone a step learns that all are won,
+    or that none is. Several even that out; where there are few episodes, they leave few steps."""
     epochs: int = Field(default=2, ge=1)
     """Passes over the rollouts."""
     batch_tokens: int = Field(default=16_384, ge=16)

@@ -92,14 +92,14 @@ def test_what_is_too_large_for_one_request_is_asked_for_in_several(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    score: Any = PRMClient.score_conversations
+    plain: Any = PRMClient(url).score_conversations
 
-    def bounded(self: PRMClient, chats: Sequence[Any]) -> list[list[float]]:
+    def bounded(_: PRMClient, chats: Sequence[Any]) -> list[list[float]]:
         """As a service whose body limit is three chats; a real one's takes 16 MiB of them."""
         asked.append(len(chats))
         if len(chats) > 3:
             raise ServiceError(413, "too large")
-        scored: list[list[float]] = score.__get__(self)(chats)
+        scored: list[list[float]] = plain(chats)
         return scored
 
     completions = ["look", "inventory", "go to shelf 1", "look", "open fridge 1"]

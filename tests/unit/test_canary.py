@@ -56,12 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     targets = monte_carlo_targets(EPISODES, 0.8)
     sft = SFTSettings(epochs=15, learning_rate=1e-2, precision="fp32")
     prm = PRMSettings(
-        epochs=15,
-        learning_rate=1e-2,
-        batch_tokens=600,
-        accumulation=1,
-        validation_fraction=0,
-        precision="fp32",
+        epochs=15, learning_rate=1e-2, batch_tokens=600, validation_fraction=0, precision="fp32"
     )
     for prefix, prompt in (("", load_prompt("chat")), ("state-", load_prompt("state"))):
         fit_sft(small, EPISODES, root / f"{prefix}policy", sft, prompt, seed=0)

@@ -247,7 +247,6 @@ def test_it_recovers_the_expert_s_ordering_of_actions_and_the_values_by_hand(
         epochs=140,
         learning_rate=4e-3,
         batch_tokens=4000,
-        accumulation=1,
         validation_fraction=0,
         precision="fp32",
     )
@@ -294,12 +293,7 @@ def test_games_held_out_take_no_part_and_are_measured_as_they_are_served(tmp_pat
     learner = [played(FRIDGE, INVENTORY, index=8 + k, game=g) for k, g in enumerate("abcdefgh")]
     chosen = {each.id: {1: do(INVENTORY)} for each in [*expert, *learner]}
     settings = PRMSettings(
-        epochs=10,
-        learning_rate=1e-2,
-        batch_tokens=900,
-        accumulation=1,
-        validation_fraction=0.25,
-        precision="fp32",
+        epochs=10, learning_rate=1e-2, batch_tokens=900, validation_fraction=0.25, precision="fp32"
     )
     small, prompt, out = create_small(tmp_path), load_prompt("chat"), tmp_path / "out"
     metrics = fit_inverse_prm(
@@ -358,9 +352,7 @@ def test_no_outcome_of_the_learner_is_read(tmp_path: Path) -> None:
         for each in learner
     ]
     small, prompt = create_small(tmp_path), load_prompt("chat")
-    settings = PRMSettings(
-        epochs=1, batch_tokens=900, accumulation=1, learning_rate=1e-2, validation_fraction=0.3
-    )
+    settings = PRMSettings(epochs=1, batch_tokens=900, learning_rate=1e-2, validation_fraction=0.3)
     fitted = []
     for name, episodes in (("as they were", learner), ("turned", turned)):
         stages = {"demonstrations": expert, "pi_0-rollouts": episodes}

@@ -28,9 +28,7 @@ from tests.unit.trainer_episodes import (
 EPISODES = sorted(in_eight_games(LOOK_WINS, INVENTORY_LOSES), key=lambda each: not each.won)
 ONE_GAME = slice(0, 16, 8)
 TARGETS = monte_carlo_targets(EPISODES, 0.8)
-SETTINGS = PRMSettings(
-    epochs=30, learning_rate=1e-2, batch_tokens=600, accumulation=1, validation_fraction=0.25
-)
+SETTINGS = PRMSettings(epochs=30, learning_rate=1e-2, batch_tokens=600, validation_fraction=0.25)
 
 
 @pytest.mark.parametrize("name", ["chat", "state"])

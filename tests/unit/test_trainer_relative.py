@@ -93,11 +93,7 @@ def test_the_first_step_is_that_of_bradley_terry(tmp_path: Path) -> None:
 def test_it_orders_the_actions_of_games_it_has_not_seen(tmp_path: Path, name: str) -> None:
     small, out, prompt = create_small(tmp_path), tmp_path / "out", load_prompt(name)
     settings = PRMSettings(
-        epochs=12,
-        learning_rate=1e-2,
-        batch_tokens=2000,
-        accumulation=1,
-        validation_fraction=0.25,
+        epochs=12, learning_rate=1e-2, batch_tokens=2000, validation_fraction=0.25
     )
     metrics = fit_relative_prm(
         small, EPISODES, TARGETS, out, settings, prompt, seed=0, split_seed=0, gamma=0.8, alpha=0.3

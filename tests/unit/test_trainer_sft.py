@@ -130,5 +130,5 @@ def test_turns_beyond_the_limit_are_left_out(tmp_path: Path) -> None:
     assert short.ids == whole.ids[: whole.spans[1][1]]
     assert short.turns == [0, 1]
     episodes: list[Episode] = EPISODES
-    with pytest.raises(ValueError, match="at most 16 tokens"):
+    with pytest.raises(ValueError, match="within 16 tokens"):
         fit_sft(small, episodes, tmp_path / "out", SFTSettings(max_tokens=16), prompt, seed=0)

@@ -146,7 +146,6 @@ SETTINGS = PRMSettings(
     epochs=30,
     learning_rate=1e-2,
     batch_tokens=600,
-    accumulation=1,
     validation_fraction=0.25,
     precision="fp32",
 )

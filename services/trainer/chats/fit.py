@@ -111,8 +111,8 @@ def fit_members(
             summary = fit_chats(base, data, out, config, name, log, report)
             if metrics is not None and summary["steps"] < _FEW_STEPS:
                 structlog.get_logger().warning(
-                    "few steps teach little: give more passes or smaller batches, by --set "
-                    "prm.epochs=N or --set prm.batch_tokens=N, and another --run",
+                    "few steps teach little: give more passes or smaller steps, by --set "
+                    "prm.epochs=N, prm.accumulation=1 or prm.batch_tokens=N, and another --run",
                     steps=int(summary["steps"]),
                 )
     if metrics is not None and len(members) > 1:
