@@ -19,12 +19,11 @@ def first_error(error: ValidationError) -> str:
 
 def all_errors(error: ValidationError) -> str:
     """Every field that is wrong, a line each."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
     return "\n".join(
         ": ".join(
             filter(None, [".".join(map(str, each["loc"])), _WORDS.get(each["type"], each["msg"])])
         )
-        for each in found
+        for each in _details(error)
     )
 
 
@@ -39,5 +38,9 @@ def is_no_json(error: ValidationError) -> bool:
 
 
 def _first(error: ValidationError) -> ErrorDetails:
-    # Without its input, which may be large.
-    return error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return _details(error)[0]
+
+
+def _details(error: ValidationError) -> list[ErrorDetails]:
+    # Without their input, which may be large.
+    return error.errors(include_url=False, include_context=False, include_input=False)

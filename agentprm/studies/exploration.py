@@ -40,15 +40,15 @@ class Exploration(Comparison):
         if tiny:
             steered["rollouts.exploration.steered.hindsight"] = _HINDSIGHT
         ways: dict[str, dict[str, Any]] = {
-            "plain": {},
             "reset": {"rollouts.exploration.reset.fraction": 0.5},
             "steered": steered,
             "posterior": {"rollouts.exploration.posterior.fraction": 0.5},
         }
-        others = {
-            name: by_default(
-                config, *(f"rollouts.exploration.{way}" for way in list(ways)[1:] if way != name)
-            )
-            for name in ways
-        }
-        return [Variant(name, others[name] | ways[name]) for name in ways]
+
+        def without_others(name: str) -> dict[str, Any]:
+            others = (f"rollouts.exploration.{way}" for way in ways if way != name)
+            return by_default(config, *others)
+
+        return [
+            Variant(name, without_others(name) | ways.get(name, {})) for name in ("plain", *ways)
+        ]
