@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Query, Response
 from prometheus_client import Gauge, Histogram
 
@@ -40,6 +40,8 @@ from services.env.games import Games
 from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
+WAITING = 64
+"""Most requests that wait for an engine; more wait for these, and other routes for neither."""
 
 SESSIONS = Gauge("agentprm_env_sessions", "Sessions in play")
 STEPS = Histogram(
@@ -88,9 +90,11 @@ def build_app(
         await to_thread.run_sync(sessions.close_all)
         await to_thread.run_sync(host.close)
 
+    waiting = CapacityLimiter(WAITING)
+
     async def play(call: Callable[[], T]) -> T:
         """A call that is quick unless the engine waits for another process."""
-        return await to_thread.run_sync(call) if host.waits else call()
+        return await to_thread.run_sync(call, limiter=waiting) if host.waits else call()
 
     def require_privilege() -> None:
         if not privileged:

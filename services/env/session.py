@@ -32,6 +32,9 @@ class LiveSession:
     commands: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     closed: bool = False
+    """Whether nobody may use it any more. Who holds the lock then ends it."""
+    ended: bool = False
+    """Whether its engine was given back."""
     expert: Expert | None = None
     followed: int = 0
     """How many frames the expert has seen."""

@@ -153,13 +153,14 @@ class Sessions:
                 raise ProblemError(500, "The engine failed", str(error)) from error
 
     def close(self, ids: Sequence[str]) -> list[str]:
-        """Close sessions; unknown ones are passed over. Returns those that were open."""
+        """Close sessions; unknown ones are passed over. Returns those that were open.
+
+        One whose step is under way is forgotten at once, and its room is free when the step ends.
+        """
         with self._lock:
             found = [self._remove(i) for i in dict.fromkeys(ids) if i in self._sessions]
-        # A step under way ends first; one that never ends holds up none at rest.
-        for session in sorted(found, key=lambda session: session.lock.locked()):
-            with session.lock:
-                self._end(session)
+        for session in found:
+            self._end_unless_held(session)
         return [session.id for session in found]
 
     def close_all(self) -> None:
@@ -231,6 +232,7 @@ class Sessions:
     def _remove(self, session_id: str) -> LiveSession:
         """Forget the session, under the registry's lock."""
         session = self._sessions.pop(session_id)
+        session.closed = True
         if session.key is not None:
             self._keyed[session.key].discard(session_id)
             if not self._keyed[session.key]:
@@ -266,11 +268,20 @@ class Sessions:
                 raise ProblemError(429, "At capacity", detail, retry_after=RETRY_SECONDS)
             self._used += count
 
+    def _end_unless_held(self, session: LiveSession) -> None:
+        """End a closed session, or leave that to who holds it: a step may never end."""
+        if not session.lock.acquire(blocking=False):
+            return
+        try:
+            self._end(session)
+        finally:
+            session.lock.release()
+
     def _end(self, session: LiveSession) -> None:
         """Give the engine back, then the room."""
-        if session.closed:
+        if session.ended:
             return
-        session.closed = True
+        session.ended = True
         session.engine.close()
         with self._lock:
             self._used -= 1
@@ -293,6 +304,8 @@ class Sessions:
             session.used = self._clock()
         finally:
             session.lock.release()
+            if session.closed:
+                self._end_unless_held(session)
 
     def _step_or_problem(self, step: StepSession, expert: bool) -> StepResult:
         try:

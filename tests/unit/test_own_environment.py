@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agentprm.environment import Action, Environment, Frame, Game, Split
 from agentprm.protocol import CreateSessions, ForkSession, Session, StepResult, StepSession
 from agentprm.service import ProblemError
+from services.env.app import build_app
 from services.env.engine.own import OwnHost
 from services.env.expert.advised import AdvisedExpert
 from services.env.games import DataError
@@ -292,6 +295,44 @@ def test_no_more_play_at_once_than_there_are_threads(sessions_of: Maker) -> None
     with ThreadPoolExecutor(6) as clients:
         list(clients.map(lambda session: play(sessions, session, "1"), opened))
     assert most == 2
+
+
+class Slow(Counting):
+    """A step waits."""
+
+    go_on = threading.Event()
+
+    def step(self, command: str) -> Frame:
+        assert self.go_on.wait(60)
+        return super().step(command)
+
+
+def test_steps_that_wait_leave_the_other_routes_alone() -> None:
+    """More of them than a thread pool takes of all calls of a service."""
+    many = 60
+    games = OwnGames.of(Slow)
+    host = OwnHost(Slow, capacity=many, pool=1)
+    sessions = Sessions(host, games, lambda _, seed: AdvisedExpert(), max_steps=5)
+    app = build_app(sessions, games, host)
+    names = [create(sessions).id for _ in range(many)]
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            bodies = [{"steps": [{"id": name, "turn": 0, "command": "1"}]} for name in names]
+            steps = [asyncio.create_task(client.post("/v1/steps", json=body)) for body in bodies]
+            await asyncio.sleep(1)
+            try:
+                listed = await asyncio.wait_for(client.get("/v1/games"), 20)
+            finally:
+                Slow.go_on.set()
+            assert listed.json()["total"] == len(games.games)
+            assert not any(step.done() for step in steps)
+            answers = await asyncio.gather(*steps)
+            assert {answer.json()["results"][0]["problem"] for answer in answers} == {None}
+
+    asyncio.run(ask())
+    host.close()
 
 
 def test_the_expert_is_the_advice_in_the_frames(sessions_of: Maker) -> None:

@@ -56,8 +56,8 @@ class OwnHost:
         return in_threads(self._threads, call, items)
 
     def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown()
+        """End the threads, but for one whose call does not end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class OwnEngine:
