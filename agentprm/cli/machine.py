@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +77,8 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     try:
         with _announced(run, redis_url) as queue, Machine(run) as machine:
             machine.use_redis(redis_url)
-            _train(machine, "services.trainer", queue, endpoints, [], quiet=quiet)
+            name, module = queue.run, "services.trainer"
+            _train(machine, module, name, endpoints, [], quiet=quiet, unless=lambda: queue.lost)
     except QueueError as error:
         raise ProcessFailed(str(error)) from error
 
@@ -226,11 +227,17 @@ def _train(
     flags: list[str],
     *,
     quiet: bool,
+    unless: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run `module` as the trainer until it ends."""
+    """Run `module` as the trainer until it ends, unless another run takes the name `queue`."""
     trainer = ["--run", str(machine.run), "--queue", queue, *endpoints.flags(), *flags]
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
-    code = machine.watch("trainer")
+    code = machine.watch("trainer", unless=unless)
+    if code is None:
+        raise ProcessFailed(
+            f"another run has taken the name {queue!r} in Redis, as happens where this machine "
+            "slept. Once it has ended, the same command goes on"
+        )
     if code != 0:
         raise ProcessFailed(f"the trainer ended with code {code}; its messages say why")
 
@@ -243,10 +250,10 @@ def _make_current(run: Path) -> None:
 
 
 @contextmanager
-def _announced(run: Path, redis_url: str) -> Iterator[str]:
+def _announced(run: Path, redis_url: str) -> Iterator[Queue]:
     """Services and workers are told of the run, and no other run gets its name in this block.
 
-    The name in Redis, which `QUEUE_NAME` may fix beforehand, is what is given.
+    Under the name in Redis, which `QUEUE_NAME` may fix beforehand; its queue is what is given.
     """
     own = _queue_name(run)
     name = os.environ.get(QUEUE_NAME) or own
@@ -255,7 +262,7 @@ def _announced(run: Path, redis_url: str) -> Iterator[str]:
         _make_current(run)
         with closing(CurrentRun(redis_url)) as current:
             current.announce(name)
-        yield name
+            yield queue
 
 
 def _queue_name(run: Path) -> str:

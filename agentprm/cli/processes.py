@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,15 +216,15 @@ class Machine:
             reason = health.details.get("refused") or self._tail(self._processes[name])
             raise ProcessFailed(f"{name} does not serve {version}: {reason}")
 
-    def watch(self, name: str) -> int:
+    def watch(self, name: str, *, unless: Callable[[], bool] = lambda: False) -> int | None:
         """Until `name` exits by itself, restart every other process that dies; its exit code.
 
-        `name` itself is restarted where a signal killed it.
+        `name` itself is restarted where a signal killed it. None as soon as `unless` holds.
 
         Raises:
             ProcessFailed: a process dies again and again.
         """
-        while True:
+        while not unless():
             if self._redis is not None and self._redis.pid is None:
                 log.warning("restarting a redis-server that ended")
                 self._redis.start()
@@ -237,6 +237,7 @@ class Machine:
                     return code
                 self._restart(process, code)
             time.sleep(0.2)
+        return None
 
     def watch_all(self) -> None:
         """Restart every process that dies, for ever."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
-from agentprm.queue._link import Link
+from agentprm.queue._heartbeat import Heartbeat
+from agentprm.queue._link import Link, QueueError
 
 _KEY = "agentprm:current"
+_REPEAT_SECONDS = 5.0
 
 
 class CurrentRun:
@@ -21,10 +24,15 @@ class CurrentRun:
         self, url: str, *, patience: float = 60.0, stopped: threading.Event | None = None
     ) -> None:
         self._link = Link(url, patience=patience, stopped=stopped or threading.Event())
+        self._heartbeat = Heartbeat(self._repeat, _REPEAT_SECONDS)
 
     def announce(self, run: str) -> None:
-        """From now on workers take the jobs of `run`."""
+        """From now on workers take the jobs of `run`.
+
+        A Redis that comes back without its data is told again, until this is closed.
+        """
         self._link.call(lambda: self._link.redis.set(_KEY, run))
+        self._heartbeat.hold(run)
 
     def read(self) -> str | None:
         """The run's name, or None before the first was announced."""
@@ -33,4 +41,10 @@ class CurrentRun:
 
     def close(self) -> None:
         """Close the connection."""
+        self._heartbeat.close()
         self._link.close()
+
+    def _repeat(self, run: str) -> bool:
+        with suppress(QueueError):  # the next beat is the retry
+            self._link.call(lambda: self._link.redis.set(_KEY, run, nx=True), patience=0.0)
+        return True

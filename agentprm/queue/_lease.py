@@ -27,6 +27,8 @@ class Lease:
         self._take = streams.redis.register_script(_scripts.LEASE)
         self._release = streams.redis.register_script(_scripts.RELEASE)
         self._owner: str | None = None
+        self.lost = False
+        """Whether another run has taken the name since, as while this process was suspended."""
         self._heartbeat = Heartbeat(self._renew, _RENEW_SECONDS)
 
     def take(self, owner: str) -> None:
@@ -66,5 +68,6 @@ class Lease:
         except QueueError:
             return True
         if holder != owner:
+            self.lost = True
             _log.error("another run has taken the name of this one", name=self._run, run=holder)
-        return holder == owner
+        return not self.lost

@@ -251,6 +251,11 @@ class Queue:
         self._streams.call(partial(self._redis.set, key, owner))
         return True
 
+    @property
+    def lost(self) -> bool:
+        """Whether another run has taken the name since `adopt`: what is here is that run's."""
+        return self._lease.lost
+
     # --- below ----------------------------------------------------------------------------------
 
     def _bound(self, stream: str) -> int:

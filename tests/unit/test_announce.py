@@ -11,11 +11,11 @@ import pytest
 import redis
 
 from agentprm.cli.machine import QUEUE_NAME, _announced, _queue_name, train_connected, train_run
-from agentprm.cli.processes import Machine
+from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import Endpoints
 from agentprm.config import load_config
 from agentprm.protocol import RolloutJob
-from agentprm.queue import CurrentRun, Queue, QueueError, _lease
+from agentprm.queue import CurrentRun, Queue, QueueError, _current, _lease
 from agentprm.redis_server import RedisServer
 from services.rollout.__main__ import _wanted
 from services.rollout.settings import RolloutSettings
@@ -23,9 +23,9 @@ from services.rollout.settings import RolloutSettings
 
 def announce(run: Path, url: str) -> str:
     run.mkdir(exist_ok=True)
-    with _announced(run, url) as name, closing(CurrentRun(url)) as current:
-        assert current.read() == name
-        return name
+    with _announced(run, url) as queue, closing(CurrentRun(url)) as current:
+        assert current.read() == queue.run
+        return queue.run
 
 
 def test_every_run_has_a_name_of_its_own_and_keeps_it(
@@ -86,6 +86,49 @@ def test_a_worker_goes_on_with_its_run_until_another_is_announced(tmp_path: Path
         assert _wanted("first", settings, current)
         current.announce("second")
         assert not _wanted("first", settings, current)
+
+
+def test_a_redis_that_lost_the_announcement_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that workers find the run that were started since; of another's nothing is undone."""
+    monkeypatch.setattr(_current, "_REPEAT_SECONDS", 0.1)
+    with (
+        RedisServer(tmp_path / "redis") as server,
+        closing(CurrentRun(server.url)) as announced,
+        closing(CurrentRun(server.url)) as current,
+    ):
+        announced.announce("first")
+        current._link.redis.flushall()
+        deadline = time.monotonic() + 20
+        while current.read() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert current.read() == "first"
+        current._link.redis.set("agentprm:current", "second")
+        time.sleep(0.5)
+        assert current.read() == "second"
+
+
+def test_a_run_whose_name_another_takes_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the machine slept for longer than the lease."""
+    monkeypatch.setenv(QUEUE_NAME, "fixed")
+    monkeypatch.setattr(_lease, "_RENEW_SECONDS", 0.2)
+    run = tmp_path / "run"
+    run.mkdir()
+    endpoints = Endpoints(env="http://e", policy="http://p", prm="http://q")
+    with RedisServer(tmp_path / "redis") as server, closing(redis.Redis.from_url(server.url)) as r:
+
+        def spawn(self: Machine, *_: object) -> subprocess.Popen[bytes]:
+            r.set("agentprm:fixed:lease", "another", px=60_000)
+            return subprocess.Popen(["sleep", "60"])
+
+        monkeypatch.setattr(Machine, "_spawn", spawn)
+        monkeypatch.setenv("REDIS_URL", server.url)
+        with pytest.raises(ProcessFailed, match="another run has taken the name 'fixed'"):
+            train_connected(run, endpoints, quiet=True)
+        assert r.get("agentprm:fixed:lease") == b"another"
 
 
 @pytest.mark.parametrize("connected", [True, False])
