@@ -36,8 +36,10 @@ _START_SECONDS = 1200.0
 """Until a service must be up, beside its load: imports take seconds, SGLang servers up to 900 s."""
 _STOP_SECONDS = 15.0
 _MAX_RESTARTS = 5
-"""Restarts of one process within `_WINDOW` seconds after which the machine gives up."""
+"""Restarts of one process within its window after which the machine gives up."""
 _WINDOW = 300.0
+_WINDOW_OF_WATCHED = 24 * 3600.0
+"""In seconds. A trainer that memory does not suffice for is killed late, in a fit."""
 
 
 _ENVIRONMENT = {
@@ -235,7 +237,8 @@ class Machine:
                     continue
                 if process.name == name and code >= 0:
                     return code
-                self._restart(process, code)
+                window = _WINDOW_OF_WATCHED if process.name == name else _WINDOW
+                self._restart(process, code, window)
             time.sleep(0.2)
         return None
 
@@ -259,15 +262,15 @@ class Machine:
         if self._redis is not None:
             self._redis.close()
 
-    def _restart(self, process: _Process, code: int) -> None:
+    def _restart(self, process: _Process, code: int, window: float) -> None:
         now = time.monotonic()
-        process.starts = [t for t in process.starts if now - t < _WINDOW]
+        process.starts = [t for t in process.starts if now - t < window]
         if len(process.starts) > _MAX_RESTARTS:
             killed = (
                 " (killed, as happens where memory runs out)" if code == -signal.SIGKILL else ""
             )
             raise ProcessFailed(
-                f"{process.name} ended {len(process.starts)} times within {_WINDOW:.0f} s, "
+                f"{process.name} ended {len(process.starts)} times within {window:.0f} s, "
                 f"last with code {code}{killed}.\n{self._tail(process)}"
             )
         log.warning("restarting a process that ended", process=process.name, code=code)

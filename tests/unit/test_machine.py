@@ -86,3 +86,17 @@ def test_one_that_is_not_up_in_time_is_told_with_its_log(tmp_path: Path) -> None
         machine.start_command("sglang", [sys.executable, "-c", code], port=free_port())
         with pytest.raises(ProcessFailed, match=r"(?s)sglang is not up after 3 s.*downloading"):
             machine.wait_reachable(["sglang"], 3.0)
+
+
+def test_a_trainer_that_is_killed_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each time it ran for half an hour, as one does whose fit is too large."""
+    clock = itertools.count(0.0, 1800.0)
+    with Machine(tmp_path) as machine:
+        fake = SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep)
+        monkeypatch.setattr("agentprm.cli.processes.time", fake)
+        code = "import os; os.kill(os.getpid(), 9)"
+        machine.start_command("trainer", [sys.executable, "-c", code], port=free_port())
+        with pytest.raises(ProcessFailed, match=r"trainer ended 6 times .* where memory runs out"):
+            machine.watch("trainer")
