@@ -40,6 +40,12 @@ def short_name(version: str) -> str:
     return version.replace("policy/", "pi_").replace("prm/", "q_")
 
 
+def checkpoint_name(directory: Path) -> str:
+    """The same of a checkpoint's directory. One that is in no registry goes by its own name."""
+    *_, kind, name = ("", *directory.resolve().parts)
+    return short_name(f"{kind}/{name}") if kind in ("policy", "prm") else name
+
+
 def rollouts_stage(i: int) -> str:
     """The stage in which π_i plays train games: `pi_1-rollouts`."""
     return f"pi_{i}-rollouts"

@@ -88,20 +88,21 @@ def evaluate_run(
     plan: Evaluation,
     games: str | None,
     *,
-    steered: bool,
+    names: tuple[str, str | None],
     choice: ChoiceRule = ChoiceRule.PRM,
     max_steps: int,
     seed: int,
     options: Options,
     quiet: bool,
 ) -> None:
-    """Evaluate `policy/0`, by `prm/0` where `steered`, or as one of N samples by another `choice`.
+    """Evaluate `policy/0`, by `prm/0` where it has a name, or as one of N samples by a `choice`.
 
-    The row goes to `run/results.json`.
+    The row, which calls them by `names`, goes to `run/results.json`.
     """
-    flags = ["--choice", choice]
-    if steered:
-        flags += ["--steered", "true"]
+    policy, prm = names
+    flags = ["--choice", choice, "--policy-name", policy]
+    if prm is not None:
+        flags += ["--prm-name", prm]
     _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
 
 

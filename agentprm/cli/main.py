@@ -41,6 +41,7 @@ from agentprm.ensembles import write_ensemble
 from agentprm.facts import read_facts
 from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, ChoiceRule, Split
 from agentprm.registry import Registry
+from agentprm.runs import checkpoint_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -188,7 +189,7 @@ def evaluate(
             run,
             plan,
             games_to_play(games, console),
-            steered=prm is not None,
+            names=(checkpoint_name(policy), None if prm is None else checkpoint_name(prm)),
             choice=choice,
             max_steps=max_steps or config.max_steps,
             seed=seed,

@@ -19,7 +19,10 @@ class EvaluateSettings(SingleSettings):
     """What is played. The checkpoints are `policy/0` and `prm/0` of the run's registry."""
 
     plan: Evaluation = Field(default=Evaluation(), description="games and sampling, as JSON")
-    steered: bool = Field(default=False, description="take the best of N by the PRM")
+    policy_name: str = Field(default="pi_0", description="what the row calls the policy")
+    prm_name: str | None = Field(
+        default=None, description="take the best of N by the PRM, and what the row calls it"
+    )
     choice: ChoiceRule = Field(
         default=ChoiceRule.PRM, description="majority or random: take one of N by that rule"
     )
@@ -38,8 +41,14 @@ def main() -> int:
 def _row(collector: Collector, settings: EvaluateSettings) -> Row:
     if settings.chat_model is not None:
         return evaluate_chat(collector, settings.plan, settings.chat_model)
-    prm = "prm/0" if settings.steered else None
-    return evaluate(collector, settings.plan, policy="policy/0", prm=prm, choice=settings.choice)
+    return evaluate(
+        collector,
+        settings.plan,
+        policy="policy/0",
+        prm=None if settings.prm_name is None else "prm/0",
+        choice=settings.choice,
+        names=(settings.policy_name, settings.prm_name),
+    )
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def test_eval_measures_a_checkpoint(run: Path, alfworld_data: Path) -> None:
     answer = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=240)
     [row] = orjson.loads(answer.stdout)
     assert (row["games"], row["best_of"], row["max_steps"]) == (4, 4, 5)
+    assert (row["policy"], row["prm"]) == ("pi_1", "q_0")
     assert 1 <= row["actions"] <= 5
 
 

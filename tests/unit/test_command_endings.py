@@ -184,6 +184,7 @@ def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.Monke
         assert done.exit_code == 0, done.output
     asked = [(p["max_steps"], p["best_of"], p["options"].prompt) for p in played]
     assert asked == [(5, 4, "state"), (7, 2, "chat")]
+    assert played[0]["names"] == ("policy", None)
 
 
 def test_a_report_without_what_draws_it_says_what_to_install(

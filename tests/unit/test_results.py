@@ -16,6 +16,7 @@ from agentprm.protocol import (
     Turn,
 )
 from agentprm.results import read_results, summarise, table, wilson, write_results
+from agentprm.runs import checkpoint_name
 
 
 def episode(k: int, task_type: str, turns: int, won: bool) -> Episode:
@@ -131,3 +132,18 @@ def test_names_are_printed_as_they_are_whatever_they_look_like() -> None:
     printed = console.export_text()
     for name in ("ReAct(org/model[q4])", "[/b]x", "[math] sums"):
         assert name in printed
+
+
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [
+        ("runs/tiny/checkpoints/policy/3", "pi_3"),
+        ("exported/prm/0", "q_0"),
+        ("online/policy/1.16", "pi_1.16"),
+        ("models/my-llama", "my-llama"),
+    ],
+)
+def test_a_row_names_a_checkpoint_by_its_directory(
+    tmp_path: Path, directory: str, name: str
+) -> None:
+    assert checkpoint_name(tmp_path / directory) == name

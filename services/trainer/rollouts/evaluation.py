@@ -24,11 +24,13 @@ def evaluate(
     prm: str | None,
     choice: ChoiceRule = ChoiceRule.PRM,
     stage: str | None = None,
+    names: tuple[str, str | None] | None = None,
 ) -> results.Row:
     """The row of the table for π (`policy/1`), or for the best of N of its actions by Q (`prm/0`).
 
     With another `choice` one of the N is taken by that rule, and no PRM. `stage` names the records,
-    where they are not those of the run's own table.
+    where they are not those of the run's own table. `names` are what the row calls π and Q, where
+    their versions do not say.
     """
     policy_name = short_name(policy)
     prm_name = None if prm is None else short_name(prm)
@@ -47,12 +49,14 @@ def evaluate(
         choice=choice,
         seed=seed,
     )
-    how = "" if chooser is None else f", one of {plan.best_of} by {chooser}"
-    collector.collect(stage, jobs, f"{policy_name} plays {len(games)} games of {plan.split}{how}")
+    called, called_prm = names or (policy_name, prm_name)
+    by = called_prm if choice is ChoiceRule.PRM else choice.value
+    how = "" if by is None else f", one of {plan.best_of} by {by}"
+    collector.collect(stage, jobs, f"{called} plays {len(games)} games of {plan.split}{how}")
     return results.summarise(
         collector.records.episodes(stage),
-        policy=policy_name,
-        prm=prm_name,
+        policy=called,
+        prm=called_prm,
         max_steps=collector.max_steps,
         seed=collector.seed,
     )
