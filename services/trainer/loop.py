@@ -21,7 +21,7 @@ from services.trainer.base_model import base_model, require_trainable
 from services.trainer.fits.jobs import FitJob, Fits
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
-from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.collect import Collector, NoGames, Services
 from services.trainer.rollouts.demonstrations import demonstrate, require_won
 from services.trainer.rollouts.evaluation import evaluate
 from services.trainer.rollouts.exploration import (
@@ -109,12 +109,23 @@ class Loop:
             require_trainable(self._base_model(), self._prompt, self.config.algorithm)
 
     def try_games(self) -> None:
-        """Before anything is played: whether there will be something to evaluate on.
+        """Before anything is played: whether there will be something to evaluate on, and games
+        for the monitor's trials, which are of no rollout.
 
         Raises:
             NoGames: there will not.
         """
         self.collector.games(self.config.evaluation.split, 1, "evaluation")
+        plan, rollouts = self.config.monitor, self.config.rollouts
+        if plan is None or not plan.games or not self.config.has_prm:
+            return
+        train = self.services.env.games(Split.TRAIN).total
+        played = self.config.iterations * rollouts.games
+        if played + plan.games > train:
+            raise NoGames(
+                f"monitor.games is {plan.games}, iterations × rollouts.games {played}, and there "
+                f"are {train} train games: trials are of games of no rollout"
+            )
 
     def demonstrate(self) -> None:
         """The expert plays train games, or has played them."""

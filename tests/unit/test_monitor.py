@@ -7,7 +7,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -34,10 +37,11 @@ from agentprm.registry import Registry
 from agentprm.trials import Trial, Trials, fell
 from services.policy.decoding import Decoder, Query
 from services.policy.engine.embedded import EmbeddedEngine
+from services.trainer.loop import Loop
 from services.trainer.monitor.readings import Monitor, divergence, fitted_games, held_out_games
 from services.trainer.monitor.reference import Reference
 from services.trainer.monitor.watch import Arena, Watch, trial_games
-from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.collect import NoGames, Services
 from services.trainer.rollouts.records import Records
 from tests.models import tiny_causal_lm
 from tests.states import STATE
@@ -176,7 +180,7 @@ def test_the_held_out_games_are_those_no_member_was_fitted_on(tmp_path: Path) ->
     assert held_out_games(registry, "prm/0") == {"a", "b"}
     assert held_out_games(registry, "prm/7") == {"b"}
     assert fitted_games(registry, "prm/7") == {"not 0", "not 1"}
-    with pytest.raises(ValueError, match="no game was held out"):
+    with pytest.raises(NoGames, match="no game was held out"):
         held_out_games(registry, "prm/8")
 
 
@@ -314,5 +318,27 @@ def test_trial_games_are_of_no_rollout_and_if_possible_of_no_demonstration(tmp_p
     assert [game.id[6] for game in trial_games(fake, 2, 2, set())] == list("fe")
     of_inverse_prm = {order[6].id}  # g: a demonstration that Q was fitted on
     assert [game.id[6] for game in trial_games(fake, 1, 4, of_inverse_prm)] == list("fecd")
-    with pytest.raises(ValueError, match="there are 4 train games that neither a rollout nor Q_1"):
+    with pytest.raises(NoGames, match="there are 4 train games that neither a rollout nor Q_1"):
         trial_games(fake, 2, 5, set())
+
+
+@pytest.mark.parametrize(("games", "enough"), [(400, True), (401, False)])
+def test_trials_that_rollouts_leave_no_games_for_are_told_before_anything_is_played(
+    games: int, enough: bool
+) -> None:
+    settings = {"iterations": 3, "rollouts.games": 200, "monitor.games": games}
+    config = load_config("tiny", 0, {**settings, "dpo.publish_every": 4})
+    listed = SimpleNamespace(total=1000)
+    env = SimpleNamespace(games=lambda split: listed)
+    loop = SimpleNamespace(
+        config=config,
+        collector=SimpleNamespace(games=lambda *_: GAMES),
+        services=SimpleNamespace(env=env),
+    )
+    told = (
+        nullcontext()
+        if enough
+        else pytest.raises(NoGames, match=r"401, iterations × rollouts.games 600")
+    )
+    with told:
+        Loop.try_games(cast("Any", loop))

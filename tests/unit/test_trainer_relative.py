@@ -15,7 +15,7 @@ from services.trainer.fits.relative import CENTER, fit_relative_prm, ranking_mea
 from services.trainer.targets.monte_carlo import monte_carlo_targets
 from services.trainer.training.fitting import Metrics, load_tokenizer
 from services.trainer.training.prm_model import load_prm
-from services.trainer.training.rows import action_row
+from services.trainer.training.rows import NothingToTrainOnError, action_row
 from tests.unit.trainer_episodes import (
     INVENTORY_LOSES,
     LOOK_WINS,
@@ -145,7 +145,7 @@ def test_a_pair_of_which_one_action_is_too_long_is_left_out(tmp_path: Path) -> N
     assert (metrics["pairs"], metrics["too_long"], metrics["training_rows"]) == (3, 2, 1)
 
     settings = settings.model_copy(update={"max_tokens": 8})
-    with pytest.raises(ValueError, match=r"of the other 3 those longer than 8 tokens"):
+    with pytest.raises(NothingToTrainOnError, match=r"of the other 3 those longer than 8 tokens"):
         fit_relative_prm(
             small, episodes, targets, tmp_path / "none", settings, PROMPT,
             seed=0, split_seed=0, gamma=0.8,
@@ -161,7 +161,9 @@ def test_the_ranking_by_hand() -> None:
 
 def test_without_a_pair_it_says_what_is_missing(tmp_path: Path) -> None:
     alone = [EPISODES[0], EPISODES[4]]
-    with pytest.raises(ValueError, match=r"of 4 states 4 have one action only.*rollouts\.vine"):
+    with pytest.raises(
+        NothingToTrainOnError, match=r"of 4 states 4 have one action only.*rollouts\.vine"
+    ):
         fit_relative_prm(
             create_small(tmp_path), alone, [TARGETS[0], TARGETS[4]], tmp_path / "o",
             PRMSettings(), PROMPT, seed=0, split_seed=0, gamma=0.8,

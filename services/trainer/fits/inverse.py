@@ -43,6 +43,7 @@ from services.trainer.training.fitting import (
 from services.trainer.training.forks import Fork, episode_forks
 from services.trainer.training.prm_facts import facts_of, fitted_on
 from services.trainer.training.prm_model import load_prm
+from services.trainer.training.rows import NothingToTrainOnError
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 
@@ -82,7 +83,8 @@ def fit_inverse_prm(
     for the expert's and for the learner's actions.
 
     Raises:
-        ValueError: a set has no transition to train on, or the model's attention is not full.
+        NothingToTrainOnError: a set has no transition that is short enough.
+        ValueError: the model's attention is not full.
     """
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
@@ -107,7 +109,7 @@ def fit_inverse_prm(
     positive = [[sample for sample in samples if sample.expert] for samples in passes]
     negative = [[sample for sample in samples if not sample.expert] for samples in passes]
     if not all((*positive, *negative)):
-        raise ValueError(
+        raise NothingToTrainOnError(
             f"{len(positive[0])} rows of the expert and {len(negative[0])} of the learner have "
             f"transitions of at most {settings.max_tokens} tokens; both are needed"
         )

@@ -42,7 +42,7 @@ from services.trainer.training.fitting import (
 from services.trainer.training.losses import bradley_terry
 from services.trainer.training.prm_facts import facts_of, fitted_on
 from services.trainer.training.prm_model import load_prm
-from services.trainer.training.rows import action_row
+from services.trainer.training.rows import NothingToTrainOnError, action_row
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 CENTER = 0.01
@@ -73,7 +73,7 @@ def fit_relative_prm(
     `val_pair_accuracy`, how often the better action has the higher score, and `val_pair_loss`.
 
     Raises:
-        ValueError: there is no pair to train on.
+        NothingToTrainOnError: there is no pair.
     """
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
@@ -89,7 +89,7 @@ def fit_relative_prm(
         for each in pass_seeds(settings.renumbered, settings.epochs, seed)
     ]
     if not all(passes):
-        raise ValueError(_nothing(found, settings))
+        raise NothingToTrainOnError(_nothing(found, settings))
     lengths = [[_length(row) for row in rows] for rows in passes]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:

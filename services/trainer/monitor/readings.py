@@ -26,7 +26,7 @@ from agentprm.facts import METADATA
 from agentprm.protocol import ActRequest, Choice, Sampling, ScoreRequest, State
 from agentprm.registry import Registry
 from services.trainer.monitor.reference import Reference
-from services.trainer.rollouts.collect import Services
+from services.trainer.rollouts.collect import NoGames, Services
 
 
 class Monitor:
@@ -113,11 +113,11 @@ def held_out_games(registry: Registry, prm: str) -> set[str]:
     """The games that took no part in the fit of a PRM; of an ensemble, in that of any member.
 
     Raises:
-        ValueError: there is none.
+        NoGames: there is none.
     """
     games = set.intersection(*_games_of_members(registry, prm, "validation_games"))
     if not games:
-        raise ValueError(f"no game was held out of the fit of {prm}: there is nothing to monitor")
+        raise NoGames(f"no game was held out of the fit of {prm}: there is nothing to monitor")
     return games
 
 

@@ -16,7 +16,7 @@ from agentprm.trials import Trial, Trials
 from services.trainer.monitor.readings import Monitor
 from services.trainer.monitor.reference import Reference
 from services.trainer.progress import Progress
-from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.collect import Collector, NoGames, Services
 from services.trainer.rollouts.online import sample_states
 from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
@@ -121,10 +121,10 @@ def watch(
     that it was. `attempt` names this fit: a restarted one plays its games anew.
 
     Raises:
-        ValueError: there is nothing held out, or are too few games for trials.
+        NoGames: there is nothing held out, or are too few games for trials.
     """
     if not held_out:
-        raise ValueError(
+        raise NoGames(
             f"monitor: no rollout of π_{i - 1} is in a game that Q_{i - 1} was not fitted on; "
             "raise prm.validation_fraction or rollouts.games"
         )
@@ -164,14 +164,14 @@ def trial_games(collector: Collector, i: int, count: int, fitted: Set[str]) -> l
     games: later iterations reach them last.
 
     Raises:
-        ValueError: the split has not so many.
+        NoGames: the split has not so many.
     """
     order = collector.games(Split.TRAIN, _ALL, "rollouts", repeat=False)
     seen = fitted | _games(collector.records.rollouts(*range(i)))
     imitated = _games(collector.records.episodes(DEMONSTRATIONS))
     free = [game for game in reversed(order) if game.id not in seen]
     if len(free) < count:
-        raise ValueError(
+        raise NoGames(
             f"monitor.games is {count}, and there are {len(free)} train games that neither "
             f"a rollout nor Q_{i - 1} has seen"
         )

@@ -29,7 +29,7 @@ from services.trainer.seeds import derive, shuffled
 
 
 class NoGames(Exception):
-    """The environment has none to play. Says of which split."""
+    """There is none to play, or too few. Says of which split, or what for."""
 
 
 @dataclass(frozen=True)
