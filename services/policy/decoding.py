@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from agentprm.prompts import PromptTemplate, parse_action
-from agentprm.protocol import MAX_TEXT, Action, ActResult, Candidate, Decoding, Sampling, State
+from agentprm.protocol import (
+    MAX_TEXT,
+    Action,
+    ActResult,
+    Candidate,
+    Decoding,
+    Message,
+    Sampling,
+    State,
+)
 from services.policy.engine import Draw, Engine, Prompt, Question, Score
 from services.policy.engine.sampling import draw_index, generator
 
@@ -103,55 +112,78 @@ class Decoder:
         every distinct reason. So what is scored does not depend on how the reason was tokenised
         when it was sampled.
         """
-        frame = self._frame
         messages = [tuple(self.template.messages(query.state, query.hint)) for query in queries]
+        reasons = self._reasons(engine, messages, queries, n, sampling)
+        commands = [[c for c in dict.fromkeys(q.state.admissible) if c] for q in queries]
+        asked = zip(messages, reasons, commands, strict=True)
+        scores = engine.score([self._question(*each) for each in asked])
+        return [
+            self._drawn(*each, sampling)
+            for each in zip(queries, reasons, commands, scores, strict=True)
+        ]
+
+    def _reasons(
+        self,
+        engine: Engine,
+        messages: Sequence[tuple[Message, ...]],
+        queries: Sequence[Query],
+        n: int,
+        sampling: Sampling,
+    ) -> list[list[str]]:
+        """The content of `n` sampled REASON lines of each query."""
         prompts = [
-            Prompt(conversation, query.key, opening=frame.head)
+            Prompt(conversation, query.key, opening=self._frame.head)
             for conversation, query in zip(messages, queries, strict=True)
         ]
-        stop = ("\n", frame.middle.strip())
+        stop = ("\n", self._frame.middle.strip())
         temperature = sampling.reason_temperature
         if temperature is None:
             temperature = sampling.temperature
         sampled = engine.generate(prompts, Draw(n, temperature, sampling.max_tokens, stop))
-        reasons = [[s.text.strip()[:MAX_TEXT] for s in samples] for samples in sampled]
-        commands = [[c for c in dict.fromkeys(q.state.admissible) if c] for q in queries]
-        questions = []
-        for conversation, drawn, allowed in zip(messages, reasons, commands, strict=True):
-            answers = []
-            for reason in dict.fromkeys(drawn):
-                opening = f"{frame.head}{reason}{frame.middle}"
-                answers += [(opening, f"{command}{frame.tail}") for command in allowed]
-            questions.append(Question(conversation, tuple(answers)))
-        found = []
-        for query, drawn, allowed, scores in zip(
-            queries, reasons, commands, engine.score(questions), strict=True
-        ):
-            of_reason = {
-                reason: scores[k * len(allowed) : (k + 1) * len(allowed)]
-                for k, reason in enumerate(dict.fromkeys(drawn))
-            }
-            done = {(step.action.reason, step.action.command) for step in query.state.history}
-            uniform = generator(query.key, 1).random(n)
-            candidates = []
-            for reason, at in zip(drawn, uniform, strict=True):
-                row = of_reason[reason]
-                weights = [
-                    score.log_prob - sampling.presence_penalty * ((reason, command) in done)
-                    for score, command in zip(row, allowed, strict=True)
-                ]
-                chosen = draw_index(weights, sampling.temperature, at)
-                command = allowed[chosen]
-                candidates.append(
-                    Candidate(
-                        text=f"{frame.head}{reason}{frame.middle}{command}{frame.tail}",
-                        action=Action(reason=reason, command=command),
-                        log_prob=_log_prob(row, chosen),
-                        tokens=len(row[chosen].ids),
-                    )
+        return [[sample.text.strip()[:MAX_TEXT] for sample in samples] for samples in sampled]
+
+    def _question(
+        self, conversation: tuple[Message, ...], reasons: Sequence[str], commands: Sequence[str]
+    ) -> Question:
+        """How probable is each command behind each distinct reason, those of a reason in a row?"""
+        frame = self._frame
+        openings = [f"{frame.head}{reason}{frame.middle}" for reason in dict.fromkeys(reasons)]
+        answers = [(opening, f"{c}{frame.tail}") for opening in openings for c in commands]
+        return Question(conversation, tuple(answers))
+
+    def _drawn(
+        self,
+        query: Query,
+        reasons: Sequence[str],
+        commands: Sequence[str],
+        scores: Sequence[Score],
+        sampling: Sampling,
+    ) -> list[Candidate]:
+        """A command behind each reason, drawn by `scores`, the answers to `_question`."""
+        frame, many = self._frame, len(commands)
+        of_reason = {
+            reason: scores[k * many : (k + 1) * many]
+            for k, reason in enumerate(dict.fromkeys(reasons))
+        }
+        done = {(step.action.reason, step.action.command) for step in query.state.history}
+        candidates = []
+        for reason, at in zip(reasons, generator(query.key, 1).random(len(reasons)), strict=True):
+            row = of_reason[reason]
+            weights = [
+                score.log_prob - sampling.presence_penalty * ((reason, command) in done)
+                for score, command in zip(row, commands, strict=True)
+            ]
+            chosen = draw_index(weights, sampling.temperature, at)
+            command = commands[chosen]
+            candidates.append(
+                Candidate(
+                    text=f"{frame.head}{reason}{frame.middle}{command}{frame.tail}",
+                    action=Action(reason=reason, command=command),
+                    log_prob=_log_prob(row, chosen),
+                    tokens=len(row[chosen].ids),
                 )
-            found.append(_merged(candidates))
-        return found
+            )
+        return _merged(candidates)
 
 
 def _log_prob(scores: Sequence[Score], chosen: int) -> float:
