@@ -51,13 +51,20 @@ def rollout(**fields: object) -> RolloutJob:
     return RolloutJob.model_validate(given)
 
 
+def played(world: World, job: RolloutJob) -> list[Episode]:
+    """The episodes of a job, one a game."""
+    episodes = world.player().play(job).episodes
+    assert len(episodes) == job.size
+    return episodes
+
+
 def commands(episode: Episode) -> list[str]:
     return [turn.action.command for turn in episode.turns]
 
 
 def test_episodes_tell_what_happened_and_where_they_come_from(world: World) -> None:
     job = rollout(sampling=Sampling(decoding=Decoding.ADMISSIBLE, temperature=0.7))
-    episodes = world.player().play(job).episodes
+    episodes = played(world, job)
     assert [episode.id for episode in episodes] == ["r/0/0", "r/0/1", "r/0/2"]
     assert [episode.seed for episode in episodes] == [5, 6, 7]
     assert [episode.game.id for episode in episodes] == GAMES
@@ -75,20 +82,20 @@ def test_episodes_tell_what_happened_and_where_they_come_from(world: World) -> N
         assert (provenance.template_hash, provenance.sampling) == ("00000000", job.sampling)
     assert world.rooms.steps == max(len(episode.turns) for episode in episodes)
     assert not world.rooms.sessions, "sessions are given back"
-    assert world.player().play(job).episodes == episodes, "a repeated job repeats its episodes"
-    assert world.player().play(rollout(seed=6)).episodes != episodes
+    assert played(world, job) == episodes, "a repeated job repeats its episodes"
+    assert played(world, rollout(seed=6)) != episodes
 
 
 def test_the_step_limit_ends_an_episode(world: World) -> None:
-    for episode in world.player().play(rollout(max_steps=1)).episodes:
+    for episode in played(world, rollout(max_steps=1)):
         assert (len(episode.turns), episode.won, episode.outcome) == (1, False, 0.0)
 
 
 def test_a_game_too_long_for_the_model_is_lost_and_no_other(world: World) -> None:
     """Games that go west have a longer way; those that go straight are won in two turns."""
-    plain = world.player().play(rollout(games=GAMES * 3)).episodes
+    plain = played(world, rollout(games=GAMES * 3))
     world.walker.longest = 1
-    episodes = world.player().play(rollout(games=GAMES * 3)).episodes
+    episodes = played(world, rollout(games=GAMES * 3))
     assert {commands(e)[:2] == [EAST, EAST] for e in plain} == {True, False}
     for before, episode in zip(plain, episodes, strict=True):
         assert commands(episode) == commands(before)[:2]
@@ -99,7 +106,7 @@ def test_a_game_too_long_for_the_model_is_lost_and_no_other(world: World) -> Non
 
 def test_best_of_n_takes_the_prms_choice(world: World) -> None:
     job = rollout(best_of=16, beta=0.1, prm_version="prm/0")
-    for episode in world.player().play(job).episodes:
+    for episode in played(world, job):
         assert commands(episode) == [EAST, EAST]
         assert {(turn.q, turn.prm_version) for turn in episode.turns} == {(0.9, "prm/0")}
         assert (episode.provenance.best_of, episode.provenance.beta) == (16, 0.1)
@@ -111,7 +118,7 @@ def test_best_of_n_takes_the_prms_choice(world: World) -> None:
 
 def test_the_expert_plays_without_a_policy(world: World) -> None:
     world.walker.loading = True
-    for episode in world.player().play(rollout(actor="expert")).episodes:
+    for episode in played(world, rollout(actor="expert")):
         assert commands(episode) == [EAST, EAST]
         assert episode.turns[0].action.reason == "east it is"
         assert {turn.policy_version for turn in episode.turns} == {"expert"}
@@ -198,7 +205,7 @@ def test_a_policy_that_loads_is_waited_for(world: World) -> None:
     world.walker.loading = True
     timer = threading.Timer(0.5, setattr, (world.walker, "loading", False))
     timer.start()
-    assert len(world.player().play(rollout()).episodes) == 3
+    assert len(played(world, rollout())) == 3
     timer.join()
 
 
@@ -278,19 +285,18 @@ def test_a_job_is_followed_by_its_id_and_counted(redis_server: RedisServer, worl
     ):
         queue.publish(rollout(id="rollout-2-0007"))
         assert queue.results("episodes", count=1, timeout=60)
-        for _ in range(100):
+        done, metrics = 'agentprm_rollout_jobs_total{result="done"} 1.0', ""
+        deadline = time.monotonic() + 30
+        while done not in metrics and time.monotonic() < deadline:
             metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-            if 'agentprm_rollout_jobs_total{result="done"} 1.0' in metrics:
-                break
-            time.sleep(0.05)
-        assert 'agentprm_rollout_jobs_total{result="done"} 1.0' in metrics
+        assert done in metrics
         assert "agentprm_rollout_episodes_total 3.0" in metrics
         process.terminate()
         assert process.stderr is not None
         lines = [json.loads(line) for line in process.stderr]
     assert world.rooms.request_ids == {"rollout-2-0007"}
-    (done,) = [line for line in lines if line["event"] == "job done"]
-    assert done["request_id"] == done["job"] == "rollout-2-0007"
+    (line,) = [line for line in lines if line["event"] == "job done"]
+    assert line["request_id"] == line["job"] == "rollout-2-0007"
 
 
 def test_a_worker_leaves_a_run_whose_results_nobody_takes_for_the_next(
@@ -366,7 +372,10 @@ def test_a_worker_outlasts_a_redis_that_is_killed(tmp_path: Path, world: World) 
             assert world.rooms.stepping.wait(timeout=30)
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
-            time.sleep(10)  # longer than the job takes
+            deadline = time.monotonic() + 60
+            while world.rooms.sessions and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not world.rooms.sessions, "the job is played while Redis is away"
             server.start()
             [entry] = queue.results("episodes", count=8, timeout=30)
         assert entry.record.job_id == "r/0"
@@ -384,9 +393,8 @@ def test_a_job_that_cannot_be_played_ends_in_the_dead_letters(
         with worker(redis_server, world, "broken", "w", 0.3):
             [entry] = queue.results("episodes", count=8, timeout=30)
             assert entry.record.job_id == "good"
-            for _ in range(300):
-                if dead := queue.dead():
-                    break
+            deadline = time.monotonic() + 60
+            while not (dead := queue.dead()) and time.monotonic() < deadline:
                 time.sleep(0.1)
         assert [(letter.job_id, letter.reason) for letter in dead] == [
             ("bad", "train/b/1: No such turn.")
