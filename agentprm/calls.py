@@ -73,7 +73,7 @@ class Call(Generic[T]):
     params: Mapping[str, str | int] | None = None
 
     def then(self, pick: Callable[[T], U]) -> Call[U]:
-        """The same request, of whose answer only a part is wanted."""
+        """This request, with the part of its answer that `pick` takes."""
         return Call(self.method, self.path, lambda c: pick(self.read(c)), self.content, self.params)
 
 
@@ -278,7 +278,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio."""
+    """`Client` for asyncio."""
 
     def __init__(
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None

@@ -33,9 +33,9 @@ GREEDY_TOKENS = 8
 EXACT = 1e-3
 """Tolerance where trainer and server both compute in float32."""
 ROUNDED_LOG_PROB = 0.1
-"""Else: of a log-probability, per token of the answer."""
+"""Tolerance of a log-probability in reduced precision, per token of the answer."""
 ROUNDED_LOGIT = 0.2
-"""Else: of the logit of Q."""
+"""Tolerance of the logit of Q in reduced precision."""
 
 STATE = State(
     task="put some mug in cabinet.",

@@ -21,7 +21,7 @@ class PlannedRow(Row):
 
     @property
     def name(self) -> str:
-        """As the table names it."""
+        """Its name in the table."""
         plan = self.lookahead
         size = f"{plan.depth}x{plan.width}"
         return f"{plan.model} {plan.shape} {size}({self.policy}, {self.prm})"

@@ -92,7 +92,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """The same for every start of this object."""
+        """Where it listens, after every start of this object."""
         return f"unix://{self._socket}"
 
     @property

@@ -117,7 +117,7 @@ def _behind_the_same(tokenizer: Template, raw: _Raw, ends: Sequence[tuple[int, b
 def _behind_short_ones(
     tokenizer: Template, raw: _Raw, ends: Sequence[tuple[int, bool]]
 ) -> list[str]:
-    """The same of all but the first, by what it adds to a short conversation; fewer if it cannot.
+    """What each end but the first adds, found by short conversations; fewer where that fails.
 
     Whether it adds that to this one is for the caller to see.
     """

@@ -34,7 +34,7 @@ def adopt(given: str) -> str:
 
 @contextmanager
 def named(given: str) -> Iterator[str]:
-    """As `adopt`, for the time of the block."""
+    """Go on under the id `given`, or a new one, until the block ends; which it is."""
     request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
     with structlog.contextvars.bound_contextvars(**{_FIELD: request_id}):
         yield request_id

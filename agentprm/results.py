@@ -64,7 +64,7 @@ class Row(Rate):
 
     @property
     def name(self) -> str:
-        """As the table names it."""
+        """Its name in the table."""
         if self.best_of == 1:
             return self.policy
         names = {

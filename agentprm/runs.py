@@ -41,7 +41,7 @@ def short_name(version: str) -> str:
 
 
 def checkpoint_name(directory: Path) -> str:
-    """The same of a checkpoint's directory. One that is in no registry goes by its own name."""
+    """The short name of a checkpoint by its directory; one in no registry goes by its own name."""
     *_, kind, name = ("", *directory.resolve().parts)
     return short_name(f"{kind}/{name}") if kind in ("policy", "prm") else name
 

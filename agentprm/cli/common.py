@@ -173,7 +173,7 @@ def fail(message: str) -> NoReturn:
 
 
 def at_temperature(sampling: Sampling, temperature: float | None) -> Sampling:
-    """The same at this temperature, of reasons and commands alike, where one is given."""
+    """`sampling` at this temperature, of reasons and commands alike, where one is given."""
     if temperature is None:
         return sampling
     return sampling.model_copy(update={"temperature": temperature, "reason_temperature": None})

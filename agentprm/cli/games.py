@@ -53,7 +53,7 @@ def is_environment(games: str) -> bool:
 
 
 def absolute(games: str) -> str:
-    """The same, also where the current directory is another."""
+    """What names these games in any current directory."""
     return games if is_environment(games) else str(Path(games).resolve())
 
 

@@ -117,7 +117,7 @@ def evaluate_chat_model(
     options: Options,
     quiet: bool,
 ) -> None:
-    """The same for a model behind `options.chat_url`."""
+    """Evaluate a model behind `options.chat_url`; the row goes to `run/results.json`."""
     flags = ["--chat-model", model]
     _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
 

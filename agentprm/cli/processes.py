@@ -137,7 +137,7 @@ class Machine:
         return self._start(name, argv, self.url_at(port), in_terminal=in_terminal, quiet=quiet)
 
     def start_command(self, name: str, argv: list[str], *, port: int) -> str:
-        """As `start`, for any command that listens at `port` on loopback.
+        """Run a command that listens at `port` on loopback. Returns its URL.
 
         Raises:
             ProcessFailed: there is no such command, or another process listens at `port`.

@@ -78,7 +78,7 @@ class Preferences(Settings):
     margin: float = Field(default=0.05, ge=0, lt=1)
     """Least difference in Q between the two; smaller ones are noise of the PRM and are dropped."""
     inverse_margin: float = Field(default=0.01, ge=0, lt=1)
-    """The same where the PRM is InversePRM's: its Q is σ of a mean of logits and differs less."""
+    """`margin` where the PRM is InversePRM's: its Q is σ of a mean of logits and differs less."""
     anchors: float = Field(default=0.0, ge=0)
     """Anchors for each pair: states whose candidates differ by less than `margin`, in which the
     policy's own sample is kept likely (with `dpo.chosen_weight`) and nothing set against it. Pairs
@@ -117,7 +117,7 @@ class Evaluation(Settings):
     """β of the choice: Q + β log(share of the N) is compared, and Q alone with 0 (eq. 3). Where
     candidates hardly differ in Q, what the policy draws often is kept to."""
     inverse_best_of_beta: float = Field(default=0.0, ge=0, le=10)
-    """The same where the PRM is InversePRM's, whose Q differs less."""
+    """`best_of_beta` where the PRM is InversePRM's, whose Q differs less."""
 
     def under(self, algorithm: str | None) -> Evaluation:
         """These settings, with β on the scale of that algorithm's Q."""

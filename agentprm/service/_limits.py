@@ -35,7 +35,7 @@ class Limits:
     seconds: float = 300.0
     """Until a request must have been answered."""
     slower: Mapping[str, float] = field(default_factory=dict)
-    """The same for paths that may take longer."""
+    """`seconds` of paths that may take longer."""
 
 
 class Bound:

@@ -24,7 +24,7 @@ class Controls(Comparison):
     paper = "table 1, baselines"
 
     def variants(self, config: Config) -> list[Variant]:
-        """As many iterations of each, from the same π_0. What needs a Q the others are without.
+        """All go as many iterations, from one π_0. Settings that need a Q are AgentPRM's alone.
 
         Where π_0 was told strategies in hindsight, more SFT has one that was not.
         """

@@ -94,7 +94,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def write(figure: Figure, directory: Path) -> None:
-    """As `figure.png`, on white, and `figure.svg`."""
+    """Write `figure.png`, on white, and `figure.svg`."""
     ways: dict[str, dict[str, Any]] = {
         "png": {"dpi": 200, "facecolor": "white"},
         "svg": {"transparent": True, "metadata": _NO_METADATA},

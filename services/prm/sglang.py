@@ -161,11 +161,11 @@ class OnServers(Ensemble):
         return self.scorer.tag
 
     def compare(self, server: SGLangClient) -> None:
-        """As `SGLangScorer.compare`."""
+        """Refuse a server that was started otherwise (`SGLangScorer.compare`)."""
         self.scorer.compare(server)
 
     def try_on(self, server: SGLangClient) -> None:
-        """As `SGLangScorer.try_on`."""
+        """Try the weights on a server (`SGLangScorer.try_on`)."""
         self.scorer.try_on(server)
 
 

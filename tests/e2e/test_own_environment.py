@@ -23,11 +23,6 @@ SETTINGS = (
     "rollouts.vine={states=4, actions=0, random=1, continuations=1}",
     "rollouts.exploration.reset={fraction=0.25}",
     "preferences.pairs=24",
-    # A policy that has hardly been trained does not end its answers by itself.
-    "rollouts.sampling.max_tokens=24",
-    "preferences.sampling.max_tokens=24",
-    "evaluation.sampling.max_tokens=24",
-    "evaluation.best_of_sampling.max_tokens=24",
 )
 
 

@@ -43,7 +43,7 @@ from services.policy.engine.tree import build_trees
 NEW_TOKENS = 16_384
 """Most tokens of one forward pass, padding included."""
 NEW_TOKENS_CPU = 1024
-"""The same on a CPU: more would only fall out of its caches."""
+"""`NEW_TOKENS` on a CPU: more would only fall out of its caches."""
 LOGITS = 2**28
 """Most logits of one forward pass: 1 GiB. Few of its tokens have any: the last ones of prompts,
 those of answers."""

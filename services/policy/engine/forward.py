@@ -75,7 +75,7 @@ class Packed:
     def compute(
         self, segments: Sequence[Segment], last: Sequence[int], *, keep: bool
     ) -> torch.Tensor:
-        """As `Batch` says; everything is kept."""
+        """Logits of the last tokens of each segment (see `Batch`); everything is kept."""
         for segment in segments:
             segment.store.reserve(segment.start + len(segment))
         ids = [token for segment in segments for token in segment.tokens]
@@ -112,7 +112,7 @@ class Padded:
     def compute(
         self, segments: Sequence[Segment], last: Sequence[int], *, keep: bool
     ) -> torch.Tensor:
-        """As `Batch` says."""
+        """Logits of the last tokens of each segment (see `Batch`)."""
         kv = self._begun(segments)
         past = kv.get_seq_length()
         width = max(map(len, segments))

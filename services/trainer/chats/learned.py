@@ -14,7 +14,7 @@ from services.trainer.chats.samples import Split
 from services.trainer.training.calibration import Scored, calibration
 
 _MEASURES = {"bce": "loss", "ece": "ECE", "auc": "AUC"}
-"""As `calibration` names them, and as the table does."""
+"""Measures: the name that `calibration` has for each, and the table's."""
 
 
 def learned(registry: Registry, versions: Sequence[str], data: Split) -> Table | str:

@@ -63,7 +63,7 @@ def evaluate(
 
 
 def evaluate_chat(collector: Collector, plan: Evaluation, model: str) -> results.Row:
-    """The same for a chat model behind an endpoint that the workers know: the ReAct baseline.
+    """The row of a chat model behind an endpoint that the workers know: the ReAct baseline.
 
     It writes commands freely, as an endpoint draws from no list.
     """

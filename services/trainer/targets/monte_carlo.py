@@ -81,7 +81,7 @@ def split_by_game(
 def split(
     game_of: Sequence[str], validation_fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """The same of anything that has a game, where `game_of[i]` is that of the i-th.
+    """Indices of the training and of the validation side, where item i is of game `game_of[i]`.
 
     A game's side follows from `seed` and its id alone: whatever else is among the episodes, it is
     the same. So about `validation_fraction` of the games validate, not exactly.

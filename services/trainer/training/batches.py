@@ -136,7 +136,7 @@ def _epoch(
 
 
 def _balanced(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
-    """As few batches as the budget allows, but no small remainder.
+    """The fewest batches that the budget allows, of about the same size.
 
     Each batch weighs the same in the loss, so a remainder of one row would weigh as much as all
     the rows of a full batch. The smallest budget that makes no more batches evens them out.

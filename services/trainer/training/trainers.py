@@ -79,7 +79,7 @@ class StepMeanTrainer(Trainer):
         return self.lr_scheduler
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does, with what it leaves to accelerate's defaults.
+        """Transformers' own, with what it leaves to accelerate's defaults.
 
         Under FSDP bf16 is for the matrices, not for sums and results, and gradients are shared out
         after every batch: else each GPU keeps those of the whole model until the last of a step.

@@ -44,7 +44,7 @@ class Place:
 
     @property
     def id(self) -> str:
-        """As in game files, before `|` and signs are spelt out."""
+        """Its name in game files, before `|` and signs are spelt out."""
         return f"loc|{self.x}|{self.z}|{self.rotation}|{self.horizon}"
 
     def ahead(self, height: float) -> Point:
