@@ -213,6 +213,10 @@ class Queue:
         """What is outstanding, by stream, and the dead letters."""
         return {name: self._streams.length(name) for name in (*GROUPS, "dead")}
 
+    def held(self) -> int:
+        """Jobs that workers hold, by their heartbeats."""
+        return self._streams.held("jobs", self.settings.claim_after)
+
     def purge_preferences(self, keep_attempt: str) -> int:
         """Drop preference jobs and results of every attempt but one; forget their ids.
 

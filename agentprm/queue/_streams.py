@@ -103,6 +103,14 @@ class Streams:
         deliveries = idlers[0]["times_delivered"] + 1
         return claimed[0]._replace(deliveries=deliveries) if claimed else None
 
+    def held(self, stream: str, idle: float) -> int:
+        """Entries whose holders were heard of in the last `idle` seconds."""
+        key, group, most = self.keys[stream], GROUPS[stream], self.length(stream)
+        if most == 0:
+            return 0
+        taken = self.call(lambda: self.redis.xpending_range(key, group, "-", "+", count=most))
+        return sum(each["time_since_delivered"] < idle * 1000 for each in taken)
+
     def delete(self, stream: str, entry_ids: list[str]) -> None:
         """Acknowledge and delete entries, at once."""
         if not entry_ids:

@@ -174,6 +174,7 @@ def test_the_time_of_training_is_no_silence_of_the_workers(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes longer than may be waited, and the next result is not there yet after it."""
+    monkeypatch.setattr(Queue, "held", lambda _: 0)  # else it would wait in any case
     monkeypatch.setattr("services.trainer.rollouts.inbox._STALLED", 2.0)
     monkeypatch.setattr("services.trainer.rollouts.inbox._WAIT", 0.1)
     trained = threading.Event()
@@ -483,6 +484,22 @@ def test_a_trainer_without_workers_gives_up_and_says_what_it_waits_for(
         pytest.raises(JobsFailed, match="with 3 jobs in the queue: are rollout workers running"),
     ):
         rollout_collector(queue, Records(tmp_path)).collect("r", rollouts(3), "three games")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_job_that_takes_longer_is_waited_for_while_a_worker_has_it(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inboxes, "_STALLED", 1.0)
+
+    def play(job: Job) -> JobResult:
+        time.sleep(4)
+        return JobResult(job_id=job.id, worker="test", seconds=0)
+
+    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+        mine = rollout_collector(queue, Records(tmp_path))
+        mine.collect("r", rollouts(1), "a game")
+    assert mine.records.finished("r") == {"r-0000"}
 
 
 def test_states_of_d_are_spread_over_games() -> None:

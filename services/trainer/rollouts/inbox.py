@@ -18,7 +18,9 @@ _WAIT = 2.0
 _QUIET = 10.0
 """Seconds without any result after which jobs are looked for that nobody has any more."""
 _STALLED = 1800.0
-"""Seconds of waiting without any result after which a run is given up."""
+"""Seconds of waiting without any result after which a run is given up, if no worker has a job."""
+_LONGEST = 6 * 3600.0
+"""Seconds of waiting for a job that a worker has, after which a run is given up."""
 
 log = structlog.get_logger()
 
@@ -40,7 +42,7 @@ class Inbox:
 
         Raises:
             JobsFailed: one of the jobs `waiting` failed for good, or nothing came in half an hour
-                of waiting.
+                of waiting, or in six hours for jobs that workers have.
         """
         entries = self._queue.results(stream, count=_TAKE, timeout=_WAIT)
         new = [entry.record for entry in entries if self._records.append(entry.record)]
@@ -51,10 +53,11 @@ class Inbox:
         for dead in self._queue.dead():
             if dead.job_id in waiting:
                 raise JobsFailed(f"job {dead.job_id} was given up: {dead.reason}")
-        if time.monotonic() - self._heard > _STALLED:
+        silent = time.monotonic() - self._heard
+        if silent > _STALLED and (silent > _LONGEST or self._queue.held() == 0):
             jobs = self._queue.lengths()["jobs"]
             raise JobsFailed(
-                f"no result for {_STALLED / 60:.0f} minutes, with {jobs} jobs in the queue: are "
+                f"no result for {silent / 60:.0f} minutes, with {jobs} jobs in the queue: are "
                 "rollout workers running, and do they reach Redis and the services? Their "
                 "logs say what they wait for."
             )
