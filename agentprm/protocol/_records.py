@@ -163,6 +163,8 @@ class RolloutJob(Record):
     lookahead: Lookahead | None = None
     """In place of `best_of`."""
     max_steps: int = 30
+    attempt: str = ""
+    """Names the fit that asked, where one did: of a fit that is begun anew it is wanted no more."""
 
     @property
     def size(self) -> int:

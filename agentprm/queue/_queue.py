@@ -83,7 +83,7 @@ class Queue:
         Who also consumes results must offer, not publish: workers wait while results are full.
         """
         bound = self.settings.max_jobs
-        fields = (job.id, _attempt(job), _dump(job))
+        fields = (job.id, job.attempt, _dump(job))
         return Offer(self._streams.run(self._publish, ["ids", "jobs"], bound, *fields).decode())
 
     def publish(self, job: RolloutJob | PreferenceJob) -> bool:
@@ -156,7 +156,7 @@ class Queue:
         job = entry.record
         stream: Results = "episodes" if isinstance(job, RolloutJob) else "preferences"
         bound = self._bound(stream)
-        fields = (job.id, _attempt(job), _dump(result))
+        fields = (job.id, job.attempt, _dump(result))
 
         def once() -> str:
             done = self._streams.run(
@@ -217,14 +217,16 @@ class Queue:
         """Jobs that workers hold, by their heartbeats."""
         return self._streams.held("jobs", self.settings.claim_after)
 
-    def purge_preferences(self, keep_attempt: str) -> int:
-        """Drop preference jobs and results of every attempt but one; forget their ids.
+    def purge(self, keep_attempt: str) -> int:
+        """Drop the jobs and results of every attempt at a fit but one; forget their ids.
+
+        What no fit asked for stays.
 
         Returns:
             How many entries were dropped.
         """
         dropped = 0
-        for stream in ("jobs", "preferences"):
+        for stream in GROUPS:
             rows = self._streams.rows(stream)
             old = [r for r in rows if r.fields[b"attempt"] not in (b"", keep_attempt.encode())]
             if old:
@@ -335,10 +337,6 @@ class Queue:
         except QueueError:
             return True
         return bool(held)
-
-
-def _attempt(job: RolloutJob | PreferenceJob) -> str:
-    return job.attempt if isinstance(job, PreferenceJob) else ""
 
 
 def _dump(record: BaseModel) -> bytes:

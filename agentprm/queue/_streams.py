@@ -20,7 +20,7 @@ BLOCK = 1.0
 
 
 class Row(NamedTuple):
-    """An entry: its fields are `job` (id), `attempt` (empty for rollouts) and `data` (JSON)."""
+    """An entry: its fields are `job` (id), `attempt` (of a fit, or empty) and `data` (JSON)."""
 
     id: str
     fields: dict[bytes, bytes]

@@ -313,6 +313,7 @@ def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: 
             while queue.lengths()["preferences"] == 0:
                 time.sleep(0.05)
         queue.publish(old.model_copy(update={"id": "pi_1-preferences-old-0001"}))
+        queue.purge(keep_attempt="new")
         preferences = source(queue, Records(tmp_path / "records"), "new", max_age=9)
         with worker(redis_url, play):
             seen = [found.state.observation for found in preferences]

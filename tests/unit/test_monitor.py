@@ -296,11 +296,12 @@ def test_without_games_the_fit_keeps_its_last_weights(tmp_path: Path) -> None:
 
 def test_every_trial_is_of_the_same_games_from_the_same_seeds(tmp_path: Path) -> None:
     collector = Alone(tmp_path)
-    arena = Arena(collector, GAMES, Sampling(), "pi_1-monitor-0", seed=5)
+    arena = Arena(collector, GAMES, Sampling(), "pi_1-monitor", seed=5, attempt="0")
     for step, version in enumerate(["policy/0", "online/1.1"]):
         assert arena.play(version, step) == (False,) * len(GAMES)
     one, two = collector.stages.values()
     assert [(job.seed, job.games) for job in one] == [(job.seed, job.games) for job in two]
+    assert {job.attempt for job in (*one, *two)} == {"0"}
 
 
 def test_trial_games_are_of_no_rollout_and_if_possible_of_no_demonstration(tmp_path: Path) -> None:

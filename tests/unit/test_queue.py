@@ -290,7 +290,7 @@ def test_results_come_back_until_acknowledged(connect: Open) -> None:
     assert entry.record.job_id == "b"
 
 
-def test_old_preferences_are_purged(connect: Open) -> None:
+def test_what_earlier_attempts_at_a_fit_asked_for_is_purged(connect: Open) -> None:
     queue = connect()
     old, new = (
         [
@@ -309,14 +309,17 @@ def test_old_preferences_are_purged(connect: Open) -> None:
     for each in (*old, *new):
         queue.publish(each)
     queue.publish(job("a"))
+    trial = job("trial").model_copy(update={"attempt": "old"})
+    queue.publish(trial)
     entry = take(queue)
     queue.finish(entry, result(entry.record.id))
     held = take(queue)
     assert held.record.id == "old/1"
-    assert queue.purge_preferences("new") == 2
+    assert queue.purge("new") == 3
     assert queue.lengths() == {"jobs": 3, "episodes": 0, "preferences": 0, "dead": 0}
     assert not queue.finish(held, result("old/1")), "its answer is wanted no more"
     assert [queue.publish(each) for each in (*old, *new)] == [True, True, False, False]
+    assert queue.publish(trial)
 
 
 def test_an_entry_that_is_no_job_does_not_stop_the_workers(connect: Open) -> None:

@@ -31,13 +31,20 @@ class Arena:
     """Games that the published weights play, always the same from the same seeds."""
 
     def __init__(
-        self, collector: Collector, games: Sequence[Game], sampling: Sampling, stage: str, seed: int
+        self,
+        collector: Collector,
+        games: Sequence[Game],
+        sampling: Sampling,
+        name: str,
+        seed: int,
+        attempt: str,
     ) -> None:
         self._collector = collector
         self._games = games
         self._sampling = sampling
-        self._stage = stage
+        self._stage = f"{name}-{attempt}"
         self._seed = seed
+        self._attempt = attempt
 
     def play(self, version: str, step: int) -> tuple[bool, ...]:
         """Which of the games the policy `version` wins."""
@@ -45,6 +52,7 @@ class Arena:
         jobs = self._collector.jobs(
             stage, self._games, policy=version, sampling=self._sampling, seed=self._seed
         )
+        jobs = [job.model_copy(update={"attempt": self._attempt}) for job in jobs]
         what = f"{version} plays {len(self._games)} train games of no rollout"
         self._collector.collect(stage, jobs, what)
         return tuple(episode.won for episode in self._collector.records.episodes(stage))
@@ -151,7 +159,7 @@ def watch(
             max_steps=config.max_steps,
         )
         games = trial_games(collector, i, plan.games, fitted)
-        arena = Arena(collector, games, config.evaluation.sampling, f"{name}-{attempt}", seed)
+        arena = Arena(collector, games, config.evaluation.sampling, name, seed, attempt)
     result = Watch(monitor, arena, plan.patience, log)
     result.look(f"policy/{i - 1}", 0)
     return result

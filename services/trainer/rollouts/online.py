@@ -108,7 +108,6 @@ class OnlineSource(ABC, Generic[S]):
         self._inbox = inbox
         self._plan = plan
         self._updates = {policy_version: 0}
-        self._attempt = attempt
         self._waiting = candidate_jobs(
             plan,
             states,
@@ -150,7 +149,6 @@ class OnlineSource(ABC, Generic[S]):
         Raises:
             JobsFailed: a job failed again and again, or no worker answers.
         """
-        self._queue.purge_preferences(keep_attempt=self._attempt)
         self._inbox.expect()
         while not self._stopped and (self._waiting or self._out):
             self._refill()

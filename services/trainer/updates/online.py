@@ -79,6 +79,7 @@ class OnlineUpdate(Update):
         plan = config.preferences.under(config.algorithm)
         stage = f"pi_{i}-{self.samples}"
         attempt = uuid.uuid4().hex[:8]
+        services.queue.purge(keep_attempt=attempt)  # else the workers do an earlier one's first
         rollouts = self.at.records.rollouts(i - 1)
         unseen = held_out_games(self.at.registry, f"prm/{i - 1}") if config.monitor else set()
         seen = [episode for episode in rollouts if episode.game.id not in unseen]
