@@ -47,7 +47,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class ServiceError(Exception):
-    """A service answered with a problem, with what cannot be read, or not before the deadline."""
+    """A service answered with a problem, with what cannot be read, or not before the deadline.
+
+    `status` is that of the problem, None where no answer came or none that can be read; `title` is
+    the problem's own; `retry_after` are the seconds after which the service asks to be tried again.
+    """
 
     def __init__(
         self,
@@ -121,7 +125,7 @@ class _Attempts:
     def __init__(self, deadline: float, unreachable: float | None) -> None:
         self._ends = time.monotonic() + deadline
         self._unreachable = unreachable
-        self._expected = time.monotonic()  # to connect, from then on
+        self._expected = time.monotonic()  # since when a connection is waited for
         self._stop = tenacity.stop_before_delay(deadline)
         self.policy: dict[str, Any] = {
             "retry": tenacity.retry_if_exception(_again),

@@ -43,7 +43,8 @@ def short_name(version: str) -> str:
 def checkpoint_name(directory: Path) -> str:
     """The short name of a checkpoint by its directory; one in no registry goes by its own name."""
     *_, kind, name = ("", *directory.resolve().parts)
-    return short_name(f"{kind}/{name}") if kind in ("policy", "prm") else name
+    registered = kind in ("policy", "prm") and name[:1].isdigit()
+    return short_name(f"{kind}/{name}") if registered else name
 
 
 def rollouts_stage(i: int) -> str:

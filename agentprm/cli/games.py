@@ -64,11 +64,16 @@ def games_of_run(run: Path, games: str | None, console: Console) -> str:
     records, what is remembered may have been a slip.
 
     Raises:
-        GamesError: there are none.
+        GamesError: there are none, or they are of another environment than those played so far.
     """
     before = played_games(run)
     chosen = absolute(games_to_play(games or before, console))
     if before is not None and before != chosen:
+        if is_environment(before) or is_environment(chosen):
+            raise GamesError(
+                f"{run} has played the games of {before}, which are of another environment than "
+                f"those of {chosen}: give another run, by --run"
+            )
         console.print(f"{run} has played the games of {before}: it goes on with those of {chosen}")
     run.mkdir(parents=True, exist_ok=True)
     write_atomic(run / "games", chosen.encode())

@@ -100,9 +100,9 @@ def evaluate_run(
     The row, which calls them by `names`, goes to `run/results.json`.
     """
     policy, prm = names
-    flags = ["--choice", choice, "--policy-name", policy]
+    flags = ["--choice", choice, f"--policy-name={policy}"]
     if prm is not None:
-        flags += ["--prm-name", prm]
+        flags += [f"--prm-name={prm}"]
     _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
 
 
@@ -252,7 +252,8 @@ def _make_current(run: Path) -> None:
 
 @contextmanager
 def _announced(run: Path, redis_url: str) -> Iterator[Queue]:
-    """Services and workers are told of the run, and no other run gets its name in this block.
+    """Services and workers are told of the run, and no other run gets its name in this block, but
+    where this process sleeps for longer than a lease; see `Queue.lost`.
 
     Under the name in Redis, which `QUEUE_NAME` may fix beforehand; its queue is what is given.
     """

@@ -12,7 +12,6 @@ from agentprm.cli.common import (
     Device,
     Games,
     Json,
-    MaxSteps,
     Played,
     at_temperature,
     config_of,
@@ -28,7 +27,7 @@ from agentprm.cli.services import Options
 from agentprm.cli.world import link_checkpoints, newest_world
 from agentprm.config import Algorithm, Evaluation
 from agentprm.ensembles import facts_of_all
-from agentprm.protocol import Lookahead, PRMFacts, Split
+from agentprm.protocol import MAX_STEPS, Lookahead, PRMFacts, Split
 from agentprm.registry import Registry
 
 
@@ -50,7 +49,10 @@ def plan(
     games: Games = None,
     split: Played = Split.VALID_SEEN,
     count: Count = 10_000,
-    max_steps: MaxSteps = 30,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(help="turns of an episode; by default the run's", min=1, max=MAX_STEPS),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="of the samples; as for the run's Best-of-N", min=0, max=10)
     ] = None,
@@ -90,6 +92,7 @@ def plan(
         at = "as-best-of-n" if temperature is None else f"{temperature:g}"
         directory = games_to_play(games or played_games(run), console)
         digest = digest_of(directory, config.prompt)
+        max_steps = max_steps or config.max_steps
         home = run / "plans" / f"{name}-{count}-{max_steps}-{at}-{seed}-{digest}"
         link_checkpoints(run, home, policy, prm)
         worlds = home / "world"

@@ -90,11 +90,11 @@ class Config(Settings):
     batch: int = Field(default=8, ge=1, le=MAX_BATCH)
     """Episodes of one job; a worker plays them side by side."""
     max_steps: int = Field(default=30, ge=1, le=MAX_STEPS)
-    """The horizon T."""
+    """The horizon T: the most turns of an episode."""
     gamma: float = Field(default=0.95, gt=0, le=1)
-    """The discount of eq. 1."""
+    """γ: the discount of eq. 1, of V^μ and A^μ, and of the reward of InversePRM."""
     iterations: int = Field(default=3, ge=1)
-    """K."""
+    """K: how often the loop rolls out, fits Q and improves π."""
     demonstrations: Demonstrations
     rollouts: Rollouts
     preferences: Preferences

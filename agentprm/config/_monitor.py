@@ -20,8 +20,9 @@ class MonitorSettings(Settings):
     samples: int = Field(default=4, ge=1, le=MAX_CANDIDATES)
     """Actions sampled in each."""
     games: int = Field(default=0, ge=0)
-    """Train games, of no demonstration and no rollout so far, that the published weights play; the
-    best weights become π_i. 0 plays none: then the policy update runs to its end."""
+    """Train games, of no rollout so far and if possible of no demonstration, that the published
+    weights play; the best weights become π_i. 0 plays none: then the policy update runs to its
+    end."""
     patience: int = Field(default=2, ge=1)
     """With `games`, the update is ended when this many published weights in a row are worse than
     the best by more than noise."""

@@ -1,4 +1,4 @@
-"""What a device computes in."""
+"""Devices: which there are, what they compute in, and how much of their memory may be kept."""
 
 from __future__ import annotations
 

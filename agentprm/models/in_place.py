@@ -82,15 +82,7 @@ class InPlaceServing(Serving[W]):
                 await self._put(weights)
                 previous, self._served = self.version, Served(version, weights)
         done = time.perf_counter()
-        self._measure(done - started, done - drained)
-        await asyncio.to_thread(self._remember, version)
-        log.info("serving", version=version, previous=previous, seconds=done - started)
-        return Loaded(
-            version=version,
-            previous=previous,
-            load_seconds=done - started,
-            pause_seconds=done - drained,
-        )
+        return await self._done(version, previous, done - started, done - drained)
 
     def _stage(self, version: str) -> W:
         return self._build(self.registry.open(version))

@@ -27,9 +27,6 @@ class RememberingTokenizer:
         self.pad_token: str | None = tokenizer.pad_token
         self.chat_template: Any = tokenizer.chat_template
 
-    def __len__(self) -> int:
-        return len(self._tokenizer)
-
     def get_vocab(self) -> dict[str, int]:
         """Token ids by token."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()

@@ -177,15 +177,18 @@ class Serving(Generic[W]):
         if replaced is not None:
             previous, self._replaced = replaced.version, weakref.ref(replaced)
             del replaced
-        self._measure(ready - started, paused)
+        return await self._done(version, previous, ready - started, paused)
+
+    async def _done(
+        self, version: str, previous: str | None, seconds: float, paused: float
+    ) -> Loaded:
+        """Measure, remember and log a swap; the answer to the load."""
+        self._measure(seconds, paused)
         # In a thread, as it waits for the disk; after the swap, as it says what has served.
         await asyncio.to_thread(self._remember, version)
-        log.info("serving", version=version, previous=previous, seconds=ready - started)
+        log.info("serving", version=version, previous=previous, seconds=seconds)
         return Loaded(
-            version=version,
-            previous=previous,
-            load_seconds=ready - started,
-            pause_seconds=paused,
+            version=version, previous=previous, load_seconds=seconds, pause_seconds=paused
         )
 
     @contextmanager

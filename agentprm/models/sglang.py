@@ -140,13 +140,6 @@ class SGLangClient:
         except httpx.TransportError:
             return False
 
-    def health(self) -> bool:
-        """Whether the server computes: it generates one token. Takes a second or more."""
-        try:
-            return self._http.get("/health", timeout=30.0).status_code == 200
-        except httpx.TransportError:
-            return False
-
     def model_info(self) -> ModelInfo:
         """What the server serves."""
         found = self._call("GET", "/model_info")

@@ -11,6 +11,8 @@ from agentprm.queue._link import Link, QueueError
 
 _KEY = "agentprm:current"
 _REPEAT_SECONDS = 5.0
+_PATIENCE = 60.0
+"""Seconds in which Redis may be away."""
 
 
 class CurrentRun:
@@ -20,10 +22,8 @@ class CurrentRun:
         stopped: set it to end all waiting; calls that waited raise `QueueError`.
     """
 
-    def __init__(
-        self, url: str, *, patience: float = 60.0, stopped: threading.Event | None = None
-    ) -> None:
-        self._link = Link(url, patience=patience, stopped=stopped or threading.Event())
+    def __init__(self, url: str, *, stopped: threading.Event | None = None) -> None:
+        self._link = Link(url, patience=_PATIENCE, stopped=stopped or threading.Event())
         self._heartbeat = Heartbeat(self._repeat, _REPEAT_SECONDS)
 
     def announce(self, run: str) -> None:

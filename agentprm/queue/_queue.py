@@ -213,9 +213,9 @@ class Queue:
         """What is outstanding, by stream, and the dead letters."""
         return {name: self._streams.length(name) for name in (*GROUPS, "dead")}
 
-    def held(self) -> int:
-        """Jobs that workers hold, by their heartbeats."""
-        return self._streams.held("jobs", self.settings.claim_after)
+    def held(self, seconds: float) -> int:
+        """Jobs that workers hold of whom a heartbeat came in the last `seconds`."""
+        return self._streams.held("jobs", seconds)
 
     def purge(self, keep_attempt: str) -> int:
         """Drop the jobs and results of every attempt at a fit but one; forget their ids.
@@ -241,7 +241,7 @@ class Queue:
         """Take this name for `owner`, a run's own name: drop what any other run left under it.
 
         Jobs of two runs may have the same ids, so a name serves one after the other only so. Until
-        this object is closed no other run gets it; see `Lease`.
+        this object is closed no other run gets it, but where this process sleeps too long (`lost`).
 
         Returns:
             Whether it was another's, or nobody's, before.

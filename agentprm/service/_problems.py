@@ -56,9 +56,9 @@ class ProblemError(Exception):
         self.retry_after = retry_after
 
 
-def json_response(body: BaseModel, status: int = 200) -> Response:
+def json_response(body: BaseModel) -> Response:
     """A model as JSON, straight from its fields."""
-    return Response(body.model_dump_json(), status, media_type="application/json")
+    return Response(body.model_dump_json(), media_type="application/json")
 
 
 def shape_problems(app: FastAPI, path: str, shape: Shape) -> None:

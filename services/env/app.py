@@ -41,7 +41,8 @@ from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
 WAITING = 64
-"""Most requests that wait for an engine; more wait for these, and other routes for neither."""
+"""Most requests that take an engine's time, or wait for it; those beyond wait for these. What needs
+no engine waits for neither."""
 
 SESSIONS = Gauge("agentprm_env_sessions", "Sessions in play")
 STEPS = Histogram(
@@ -57,8 +58,8 @@ def build_app(
     """The service over these sessions. Closes them and the host when it ends.
 
     Steps and forks of an engine in this process are done in the event loop: they take less time
-    than handing them to a thread. What may take longer is left to the thread pool, so that
-    `/health` answers meanwhile.
+    than handing them to a thread. What may take longer is left to threads, so that `/health`
+    answers meanwhile.
     """
     facts: dict[str, str | int | float | bool | None] = {
         "engine": host.name,
@@ -92,9 +93,13 @@ def build_app(
 
     waiting = CapacityLimiter(WAITING)
 
+    async def aside(call: Callable[[], T]) -> T:
+        """A call that takes an engine's time: in a thread."""
+        return await to_thread.run_sync(call, limiter=waiting)
+
     async def play(call: Callable[[], T]) -> T:
         """A call that is quick unless the engine waits for another process."""
-        return await to_thread.run_sync(call, limiter=waiting) if host.waits else call()
+        return await aside(call) if host.waits else call()
 
     def require_privilege() -> None:
         if not privileged:
@@ -106,7 +111,7 @@ def build_app(
 
     app = create_app("env", health, lifespan)
 
-    app.include_router(openenv.routes(sessions, games, play))
+    app.include_router(openenv.routes(sessions, games, play, aside))
 
     @app.get("/v1/games", response_model=GameList)
     def list_games(
@@ -119,8 +124,8 @@ def build_app(
         return json_response(GameList(games=found[offset : offset + limit], total=len(found)))
 
     @app.post("/v1/sessions", response_model=SessionList, responses=problems(404, 409, 429, 500))
-    def create(request: CreateSessions) -> Response:
-        return json_response(SessionList(sessions=sessions.create(request)))
+    async def create(request: CreateSessions) -> Response:
+        return json_response(SessionList(sessions=await aside(lambda: sessions.create(request))))
 
     @app.post(
         "/v1/sessions/fork", response_model=SessionList, responses=problems(404, 409, 429, 500)
@@ -143,9 +148,9 @@ def build_app(
         responses=problems(403, 404, 409),
         dependencies=[ADMIN],
     )
-    def experts(request: SessionIds) -> Response:
+    async def experts(request: SessionIds) -> Response:
         require_privilege()
-        answers = [sessions.get(session_id, expert=True) for session_id in request.ids]
+        answers = await aside(lambda: [sessions.get(name, expert=True) for name in request.ids])
         return json_response(SessionList(sessions=answers))
 
     @app.post("/v1/sessions/close", response_model=ClosedSessions)
@@ -153,13 +158,15 @@ def build_app(
         return json_response(ClosedSessions(ids=sessions.close(request.ids)))
 
     @app.get("/v1/sessions/{session_id}", response_model=Session, responses=problems(404))
-    def get(session_id: str) -> Response:
-        return json_response(sessions.get(session_id))
+    async def get(session_id: str) -> Response:
+        return json_response(await aside(lambda: sessions.get(session_id)))
 
     @app.delete("/v1/sessions/{session_id}", response_model=Session, responses=problems(404))
-    def delete(session_id: str) -> Response:
-        answer = sessions.get(session_id)
-        sessions.close([session_id])
+    async def delete(session_id: str) -> Response:
+        try:
+            answer = await aside(lambda: sessions.get(session_id))
+        finally:  # also where a step is under way that does not end
+            sessions.close([session_id])
         return json_response(answer)
 
     @app.get(
@@ -168,9 +175,9 @@ def build_app(
         responses=problems(403, 404, 409, 500),
         dependencies=[ADMIN],
     )
-    def hidden(session_id: str) -> Response:
+    async def hidden(session_id: str) -> Response:
         require_privilege()
-        return json_response(sessions.hidden(session_id))
+        return json_response(await aside(lambda: sessions.hidden(session_id)))
 
     return app
 

@@ -74,6 +74,8 @@ class Sessions:
     def create(self, request: CreateSessions) -> list[Session]:
         """New sessions, at turn 0 or after their prefixes: all that were asked for, or none.
 
+        Those of the same key are closed first; one in a step keeps its room until that ends.
+
         Raises:
             ProblemError: 404 for an unknown game, 422 for more than there ever is room for and for
                 a prefix that cannot be played, 429 where there is no room now, 409 where a later

@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import structlog
 from prometheus_client import Gauge, Histogram
 
-from agentprm.models.serving import Served, Serving
+from agentprm.models.serving import Serving
 from agentprm.service import ProblemError
 
 W = TypeVar("W")
@@ -23,7 +22,8 @@ BATCH = Histogram(
 )
 WAITING = Gauge("agentprm_policy_waiting_samples", "Samples asked for that wait for the model")
 
-log = structlog.get_logger()
+MAX_ITEMS = 256
+"""Most conversations of a batch."""
 
 Work = Callable[[W, Sequence[Any]], Sequence[Any]]
 
@@ -43,7 +43,7 @@ class Batcher(Generic[W]):
     """Computes jobs in the order of their arrival, on the weights that serve when their turn comes.
 
     While `concurrency` batches are computed, what arrives waits; then all that waits and is of the
-    first one's kind goes into one batch of at most `max_items`. So a lone request never waits for
+    first one's kind goes into one batch of at most `MAX_ITEMS`. So a lone request never waits for
     company.
     """
 
@@ -52,12 +52,10 @@ class Batcher(Generic[W]):
         serving: Serving[W],
         *,
         max_waiting: int,
-        max_items: int = 256,
         concurrency: int = 1,
     ) -> None:
         self._serving = serving
         self._max_waiting = max_waiting
-        self._max_items = max_items
         self._free = asyncio.Semaphore(concurrency)
         self._jobs: deque[_Job[W]] = deque()
         self.waiting = 0
@@ -128,9 +126,7 @@ class Batcher(Generic[W]):
         for job in self._jobs:
             if job.answer.done():
                 self._count(-job.cost)
-            elif not batch or (
-                job.kind == batch[0].kind and items + len(job.items) <= self._max_items
-            ):
+            elif not batch or (job.kind == batch[0].kind and items + len(job.items) <= MAX_ITEMS):
                 self._count(-job.cost)
                 batch.append(job)
                 items += len(job.items)
@@ -153,7 +149,10 @@ class Batcher(Generic[W]):
         BATCH.observe(len(items))
         try:
             async with self._serving.using() as served:
-                results = await self._in_thread(batch[0].work, served, items)
+                loop = asyncio.get_running_loop()
+                results = await loop.run_in_executor(
+                    self._thread, batch[0].work, served.weights, items
+                )
         except Exception as error:
             if len(batch) > 1:  # one request's fault must not be the others'
                 for job in batch:
@@ -168,12 +167,6 @@ class Batcher(Generic[W]):
             if not job.answer.done():
                 job.answer.set_result((served.version, results[start:end]))
             start = end
-
-    async def _in_thread(
-        self, work: Work[W], served: Served[W], items: Sequence[Any]
-    ) -> Sequence[Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, work, served.weights, items)
 
     def _count(self, change: int) -> None:
         self.waiting += change

@@ -169,9 +169,9 @@ class Classifier:
             store, source = Store(), entry.store
         store.take(len(row))
         segment = Segment(common, store, row, source)
+        extended = entry if source is None else None
         if common == len(trunk):
-            return segment, entry if source is None else None
-        extended = None if source is not None else entry
+            return segment, extended
         entry = Entry(trunk, store)
         self._cache.add(entry, replaces=extended)
         return segment, entry

@@ -151,9 +151,9 @@ class BaseScorer(ABC):
         for k, transcript in enumerate(request.transcripts):
             if self.prompt.append_only:
                 played = self.prompt.transcript(transcript.task, transcript.steps)
-                plan.transcripts.append(plan.add(self._turns(played, f"transcripts.{k}")))
+                plan.transcripts.append(plan.add(self._row(played, f"transcripts.{k}")))
             else:
-                turns = (ask(state, [action]) for state, action in _turns(transcript))
+                turns = (ask(state, [action]) for state, action in _visits(transcript))
                 episodes.append([*chain.from_iterable(turns)])
         for k, conversation in enumerate(request.conversations):
             row = self._conversation(conversation.plain(), f"conversations.{k}")
@@ -177,12 +177,12 @@ class BaseScorer(ABC):
 
     def _conversation(self, messages: Sequence[Message], name: str) -> Row:
         try:
-            return self._turns(messages, name)
+            return self._row(messages, name)
         except (ValueError, TemplateError) as error:
             detail = f"{name}: {error}"
             raise ProblemError(422, REFUSED, detail) from error
 
-    def _turns(self, messages: Sequence[Message], name: str) -> Row:
+    def _row(self, messages: Sequence[Message], name: str) -> Row:
         encoded = encode(self.tokenizer, messages)
         self._fits(len(encoded.ids), name)
         return Row(encoded.ids, [end - 1 for _, end in encoded.spans], trunk=len(encoded.ids))
@@ -304,7 +304,8 @@ def sigmoid(logit: float) -> float:
     return 1.0 / (1.0 + math.exp(-logit))
 
 
-def _turns(transcript: Transcript) -> Iterator[tuple[State, Action]]:
+def _visits(transcript: Transcript) -> Iterator[tuple[State, Action]]:
+    """s_t and a_t of every turn."""
     steps = tuple(transcript.steps)
     for t, step in enumerate(steps):
         state = State(task=transcript.task, history=steps[:t], observation=step.observation)

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 
 from agentprm.config import Algorithm
 from agentprm.results import Row
-from services.trainer.fits.jobs import FitJob
 from services.trainer.loop import Loop
 
 
@@ -40,9 +39,7 @@ class MoreSFT(Baseline):
         """π_i from π_{i-1}."""
         if self._skip(f"policy/{i}", f"pi_{i}"):
             return
-        base = self.registry.open(f"policy/{i - 1}")
-        with self.registry.write(f"policy/{i}") as out:
-            self._fit(FitJob(kind="sft", iteration=i, base=base, out=out))
+        self._make(f"policy/{i}", "sft", i, self.registry.open(f"policy/{i - 1}"))
 
 
 class DAgger(Baseline):
@@ -57,9 +54,7 @@ class DAgger(Baseline):
         self.roll_out(i - 1, labelled=True)
         if self._skip(f"policy/{i}", f"pi_{i}"):
             return
-        base = self._base_model()
-        with self.registry.write(f"policy/{i}") as out:
-            self._fit(FitJob(kind="dagger", iteration=i, base=base, out=out))
+        self._make(f"policy/{i}", "dagger", i, self._base_model())
 
 
 LOOPS: dict[Algorithm, type[Loop]] = {Algorithm.SFT: MoreSFT, Algorithm.DAGGER: DAgger}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from agentprm.config import Algorithm, Config
 from agentprm.ensembles import write_ensemble
@@ -18,7 +17,7 @@ from agentprm.registry import Registry
 from agentprm.results import Row, write_results
 from agentprm.runs import DEMONSTRATIONS, evaluation_stage, rollouts_stage
 from services.trainer.base_model import base_model, require_trainable
-from services.trainer.fits.jobs import FitJob, Fits
+from services.trainer.fits.jobs import FitJob, FitKind, Fits
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.rollouts.collect import Collector, NoGames, Services
@@ -112,16 +111,19 @@ class Loop:
         """Before anything is played: whether there will be something to evaluate on, and games
         for the monitor's trials, which are of no rollout.
 
+        How many games there will be of no rollout is not known where rollouts begin in games that
+        were won, nor where demonstrations are in the data of Q: `trial_games` sees to it then.
+
         Raises:
             NoGames: there will not.
         """
         self.collector.games(self.config.evaluation.split, 1, "evaluation")
         plan, rollouts = self.config.monitor, self.config.rollouts
-        if plan is None or not plan.games or not self.config.has_prm:
+        if plan is None or not self.config.has_prm or rollouts.exploration.reset is not None:
             return
         train = self.services.env.games(Split.TRAIN).total
         played = self.config.iterations * rollouts.games
-        if played + plan.games > train:
+        if plan.games and played + plan.games > train:
             raise NoGames(
                 f"monitor.games is {plan.games}, iterations × rollouts.games {played}, and there "
                 f"are {train} train games: trials are of games of no rollout"
@@ -141,9 +143,7 @@ class Loop:
             return
         if self.config.algorithm is not Algorithm.INVERSE_PRM:
             require_won(self.records)
-        base = self._base_model()
-        with self.registry.write("policy/0") as out:
-            self._fit(FitJob(kind="sft", iteration=0, base=base, out=out))
+        self._make("policy/0", "sft", 0, self._base_model())
 
     def fit_explorer(self) -> None:
         """The explorer, where there is to be one: π_0 learns to read where things are."""
@@ -156,9 +156,7 @@ class Loop:
         self.collector.collect(stage, jobs, f"the expert plays {len(games)} games, all told")
         if self._skip(EXPLORER, "explorer"):
             return
-        base = self.registry.open("policy/0")
-        with self.registry.write(EXPLORER) as out:
-            self._fit(FitJob(kind="explorer", iteration=0, base=base, out=out))
+        self._make(EXPLORER, "explorer", 0, self.registry.open("policy/0"))
 
     def fit_reference(self) -> None:
         """V^μ from rollouts of the reference policy, once in a run that shapes its targets."""
@@ -172,9 +170,7 @@ class Loop:
         )
         if self._skip(VALUE, "v_reference"):
             return
-        with self.registry.write(VALUE) as out:
-            base = self.registry.open("policy/0")
-            self._fit(FitJob(kind="value", iteration=0, base=base, out=out))
+        self._make(VALUE, "value", 0, self.registry.open("policy/0"))
 
     # --- stage 1: rollouts and targets; stage 2: Q ----------------------------------------------
 
@@ -218,23 +214,21 @@ class Loop:
             return
         if self.config.algorithm is Algorithm.INVERSE_PRM:
             self.sample_next_actions(i)
-        members = [f"prm/{i}.{k}" for k in range(1, self.config.prm.members + 1)]
-        if len(members) == 1:
-            self._fit_member(i, f"prm/{i}", 0)
+        if self.config.prm.members == 1:
+            self._fit_member(i, 0)
             return
-        for k, version in enumerate(members, 1):
-            if not self._skip(version, f"q_{i}.{k}"):
-                self._fit_member(i, version, k)
-        write_ensemble(self.registry, f"prm/{i}", members)
+        members = range(1, self.config.prm.members + 1)
+        for k in members:
+            if not self._skip(_prm(i, k), f"q_{i}.{k}"):
+                self._fit_member(i, k)
+        write_ensemble(self.registry, _prm(i), [_prm(i, k) for k in members])
 
-    def _fit_member(self, i: int, version: str, member: int) -> None:
+    def _fit_member(self, i: int, member: int) -> None:
         inverse = self.config.algorithm is Algorithm.INVERSE_PRM
-        kind: Literal["prm", "inverse-prm"] = "inverse-prm" if inverse else "prm"
+        kind: FitKind = "inverse-prm" if inverse else "prm"
         warm = self.config.prm.warm_start and i > 0
-        before = version.replace(f"prm/{i}", f"prm/{i - 1}", 1)
-        base = self.registry.open(before if warm else f"policy/{i}")
-        with self.registry.write(version) as out:
-            self._fit(FitJob(kind=kind, iteration=i, member=member, base=base, out=out))
+        base = self.registry.open(_prm(i - 1, member) if warm else f"policy/{i}")
+        self._make(_prm(i, member), kind, i, base, member)
 
     def sample_next_actions(self, i: int) -> None:
         """Next actions from π_i behind the expert's and the learner's transitions."""
@@ -248,11 +242,14 @@ class Loop:
         if self._skip(f"policy/{i}", f"pi_{i}"):
             return
         self._update.prepare(self.collector, i)
-        base = self.registry.open(f"policy/{i - 1}")
-        with self.registry.write(f"policy/{i}") as out:
-            self._fit(FitJob(kind="policy", iteration=i, base=base, out=out))
+        self._make(f"policy/{i}", "policy", i, self.registry.open(f"policy/{i - 1}"))
 
     # --- helpers --------------------------------------------------------------------------------
+
+    def _make(self, version: str, kind: FitKind, i: int, base: Path, member: int = 0) -> None:
+        """Fit what begins as `base`, into the registry as `version`."""
+        with self.registry.write(version) as out:
+            self._fit(FitJob(kind=kind, iteration=i, member=member, base=base, out=out))
 
     def _with_row(self, rows: Sequence[Row], i: int, prm: int | None) -> list[Row]:
         """The table so far, which is there to be looked at, with a row more.
@@ -295,3 +292,8 @@ class Loop:
             return False
         self.progress.skip(stage)
         return True
+
+
+def _prm(i: int, member: int = 0) -> str:
+    """`prm/1`, or `prm/1.2` where it is one of several."""
+    return f"prm/{i}.{member}" if member else f"prm/{i}"

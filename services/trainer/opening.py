@@ -31,7 +31,7 @@ STOPS = (
     SafetensorError,
 )
 """What ends the work on a run and is mended outside of it, as its message says. The same command
-goes on then. The last two are such as of a full disk: weights that do not fit have their own."""
+goes on then. The last two are what a full disk raises: safetensors has an error of its own."""
 
 _SPARE = 300.0
 """Seconds that the answer to a load may take beyond the time to load: it waits for requests."""

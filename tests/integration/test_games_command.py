@@ -188,8 +188,12 @@ def test_a_run_goes_on_with_its_games(
     ]
     assert games_cli.games_of_run(tmp_path / "run", None, console) == other
     own = "examples.sorting:Sorting"
-    assert games_cli.games_of_run(tmp_path / "run", own, console) == own
-    assert games_cli.games_of_run(tmp_path / "run", None, console) == own
+    with pytest.raises(games_cli.GamesError, match=r"another environment .* by --run"):
+        games_cli.games_of_run(tmp_path / "run", own, console)
+    assert games_cli.games_of_run(tmp_path / "run", None, console) == other
+    assert games_cli.games_of_run(tmp_path / "own", own, console) == own
+    (tmp_path / "own" / "records").mkdir()
+    assert games_cli.games_of_run(tmp_path / "own", None, console) == own
 
 
 def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(

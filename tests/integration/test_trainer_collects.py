@@ -174,7 +174,7 @@ def test_the_time_of_training_is_no_silence_of_the_workers(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes longer than may be waited, and the next result is not there yet after it."""
-    monkeypatch.setattr(Queue, "held", lambda _: 0)  # else it would wait in any case
+    monkeypatch.setattr(Queue, "held", lambda *_: 0)  # else it would wait in any case
     monkeypatch.setattr("services.trainer.rollouts.inbox._STALLED", 2.0)
     monkeypatch.setattr("services.trainer.rollouts.inbox._WAIT", 0.1)
     trained = threading.Event()
@@ -491,10 +491,10 @@ def test_a_trainer_without_workers_gives_up_and_says_what_it_waits_for(
 def test_a_job_that_takes_longer_is_waited_for_while_a_worker_has_it(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inboxes, "_STALLED", 1.0)
+    monkeypatch.setattr(inboxes, "_STALLED", 6.0)  # a worker's heart beats every five seconds
 
     def play(job: Job) -> JobResult:
-        time.sleep(4)
+        time.sleep(9)
         return JobResult(job_id=job.id, worker="test", seconds=0)
 
     with Queue(redis_url, "run") as queue, worker(redis_url, play):

@@ -323,12 +323,19 @@ def test_trial_games_are_of_no_rollout_and_if_possible_of_no_demonstration(tmp_p
         trial_games(fake, 2, 5, set())
 
 
-@pytest.mark.parametrize(("games", "enough"), [(400, True), (401, False)])
+@pytest.mark.parametrize(
+    ("games", "more", "enough"),
+    [
+        (400, {}, True),
+        (401, {}, False),
+        (401, {"rollouts.exploration.reset": {"fraction": 0.5}}, True),  # in games played before
+    ],
+)
 def test_trials_that_rollouts_leave_no_games_for_are_told_before_anything_is_played(
-    games: int, enough: bool
+    games: int, more: dict[str, Any], enough: bool
 ) -> None:
     settings = {"iterations": 3, "rollouts.games": 200, "monitor.games": games}
-    config = load_config("tiny", 0, {**settings, "dpo.publish_every": 4})
+    config = load_config("tiny", 0, {**settings, "dpo.publish_every": 4, **more})
     listed = SimpleNamespace(total=1000)
     env = SimpleNamespace(games=lambda split: listed)
     loop = SimpleNamespace(

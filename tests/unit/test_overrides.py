@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from agentprm.cli import app
 from agentprm.config import (
     Algorithm,
+    Evaluation,
     MonitorSettings,
     changed,
     load_config,
@@ -226,3 +227,12 @@ def test_inverse_prm_has_a_margin_and_a_beta_on_its_own_scale() -> None:
     beta = evaluation.under("inverse-prm").best_of_beta
     assert beta == evaluation.inverse_best_of_beta < evaluation.best_of_beta
     assert evaluation.choice_in_words.endswith("by Q + 0.1 log share (0.01 for Q of InversePRM)")
+
+
+def test_a_part_that_is_given_in_part_keeps_its_own_defaults() -> None:
+    """Those of its place: an evaluation samples at half the temperature of rollouts."""
+    given = {"games": 5, "sampling": {"max_tokens": 24}, "best_of_sampling": {"max_tokens": 32}}
+    evaluation = Evaluation.model_validate(given)
+    assert evaluation.sampling == Evaluation().sampling.model_copy(update={"max_tokens": 24})
+    assert (evaluation.sampling.temperature, evaluation.best_of_sampling.temperature) == (0.5, 1.0)
+    assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation

@@ -335,6 +335,23 @@ def test_steps_that_wait_leave_the_other_routes_alone() -> None:
     host.close()
 
 
+def test_what_is_under_way_when_the_host_ends_is_carried_to_its_end() -> None:
+    """Also calls that wait for their turn: who asked for them waits for all of them."""
+    host, begun, go_on = OwnHost(Counting, capacity=2, pool=1), threading.Event(), threading.Event()
+
+    def call(k: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        return k
+
+    with ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(host.map, call, [1, 2])
+        assert begun.wait(30)
+        host.close()
+        go_on.set()
+        assert answer.result(30) == [1, 2]
+
+
 def test_the_expert_is_the_advice_in_the_frames(sessions_of: Maker) -> None:
     sessions = sessions_of(Counting)
     session = create(sessions)

@@ -70,7 +70,7 @@ def test_pairs_differ_by_the_margin_of_the_algorithm(
     finished_run(tmp_path)
     settings = {"preferences.margin": 0.05, "preferences.inverse_margin": 0.02}
     config = load_config("tiny", overrides={"algorithm": algorithm, **settings})
-    services = cast("Services", SimpleNamespace(queue=None))
+    services = cast("Services", SimpleNamespace(queue=SimpleNamespace(purge=lambda **_: 0)))
     records, prompt = Records(tmp_path / "records"), load_prompt()
     fits = Fits(tmp_path, config, records, prompt, lambda *_: None, Progress(), services)
     assert isinstance(fits.update, OnlineUpdate)
@@ -85,7 +85,7 @@ def test_each_update_keeps_weights_by_its_own_settings(
     finished_run(tmp_path)
     settings = {"dpo.keep_every": 20, "grpo.keep_every": 30}
     config = load_config("tiny", overrides={"update": update, **settings})
-    services = cast("Services", SimpleNamespace(queue=None))
+    services = cast("Services", SimpleNamespace(queue=SimpleNamespace(purge=lambda **_: 0)))
     records, prompt = Records(tmp_path / "records"), load_prompt()
     fits = Fits(tmp_path, config, records, prompt, lambda *_: None, Progress(), services)
     assert isinstance(fits.update, OnlineUpdate)

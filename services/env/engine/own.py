@@ -56,8 +56,8 @@ class OwnHost:
         return in_threads(self._threads, call, items)
 
     def close(self) -> None:
-        """End the threads, but for one whose call does not end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Threads end when they have nothing to do; one whose call does not end stays."""
+        self._threads.shutdown(wait=False)
 
 
 class OwnEngine:

@@ -42,6 +42,7 @@ class TextWorldHost:
         self._recycle = recycle
         self._handcoded = handcoded
         self._idle: list[_Worker] = []
+        self._closed = False
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(pool, thread_name_prefix="textworld")
         # A fork server that has imported TextWorld forks a worker in milliseconds; forking this
@@ -63,6 +64,7 @@ class TextWorldHost:
         """End the idle processes; those in play end with their engines."""
         self._threads.shutdown()
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.stop()
@@ -76,10 +78,11 @@ class TextWorldHost:
 
     def give(self, worker: _Worker) -> None:
         """A process that is no longer needed."""
-        if worker.resets < self._recycle:
-            with self._lock:
+        with self._lock:
+            keep = worker.resets < self._recycle and not self._closed
+            if keep:
                 self._idle.append(worker)
-        else:
+        if not keep:
             worker.stop()
 
 

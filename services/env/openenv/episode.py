@@ -31,7 +31,7 @@ class Run(Protocol):
     """How to call the sessions from an event loop."""
 
     async def __call__(self, call: Callable[[], T]) -> T:
-        """The result of `call`, which is made in a thread where it has to wait."""
+        """The result of `call`."""
 
 
 class Play(Request):
@@ -90,10 +90,11 @@ class Step(BaseModel):
 class Episode:
     """One game at a time, each in a session that the next reset closes."""
 
-    def __init__(self, sessions: Sessions, split: Split, run: Run) -> None:
+    def __init__(self, sessions: Sessions, split: Split, play: Run, aside: Run) -> None:
         """Games are those of `split` where a reset does not say."""
         self._sessions = sessions
-        self._run = run
+        self._play = play
+        self._aside = aside
         self._split = split
         self._key = f"openenv {uuid.uuid4().hex}"
         self._session: Session | None = None
@@ -109,7 +110,7 @@ class Episode:
             max_steps=request.max_steps,
             key=self._key,
         )
-        (self._session,) = await to_thread.run_sync(self._sessions.create, new)
+        (self._session,) = await self._aside(lambda: self._sessions.create(new))
         self._id = request.episode_id or self._session.id
         return _played(self._session)
 
@@ -118,7 +119,7 @@ class Episode:
         if self._session is None:
             raise ProblemError(409, "No episode", "reset before the first step")
         step = StepSession(id=self._session.id, turn=self._session.turn, command=action.command)
-        (result,) = await self._run(lambda: self._sessions.step([step]))
+        (result,) = await self._play(lambda: self._sessions.step([step]))
         if result.problem is not None:
             raise ProblemError(result.problem.status, result.problem.title, result.problem.detail)
         assert result.session is not None
@@ -139,8 +140,7 @@ class Episode:
     async def close(self) -> None:
         """Give the session back."""
         if self._session is not None:
-            session_id = self._session.id
-            await self._run(lambda: self._sessions.close([session_id]))
+            await to_thread.run_sync(self._sessions.close, [self._session.id])
 
 
 def _played(session: Session) -> Played:

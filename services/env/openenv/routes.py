@@ -36,11 +36,11 @@ class _Message(BaseModel):
     data: dict[str, Any] = {}
 
 
-def routes(sessions: Sessions, games: Games, run: Run) -> APIRouter:
-    """OpenEnv's routes, in simulation mode."""
+def routes(sessions: Sessions, games: Games, play: Run, aside: Run) -> APIRouter:
+    """OpenEnv's routes, in simulation mode. `aside` calls in a thread, `play` where it has to."""
     router = APIRouter(tags=["OpenEnv"])
     split = next((split for split in Split if games.select(split)), Split.TRAIN)
-    shared = Episode(sessions, split, run)
+    shared = Episode(sessions, split, play, aside)
 
     @router.get("/metadata")
     async def metadata() -> dict[str, str]:
@@ -77,9 +77,9 @@ def routes(sessions: Sessions, games: Games, run: Run) -> APIRouter:
         return Response(orjson.dumps(answer), media_type="application/json")
 
     @router.websocket("/ws")
-    async def play(socket: WebSocket) -> None:
+    async def converse(socket: WebSocket) -> None:
         await socket.accept()
-        episode = Episode(sessions, split, run)
+        episode = Episode(sessions, split, play, aside)
         try:
             with suppress(WebSocketDisconnect):
                 await _converse(socket, episode, sessions.idle_seconds)

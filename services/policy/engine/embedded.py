@@ -137,14 +137,14 @@ class EmbeddedEngine(Engine):
             require_room(len(encoded[-1]) + 1, self.max_length)
         samples: list[list[Sample]] = [[] for _ in prompts]
         room = draw.n * min(draw.max_tokens, self.max_length)
-        all_ = (self._branches(row, prompts[row.number], draw) for row in self._rows(encoded))
-        for group in batches(all_, self._forward.cost, self._new_tokens, self._logits, room):
+        waiting = (self._branches(row, prompts[row.number], draw) for row in self._rows(encoded))
+        for group in batches(waiting, self._forward.cost, self._new_tokens, self._logits, room):
             self._decode(group, draw)
-            for found in group:
-                row = found.row
-                samples[row.number] = [self._sample(row, branch, draw) for branch in found.all]
+            for branches in group:
+                row = branches.row
+                samples[row.number] = [self._sample(row, branch, draw) for branch in branches.all]
                 length = lengths[row.number]
-                tail = found.tail(length) if self._forward.packs else Tail()
+                tail = branches.tail(length) if self._forward.packs else Tail()
                 self._kept.keep(row, length, tail)
         return samples
 
@@ -222,7 +222,7 @@ class EmbeddedEngine(Engine):
         phase: str,
         last: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Logits of so many last tokens of each segment, of all of them unless said."""
+        """Logits [tokens, V] of the last `last[k]` tokens of segment k; without, of all tokens."""
         lengths = [len(segment) for segment in segments]
         FORWARD_TOKENS.labels(phase).inc(self._forward.cost(lengths))
         return batch.compute(segments, last or lengths, keep=phase == "prefill")
@@ -232,38 +232,45 @@ class EmbeddedEngine(Engine):
         guess = self.codec.guess(prompt, draw.stop)[: min(room - 1, GUESS)]
         return Branches(row, prompt.key, draw, room, guess)
 
-    def _decode(self, all_: Sequence[Branches], draw: Draw) -> None:
+    def _decode(self, group: Sequence[Branches], draw: Draw) -> None:
         """Compute the prompts, then sample until every branch is finished."""
         batch = self._forward.batch()
         stopped = stopper(self.codec, draw.stop)
 
         def extend(growing: Sequence[tuple[Branches, list[int]]], logits: torch.Tensor) -> None:
-            uniform = np.concatenate([found.uniform(numbers) for found, numbers in growing])
+            uniform = np.concatenate([branches.uniform(numbers) for branches, numbers in growing])
             tokens, log_probs = draw_tokens(logits, draw.temperature, uniform)
             drawn = zip(tokens.tolist(), log_probs.tolist(), strict=True)
-            for found, numbers in growing:
+            for branches, numbers in growing:
+                # each takes its own of `drawn`: zip asks `numbers` first
                 for number, (token, log_prob) in zip(numbers, drawn, strict=False):
-                    found.extend(number, token, log_prob, self.codec.ends, stopped)
+                    branches.extend(number, token, log_prob, self.codec.ends, stopped)
 
-        last = [len(found.guess) + 1 for found in all_]
-        known = self._prefill(batch, all_, last)
-        begins = dict(zip(all_, accumulate(last, initial=0), strict=False))
+        last = [len(branches.guess) + 1 for branches in group]
+        known = self._prefill(batch, group, last)
+        begins = dict(zip(group, accumulate(last, initial=0), strict=False))
         for depth in range(max(last)):
-            growing = [(found, numbers) for found in all_ if (numbers := found.following(depth))]
+            growing = [
+                (branches, numbers) for branches in group if (numbers := branches.following(depth))
+            ]
             if growing:
-                at = [begins[found] + depth for found, numbers in growing for _ in numbers]
+                at = [begins[branches] + depth for branches, numbers in growing for _ in numbers]
                 extend(growing, known[at])
-        for found in all_:
-            found.settle()
-        while growing := [(found, numbers) for found in all_ if (numbers := found.open())]:
-            segments = [found.segment() for found, _ in growing]
+        for branches in group:
+            branches.settle()
+        while growing := [
+            (branches, numbers) for branches in group if (numbers := branches.open())
+        ]:
+            segments = [branches.segment() for branches, _ in growing]
             extend(growing, self._compute(batch, segments, "decode"))
 
-    def _prefill(self, batch: Batch, all_: Sequence[Branches], last: Sequence[int]) -> torch.Tensor:
+    def _prefill(
+        self, batch: Batch, group: Sequence[Branches], last: Sequence[int]
+    ) -> torch.Tensor:
         """Compute the prompts and what is guessed of answers: logits of the last tokens."""
-        PROMPT_TOKENS.labels("cached").inc(sum(found.row.start for found in all_))
-        PROMPT_TOKENS.labels("computed").inc(sum(found.row.new for found in all_))
-        segments = [found.row.segment(found.guess) for found in all_]
+        PROMPT_TOKENS.labels("cached").inc(sum(branches.row.start for branches in group))
+        PROMPT_TOKENS.labels("computed").inc(sum(branches.row.new for branches in group))
+        segments = [branches.row.segment(branches.guess) for branches in group]
         return self._compute(batch, segments, "prefill", last)
 
     def _sample(self, row: Row, branch: Branch, draw: Draw) -> Sample:

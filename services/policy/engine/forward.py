@@ -27,7 +27,7 @@ class Batch(Protocol):
     def compute(
         self, segments: Sequence[Segment], last: Sequence[int], *, keep: bool
     ) -> torch.Tensor:
-        """Logits [tokens, V] of so many of each segment's `last` tokens, one after the other.
+        """Logits [tokens, V] of the last `last[k]` tokens of segment k, segment after segment.
 
         The first pass of a batch says what there is; later ones go on behind what is computed, in
         some of its conversations. With `keep` the keys and values go to the segments' stores.

@@ -1,4 +1,9 @@
-"""Online DPO: π_i from preferences that arrive while it is trained (eq. 3)."""
+"""Online DPO: π_i from preferences that arrive while it is trained (eq. 3).
+
+The loss of a preference is −log σ(β [Δ(chosen) − Δ(rejected)]), with Δ(a) the log-ratio
+log π(a | s) − log π_{i-1}(a | s) (Rafailov et al. 2023). The negative log-likelihood of the chosen
+actions is added with a small weight.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    passes,
+    own_batches,
     report,
     save_fit,
 )
@@ -72,7 +77,7 @@ def fit_dpo(
         lambda preference: _row(remembering, prompt, preference, settings, seed),
         _tokens,
         rows=settings.batch_pairs,
-        passes=passes(settings),
+        own_batches=own_batches(settings),
     )
     with common_arguments(settings, settings.max_steps, seed) as arguments:
         trainer = _OnlineDPO(
@@ -111,7 +116,7 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 
     def __init__(self, *, ref_model: PreTrainedModel, **arguments: Any) -> None:
         self._reference = ref_model
-        self._rows: list[int] = []
+        self._pairs: list[int] = []
         self._different = torch.tensor(0)
         super().__init__(ref_model=ref_model, **arguments)
 
@@ -129,8 +134,8 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
     ) -> Tensor:
         """TRL's loss, and the chosen actions' negative log-likelihood from the same pass.
 
-        TRL's own term for the latter is a mean over a batch. That of the preferences is so too,
-        but every batch has as many of them.
+        TRL's own term for the latter is a mean over a batch, and batches differ in their tokens.
+        Its loss of preferences is such a mean too, but of these every batch has as many.
         """
         self._count(inputs)
         passed: list[Any] = []
@@ -146,7 +151,7 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
     def _count(self, inputs: dict[str, Tensor]) -> None:
         """The preferences of each batch since the last line, and how many are not ties."""
         chosen, rejected = (inputs["input_ids"] * inputs["attention_mask"]).chunk(2)
-        self._rows.append(len(chosen))
+        self._pairs.append(len(chosen))
         self._different += (chosen != rejected).any(1).sum().cpu()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -158,12 +163,12 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         """
         different = self.accelerator.reduce(self._different.to(self.args.device), "sum").item()
         measured = self._metrics["train"]
-        if different and self._rows:
+        if different and self._pairs:
             for name, theirs in (("accuracy", "accuracies"), ("margin", "margins")):
-                batches = zip(self._rows, measured[f"rewards/{theirs}"], strict=True)
+                batches = zip(self._pairs, measured[f"rewards/{theirs}"], strict=True)
                 total = self.accelerator.num_processes * sum(rows * mean for rows, mean in batches)
                 logs[name] = total / different
-        self._rows.clear()
+        self._pairs.clear()
         self._different.zero_()
         super().log(logs, start_time)
 

@@ -35,7 +35,7 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    passes,
+    own_batches,
     report,
     save_fit,
 )
@@ -74,10 +74,11 @@ def fit_grpo(
     """Train `policy` on `groups`, close to `reference`, and write it to `out`.
 
     Each sample of an action counts: a candidate that was drawn twice weighs twice, in the mean of
-    its group and in the loss. The latter is a mean over the samples of a step, of the clipped
-    policy loss and `settings.beta` times the KL penalty, both sums over the tokens of the action.
-    π_old of the clipped ratio is the policy as it first sees the group; how far that has moved
-    on from the weights that sampled it is bounded by `Preferences.max_age` and not corrected.
+    its group and in the loss. The latter is a mean over the samples of a step: of the clipped
+    policy loss, a sum over the tokens of the action, and of `settings.beta` times the KL penalty,
+    half the square of log π/π_{i-1} of the whole action (see `losses`). π_old of the clipped ratio
+    is the policy as it first sees the group; how far that has moved on from the weights that
+    sampled it is bounded by `Preferences.max_age` and not corrected.
 
     How `groups` is read, and what `publish` and `seed` are, is as in `fit_dpo`.
 
@@ -91,7 +92,7 @@ def fit_grpo(
         lambda group: _row(remembering, prompt, group, settings, seed),
         lambda row: sum(map(len, row.ids)),
         rows=settings.batch_groups,
-        passes=passes(settings),
+        own_batches=own_batches(settings),
         reuse=settings.reuse,
     )
     stream.first()
@@ -126,11 +127,13 @@ class _GRPO(StepMeanTrainer):
 
     stream: Stream[Group, _Row]
     settings: GRPOSettings
+    reference: torch.nn.Module
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._before: list[dict[str, Tensor]] = []
         self._measured = torch.zeros(5)
+        """Sums since the last line, which `_measure` adds up and `log` takes apart."""
 
     def take_reference(self, model: PreTrainedModel) -> None:
         """Hold `model`, as it is, as π_{i-1}."""
@@ -155,11 +158,12 @@ class _GRPO(StepMeanTrainer):
         """The batches of a step, with what π_old and π_{i-1} say of their tokens."""
         batches, weight = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.state.global_step % self.settings.reuse == 0:
-            self._before = [self._say(batch) for batch in batches]
+            self._before = [self._earlier_log_probs(batch) for batch in batches]
         return [batch | said for batch, said in zip(batches, self._before, strict=False)], weight
 
     @torch.no_grad()
-    def _say(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _earlier_log_probs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What π_{i-1}, and π_old where rows are reused, say of the actions of a batch."""
         inputs = self._prepare_inputs(batch)
         said = {"reference": _action_log_probs(self.reference, inputs)}
         if self.settings.reuse > 1:

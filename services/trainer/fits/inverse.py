@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -75,8 +76,8 @@ def fit_inverse_prm(
     """Fit Q on the transitions of D+ (`expert`) and D− (`learner`), and write it to `out`.
 
     An optimizer step takes `settings.accumulation` batches of either set, and both sets have the
-    same weight in the fit. `settings.epochs` are passes over the set with fewer batches. The seeds
-    are as in `fit_prm`; `gamma` is γ of the reward.
+    same weight in the fit. `settings.epochs` are passes over the set with fewer batches. `gamma` is
+    γ of the reward, `max_steps` T, the most turns of an episode. The seeds are as in `fit_prm`.
 
     The games of the validation side take no part in the fit. Measured on them: `val_bce`, the loss
     (nats), `val_auc` and `val_ece` of telling the transitions apart, and the mean of what is served
@@ -89,23 +90,14 @@ def fit_inverse_prm(
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
+    read = partial(
+        _samples, tokenizer, prompt, episodes, len(expert), next_actions, settings.max_tokens
+    )
     passes = [
-        _samples(
-            tokenizer,
-            prompt,
-            episodes,
-            len(expert),
-            sides[0],
-            next_actions,
-            settings.max_tokens,
-            settings.renumbered,
-            each,
-        )
+        read(sides[0], settings.renumbered, each)
         for each in pass_seeds(settings.renumbered, settings.epochs, seed)
     ]
-    validation = _samples(
-        tokenizer, prompt, episodes, len(expert), sides[1], next_actions, settings.max_tokens
-    )
+    validation = read(sides[1])
     positive = [[sample for sample in samples if sample.expert] for samples in passes]
     negative = [[sample for sample in samples if not sample.expert] for samples in passes]
     if not all((*positive, *negative)):
@@ -242,9 +234,9 @@ def _samples(
     prompt: PromptTemplate,
     episodes: Sequence[Episode],
     experts: int,
-    side: Sequence[int],
     next_actions: NextActions,
     max_tokens: int,
+    side: Sequence[int],
     share: float = 0.0,
     seed: int = 0,
 ) -> list[Sample]:

@@ -38,11 +38,14 @@ from services.trainer.tiny.hindsight import hindsight_hints
 from services.trainer.training.fitting import release_memory
 from services.trainer.updates import UPDATES, Reports, Workplace
 
+FitKind = Literal["sft", "dagger", "explorer", "prm", "inverse-prm", "value", "policy"]
+"""What is fitted."""
+
 
 class FitJob(BaseModel):
     """One fit of a run. What is trained on follows from the run's settings and records."""
 
-    kind: Literal["sft", "dagger", "explorer", "prm", "inverse-prm", "value", "policy"]
+    kind: FitKind
     iteration: int
     """i of the π_i or Q_i that is made."""
     member: int = 0

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
 from agentprm.config import Algorithm, PRMSettings
+from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Calibration, Episode, PRMFacts
 from services.trainer.targets.monte_carlo import By, split_by_game
@@ -212,7 +212,7 @@ class _PRMTrainer(TokenBatchTrainer):
 
 
 def _samples(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompt: PromptTemplate,
     episodes: Sequence[Episode],
     targets: Sequence[Sequence[float]],

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from agentprm.config import PRMSettings
+from agentprm.config import Algorithm, PRMSettings
 from agentprm.encoding import Tokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, PRMFacts, Ranking
@@ -68,9 +68,10 @@ def fit_relative_prm(
 ) -> Metrics:
     """Fit the order of the actions of a state by `targets[i][t]`; write the PRM to `out`.
 
-    A pair is of two actions whose targets differ by `settings.pair_margin` or more. The split by
-    game, the seeds, `base` and `out` are as in `fit_prm`. Of held-out games it measures
-    `val_pair_accuracy`, how often the better action has the higher score, and `val_pair_loss`.
+    A pair is of two actions whose targets differ by `settings.pair_margin` or more. `split_seed`,
+    `gamma` and `alpha` are as in `fit_prm`, `seed`, `base` and `out` as in `fit_samples`. Of games
+    held out it measures `val_pair_accuracy`, how often the better action has the higher score, and
+    `val_pair_loss`.
 
     Raises:
         NothingToTrainOnError: there is no pair.
@@ -122,6 +123,7 @@ def fit_relative_prm(
             )
         known = PRMFacts(
             template_hash=prompt.hash,
+            algorithm=Algorithm.AGENT_PRM,
             gamma=gamma,
             alpha=alpha,
             objective="relative",

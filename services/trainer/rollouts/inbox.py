@@ -54,7 +54,7 @@ class Inbox:
             if dead.job_id in waiting:
                 raise JobsFailed(f"job {dead.job_id} was given up: {dead.reason}")
         silent = time.monotonic() - self._heard
-        if silent > _STALLED and (silent > _LONGEST or self._queue.held() == 0):
+        if silent > _STALLED and (silent > _LONGEST or self._queue.held(_STALLED) == 0):
             jobs = self._queue.lengths()["jobs"]
             raise JobsFailed(
                 f"no result for {silent / 60:.0f} minutes, with {jobs} jobs in the queue: are "

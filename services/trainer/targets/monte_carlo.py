@@ -26,8 +26,7 @@ def monte_carlo_targets(episodes: Sequence[Episode], gamma: float) -> list[list[
     NaN. Where several episodes begin with one (s, a), as vine rollouts do, its mean is over them
     and over whatever other episodes came by.
     """
-    rewards = ([turn.reward for turn in episode.turns] for episode in episodes)
-    return averaged(episodes, [discounted_returns(each, gamma) for each in rewards])
+    return averaged(episodes, episode_returns(episodes, gamma))
 
 
 def averaged(
@@ -51,13 +50,19 @@ def averaged(
 def mean_of_visits(
     visited: Sequence[Sequence[bytes]], values: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """For each visit the mean of `values` over all of its name, which is in `visited[i][t]`."""
+    """For each visit the mean of `values` over all visits of its name, which is `visited[i][t]`."""
     found: dict[bytes, list[float]] = defaultdict(list)
     for names, numbers in zip(visited, values, strict=True):
         for name, value in zip(names, numbers, strict=True):
             found[name].append(value)
     means = {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
     return [[means[name] for name in names] for names in visited]
+
+
+def episode_returns(episodes: Sequence[Episode], gamma: float) -> list[list[float]]:
+    """`[i][t]`: the return of episode i from turn t on."""
+    rewards = ([turn.reward for turn in episode.turns] for episode in episodes)
+    return [discounted_returns(each, gamma) for each in rewards]
 
 
 def discounted_returns(rewards: Sequence[float], gamma: float) -> list[float]:

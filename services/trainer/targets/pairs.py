@@ -59,20 +59,25 @@ def preference_pairs(
     `targets[i][t]` is Q̂ of turn t of episode i; states and actions are told apart as they are
     there (see `monte_carlo_targets`). Turns before an episode's start are no visits.
     """
+
+    def q(visit: tuple[int, int]) -> float:
+        """Q̂ of turn t of episode i."""
+        i, t = visit
+        return targets[i][t]
+
     visits: dict[bytes, dict[bytes, tuple[int, int]]] = defaultdict(dict)
     for i, episode in enumerate(episodes):
-        for t, (state, pair) in enumerate(keys(episode)):
+        for t, (state, action) in enumerate(keys(episode)):
             if t >= episode.start:
-                visits[state].setdefault(pair, (i, t))
+                visits[state].setdefault(action, (i, t))
     pairs: list[Pair] = []
     one_action = no_pair = discarded = 0
     for state, actions in visits.items():
         one_action += len(actions) == 1
         found = []
-        for first, second in itertools.combinations(actions.values(), 2):
-            worse, better = sorted((first, second), key=lambda visit: targets[visit[0]][visit[1]])
-            gap = targets[better[0]][better[1]] - targets[worse[0]][worse[1]]
-            if gap < margin:
+        for two in itertools.combinations(actions.values(), 2):
+            worse, better = sorted(two, key=q)
+            if q(better) - q(worse) < margin:
                 discarded += 1
                 continue
             (i, t), (j, u) = better, worse

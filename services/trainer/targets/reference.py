@@ -14,7 +14,7 @@ from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode, RolloutJob, Sampling, Split
 from agentprm.registry import Registry
 from services.trainer.rollouts.collect import Collector
-from services.trainer.targets.monte_carlo import averaged, discounted_returns
+from services.trainer.targets.monte_carlo import averaged, episode_returns
 from services.trainer.training.batches import by_length
 from services.trainer.training.fitting import autocasts, load_tokenizer, processes
 from services.trainer.training.prm_model import Collator, Sample, load_prm, read_at
@@ -27,6 +27,7 @@ VALUE = "value/0"
 _REFERENCE = "reference/0"
 """μ in the registry, where it is no policy of the run."""
 _NO_LIMIT = 2**31
+"""More tokens than any episode has."""
 
 
 def reference_jobs(
@@ -49,9 +50,7 @@ def reference_values(episodes: Sequence[Episode], gamma: float) -> list[list[flo
 
     `values[i][t]` is that of turn t of episode i, NaN for the turns before the episode's start.
     """
-    rewards = ([turn.reward for turn in episode.turns] for episode in episodes)
-    returns = [discounted_returns(each, gamma) for each in rewards]
-    return averaged(episodes, returns, by="state")
+    return averaged(episodes, episode_returns(episodes, gamma), by="state")
 
 
 def predict_values(
@@ -62,6 +61,9 @@ def predict_values(
     `values[i][t]` is that of turn t of episode i, NaN before the episode's start. States are read
     however long they are: `settings.max_tokens` limits what is trained. Several processes share
     the work, and each has all values.
+
+    Raises:
+        NothingToTrainOnError: the episodes have no turn.
     """
     torch.set_num_threads(settings.threads)
     state = processes()

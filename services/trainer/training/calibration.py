@@ -10,6 +10,7 @@ from torch import Tensor
 from agentprm.protocol import ReliabilityBin
 
 BINS = 10
+"""Bins of Q in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ class Scored:
 
 
 def calibration(scored: Scored) -> dict[str, float]:
-    """Measures over all turns.
+    """Measures over all turns, of which there is at least one.
 
     `bce`: soft cross-entropy (nats), whose least possible value on these targets is `entropy`.
-    `ece`: expected calibration error, |mean Q − mean Q̂| over ten bins of equal width, weighted by
-    their turns. `explained_variance`: 1 − Var(Q̂ − Q) / Var(Q̂). `auc`: how often a turn of a won
-    episode has a higher Q than a turn of a lost one. A measure that the data does not define,
-    such as the AUC without a lost episode, is left out.
+    `ece`: expected calibration error, |mean Q − mean Q̂| over `BINS` bins of equal width, weighted
+    by their turns. `q_mean`, `target_mean`: the means of Q and of Q̂. `explained_variance`:
+    1 − Var(Q̂ − Q) / Var(Q̂). `auc`: how often a turn of a won episode has a higher Q than a turn of
+    a lost one. A measure that the data does not define, such as the AUC without a lost episode, is
+    left out.
     """
     q, target = torch.tensor(scored.q), torch.tensor(scored.targets)
     won = torch.tensor(scored.outcomes) > 0.5

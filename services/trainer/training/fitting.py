@@ -92,7 +92,7 @@ def common_arguments(settings: FitSettings, steps: int, seed: int) -> Iterator[d
                 "warmup": math.ceil(settings.warmup_fraction * steps),
                 "decay": round(settings.decay_fraction * steps),
             },
-            "gradient_accumulation_steps": passes(settings),
+            "gradient_accumulation_steps": own_batches(settings),
             "activation_checkpointing": settings.checkpointing,
             "logging_steps": settings.log_every,
             "logging_first_step": True,
@@ -126,7 +126,7 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
-def passes(settings: FitSettings) -> int:
+def own_batches(settings: FitSettings) -> int:
     """Batches that one process computes for an optimizer step."""
     world: int = processes().num_processes
     return math.ceil(settings.accumulation / world)

@@ -97,6 +97,7 @@ def _whole(
     next_actions: Mapping[int, Action],
     max_tokens: int,
 ) -> Fork:
+    """One row: the episode, and behind it those next actions that it did not take itself."""
     transcript = episode.transcript()
     encoded = encode(tokenizer, prompt.transcript(transcript.task, transcript.steps))
     last = len(episode.turns) - 1
@@ -109,13 +110,14 @@ def _whole(
     ends: list[int] = []
     following: list[Branch | int | None] = []
     for t in range(episode.start, last + 1):
-        end, after, reach = encoded.spans[t][1], None, encoded.spans[t][1]
+        end = reach = encoded.spans[t][1]
+        after: Branch | int | None = None
         if t < last:
             start, taken = encoded.spans[t + 1]
             same = answer[t + 1] == encoded.ids[start:taken]
             after = taken - 1 if same else Branch(answer[t + 1], start)
             reach = start + len(answer[t + 1])
-        if max(end, reach) > max_tokens:
+        if reach > max_tokens:
             continue
         needed = max(needed, after.at if isinstance(after, Branch) else reach)
         ends.append(end - 1)

@@ -1,6 +1,7 @@
 """The losses that are written here and not taken from a library.
 
-They are sums: the mean is over an optimizer step, of which a batch is only a part.
+They are sums, over a batch or over each row: the mean is over an optimizer step, of which a batch
+is only a part.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def soft_bce(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 
 def bradley_terry(better: Tensor, worse: Tensor, center: float) -> Tensor:
-    """−Σ log σ(z − z') over pairs, and `center` Σ (z + z')², which keeps z near 0.
+    """−Σ log σ(z − z') over pairs (section 2.3), and `center` Σ (z + z')², which keeps z near 0.
 
     Both have the shape (pairs).
     """

@@ -45,15 +45,15 @@ class Stream(IterableDataset[list[R]], Generic[S, R]):
         length: Callable[[R], int],
         *,
         rows: int,
-        passes: int,
+        own_batches: int,
         reuse: int = 1,
     ) -> None:
         state = processes()
         self.used = self.too_long = self.left_over = self.tokens = 0
-        self.passes = passes
+        self._own_batches = own_batches
         self.reuse = reuse
         self._world, self._rank = state.num_processes, state.process_index
-        self._parts = passes * self._world
+        self._parts = own_batches * self._world
         self._step = max(rows // self._parts, 1) * self._parts
         self._encode = encode
         self._length = length
@@ -78,7 +78,7 @@ class Stream(IterableDataset[list[R]], Generic[S, R]):
             rows = sorted(rows[:usable], key=self._length)
             self.used += usable
             self.tokens += self.reuse * sum(map(self._length, rows))
-            size = usable // self.passes
+            size = usable // self._own_batches
             for _ in range(self.reuse):
                 for start in range(0, usable, max(size, 1)):
                     yield rows[start : start + size][self._rank :: self._world]

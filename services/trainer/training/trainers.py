@@ -30,8 +30,9 @@ from services.trainer.training.schedule import rate
 class StepMeanTrainer(Trainer):
     """A Trainer whose loss is a mean over an optimizer step: all its batches, of all processes.
 
-    A mean of the batches' means would depend on how the rows of the step are shared out. Combine
-    it with another trainer class, and say what `total` and `weight` are.
+    A mean of the batches' means would depend on how the rows of the step are shared out. A subclass
+    says what `weight` and `total` are, and may inherit from another trainer class as well; one with
+    a `compute_loss` of its own needs no `total`.
     """
 
     loss_is_scaled_for_ga = True
