@@ -27,6 +27,8 @@ RETRY_SECONDS = 5.0
 """How long a call that reaches no server is tried again."""
 MAX_BATCH = 1024
 """Most sequences of one request; longer lists are sent as several."""
+RESERVED = 6
+"""Tokens of a model's length that a server keeps for itself."""
 
 
 class SGLangError(Exception):

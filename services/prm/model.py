@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from prometheus_client import Counter, Gauge
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from agentprm.models.devices import pick_device, pick_dtype
 from agentprm.models.prefix_cache import PrefixCache
@@ -58,10 +58,7 @@ class Classifier:
         """
         self.device = pick_device(device)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        if config.num_labels != 1:
-            raise CheckpointError(
-                f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
-            )
+        require_one_label(path, config)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=pick_dtype(dtype, self.device, config.dtype),
@@ -194,3 +191,15 @@ class Classifier:
         hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state[0, row.ends]
         logits: list[float] = self.head(hidden.float()).flatten().tolist()
         return logits
+
+
+def require_one_label(path: Path, config: PretrainedConfig) -> None:
+    """Refuse a classifier of several classes.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if config.num_labels != 1:
+        raise CheckpointError(
+            f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
+        )

@@ -20,18 +20,17 @@ from transformers import AutoConfig, AutoTokenizer
 from agentprm.models.backend import require_started_with, tag_of
 from agentprm.models.prefix_cache import PrefixCache
 from agentprm.models.replicas import Replicas
-from agentprm.models.sglang import SGLangClient, SGLangError
+from agentprm.models.sglang import RESERVED, SGLangClient, SGLangError
 from agentprm.models.surplus_tokens import without_surplus
 from agentprm.prompts import PromptTemplate
 from agentprm.registry import CheckpointError
 from services.prm.ensemble import Ensemble
+from services.prm.model import require_one_label
 from services.prm.packing import Row
 from services.prm.scorer import CANARY, CANARY_TOLERANCE, BaseScorer, sigmoid
 
 FORWARD_TOKENS = 65_536
 """Most tokens sent to the servers at once; they make passes of them as it suits them."""
-RESERVED = 6
-"""Tokens of the model's length that SGLang keeps for itself."""
 SHARED = 64
 """A beginning of this many tokens is worth waiting for."""
 
@@ -56,10 +55,7 @@ class SGLangScorer(BaseScorer):
         config = AutoConfig.from_pretrained(path, **options)
         text = config.get_text_config()
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        if config.num_labels != 1:
-            raise CheckpointError(
-                f"{path} has {config.num_labels} labels; a PRM is a sequence classifier with one"
-            )
+        require_one_label(path, config)
         tokenizer = without_surplus(path, tokenizer, text.vocab_size)
         length = getattr(text, "max_position_embeddings", None)
         super().__init__(prompt, tokenizer, length and length - RESERVED, packs=False)

@@ -12,13 +12,14 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from agentprm.models.replicas import Replicas
+from agentprm.models.sglang import RESERVED
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Transcript
 from agentprm.registry import Registry
 from agentprm.service import ProblemError
 from services.prm.app import build_app
 from services.prm.settings import PRMServiceSettings
-from services.prm.sglang import RESERVED, SGLangScorer
+from services.prm.sglang import SGLangScorer
 from tests.scorers import episode, tiny_scorer
 from tests.sglang_server import SGLangServer
 

@@ -19,7 +19,7 @@ from agentprm.encoding import eos_tokens
 from agentprm.models.backend import require_started_with, tag_of
 from agentprm.models.prefix_cache import common_length
 from agentprm.models.replicas import Replicas
-from agentprm.models.sglang import Generate, Generated, SGLangClient
+from agentprm.models.sglang import RESERVED, Generate, Generated, SGLangClient
 from agentprm.models.surplus_tokens import without_surplus
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
@@ -39,8 +39,6 @@ from services.policy.engine.sampling import generator
 
 PROBE = "REASON: find mug 1\nACTION: go to cabinet 10"
 """A text that both tokenizers have to read alike."""
-RESERVED = 6
-"""Tokens of the model's length that SGLang keeps for itself."""
 TOLERANCE = 0.5
 """Of log-probabilities, in whatever precision the servers compute."""
 

@@ -25,7 +25,7 @@ from services.trainer.progress import Progress
 from services.trainer.rollouts.fleet import Fleet
 from services.trainer.rollouts.inbox import Inbox
 from services.trainer.rollouts.records import Records, job_id
-from services.trainer.seeds import derive, shuffled
+from services.trainer.seeds import MAX_SEED, derive, shuffled
 
 
 class NoGames(Exception):
@@ -127,8 +127,11 @@ class Collector:
         labelled: bool = False,
         seed: int | None = None,
     ) -> list[RolloutJob]:
-        """The jobs of a stage; the same arguments give the same jobs, ids and seeds included."""
-        first = derive(self.seed, stage) if seed is None else seed
+        """The jobs of a stage; the same arguments give the same jobs, ids and seeds included.
+
+        `starts[k]` and `hints[k]` are of `games[k]`; the rest is as in `RolloutJob`.
+        """
+        base = derive(self.seed, stage) if seed is None else seed
         return [
             RolloutJob(
                 id=job_id(stage, k),
@@ -136,7 +139,7 @@ class Collector:
                 starts=starts and list(starts[start : start + self.batch]),
                 hints=hints and list(hints[start : start + self.batch]),
                 privileged=privileged,
-                seed=(first + start) % 2**31,
+                seed=(base + start) % MAX_SEED,
                 actor=actor,
                 policy_version=policy,
                 prm_version=prm,

@@ -65,7 +65,10 @@ def candidate_jobs(
     attempt: str = "",
     groups: bool = False,
 ) -> list[PreferenceJob]:
-    """The jobs that ask about `states`; the same arguments give the same jobs."""
+    """The jobs that ask about `states`; the same arguments give the same jobs.
+
+    Without `policy_version` whatever serves then is sampled.
+    """
     size = plan.states_per_job
     return [
         PreferenceJob(

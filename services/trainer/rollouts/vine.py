@@ -176,6 +176,7 @@ def _tried(
     seed: int,
 ) -> list[list[Action]]:
     """The actions to try at each place."""
+    # The recorded action, or none where only random ones are to be tried.
     tried: list[list[Action]] = [[place.recorded][: plan.actions] for place in places]
     if plan.actions > 1:
         request = ActRequest(

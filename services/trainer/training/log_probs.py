@@ -12,8 +12,8 @@ def token_log_probs(
 ) -> Tensor:
     """log p of each token but the first, given those before it; 0 where it is not wanted.
 
-    All are of the shape (rows, tokens), the result of (rows, tokens - 1). On a GPU the model needs
-    TRL's fused head.
+    All are of the shape (rows, tokens), `wanted` of booleans; the result of (rows, tokens - 1). On
+    a GPU the model needs TRL's fused head.
     """
     choice = plain_log_probs if ids.device.type == "cpu" else fused_log_probs
     return choice(model, ids, attention, wanted)

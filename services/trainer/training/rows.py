@@ -104,7 +104,7 @@ def usable_rows(
     max_tokens: int,
     hints: Sequence[str] | None = None,
 ) -> list[tuple[int, Row]]:
-    """What `all_rows` gives, and nothing where there is nothing."""
+    """The rows that `all_rows` gives; none where there is not one."""
     tokenizer = RememberingTokenizer(tokenizer)  # episodes of a game say the same time and again
     return [
         (i, row)

@@ -31,10 +31,11 @@ class Stream(IterableDataset[list[R]], Generic[S, R]):
     each accumulated pass, which the processes share. Only the main one reads `samples`.
 
     Args:
+        samples: come one by one, and may have to be waited for.
         encode: the row of a sample, None where it is too long.
         length: the tokens of a row.
         rows: rows of a step, over all processes; as many of them as go round evenly.
-        passes: batches that one process computes for a step.
+        own_batches: batches that one process computes for a step.
         reuse: how many steps there are on the same rows.
     """
 
@@ -50,6 +51,7 @@ class Stream(IterableDataset[list[R]], Generic[S, R]):
     ) -> None:
         state = processes()
         self.used = self.too_long = self.left_over = self.tokens = 0
+        """Rows trained on, samples that were too long, rows too few to go round, and tokens."""
         self._own_batches = own_batches
         self.reuse = reuse
         self._world, self._rank = state.num_processes, state.process_index

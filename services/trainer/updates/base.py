@@ -65,7 +65,7 @@ class Update(ABC):
         """
 
     def keep(self, i: int, base: Path, out: Path, why: str) -> None:
-        """π_i is π_{i-1}."""
+        """Copy π_{i-1}, in `base`, to `out` as π_i, in the main process, and log `why`."""
         _log.warning("the policy stays as it is", policy=f"pi_{i}", reason=why)
         if self.at.services:
             ignored = shutil.ignore_patterns(STABLE)
