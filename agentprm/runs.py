@@ -43,7 +43,7 @@ def short_name(version: str) -> str:
 def checkpoint_name(directory: Path) -> str:
     """The short name of a checkpoint by its directory; one in no registry goes by its own name."""
     *_, kind, name = ("", *directory.resolve().parts)
-    registered = kind in ("policy", "prm") and name[:1].isdigit()
+    registered = kind in ("policy", "prm") and re.fullmatch(r"\d+(\.\d+)?", name)
     return short_name(f"{kind}/{name}") if registered else name
 
 

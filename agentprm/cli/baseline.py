@@ -57,7 +57,7 @@ def react(
     was played lies in runs/react; interrupted, the same command goes on with it.
     """
     if importlib.util.find_spec("openai") is None:
-        fail("this needs OpenAI's client: pip install 'agentprm[react]'")
+        fail("this needs OpenAI's client: pip install '.[react]' in the clone")
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     plan = Evaluation(split=split, games=count, sampling=sampling)
     with explained():

@@ -44,7 +44,7 @@ def check(context: typer.Context) -> None:
 
 
 class GamesError(Exception):
-    """No games were given, and none could be generated."""
+    """There are no games, or they are of another environment than the run's."""
 
 
 def is_environment(games: str) -> bool:
@@ -71,8 +71,9 @@ def games_of_run(run: Path, games: str | None, console: Console) -> str:
     if before is not None and before != chosen:
         if is_environment(before) or is_environment(chosen):
             raise GamesError(
-                f"{run} has played the games of {before}, which are of another environment than "
-                f"those of {chosen}: give another run, by --run"
+                f"{run} was begun with the games of {before}, and those of {chosen} are of another "
+                "environment: make a new run, by --run. (If only its name has changed, write the "
+                f"new one to {run / 'games'}.)"
             )
         console.print(f"{run} has played the games of {before}: it goes on with those of {chosen}")
     run.mkdir(parents=True, exist_ok=True)

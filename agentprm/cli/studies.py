@@ -67,7 +67,7 @@ def report(
 
 def _require_extra(module: str) -> None:
     if importlib.util.find_spec(module) is None:
-        fail("this takes what draws figures and pages: pip install 'agentprm[report]'")
+        fail("this takes what draws figures and pages: pip install '.[report]' in the clone")
 
 
 def _work(source: Path, games: str | None) -> Work:

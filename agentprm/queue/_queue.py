@@ -214,7 +214,7 @@ class Queue:
         return {name: self._streams.length(name) for name in (*GROUPS, "dead")}
 
     def held(self, seconds: float) -> int:
-        """Jobs that workers hold of whom a heartbeat came in the last `seconds`."""
+        """Jobs that a worker held, or gave back, in the last `seconds`, and nobody has finished."""
         return self._streams.held("jobs", seconds)
 
     def purge(self, keep_attempt: str) -> int:

@@ -41,8 +41,8 @@ from services.env.sessions import Sessions
 
 REAP_SECONDS = 5.0
 WAITING = 64
-"""Most requests that take an engine's time, or wait for it; those beyond wait for these. What needs
-no engine waits for neither."""
+"""Most requests that take a session's time, or wait for it; those beyond wait for these. Closing,
+the list of games and `/health` wait for neither."""
 
 SESSIONS = Gauge("agentprm_env_sessions", "Sessions in play")
 STEPS = Histogram(
@@ -161,12 +161,12 @@ def build_app(
     async def get(session_id: str) -> Response:
         return json_response(await aside(lambda: sessions.get(session_id)))
 
-    @app.delete("/v1/sessions/{session_id}", response_model=Session, responses=problems(404))
+    @app.delete("/v1/sessions/{session_id}", response_model=Session, responses=problems(404, 503))
     async def delete(session_id: str) -> Response:
         try:
             answer = await aside(lambda: sessions.get(session_id))
         finally:  # also where a step is under way that does not end
-            sessions.close([session_id])
+            await to_thread.run_sync(sessions.close, [session_id])
         return json_response(answer)
 
     @app.get(

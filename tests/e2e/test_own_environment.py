@@ -82,12 +82,12 @@ def test_the_model_has_learned_its_words(run: Path) -> None:
 
 def test_its_checkpoints_are_measured_and_planned_with(run: Path) -> None:
     policy, prm = run / "checkpoints" / "policy" / "1", run / "checkpoints" / "prm" / "0"
-    common = ["--max-steps", "5", "--count", "4", "--json"]
+    common = ["--count", "4", "--json"]
     chosen = ["--policy", policy, "--prm", prm, "--best-of", "4", "--games", SORTING]
-    [row] = orjson.loads(agentprm("eval", *chosen, *common))
+    [row] = orjson.loads(agentprm("eval", *chosen, "--max-steps", "5", *common))
     assert (row["games"], row["best_of"]) == (4, 4)
     [row] = orjson.loads(agentprm("plan", "--run", run, "--model", "true", *common))
-    assert row["games"] == 4
+    assert (row["games"], row["max_steps"]) == (4, 5)  # as in the run
 
 
 def test_what_has_nothing_to_evaluate_on_is_told_before_anything_is_played(tmp_path: Path) -> None:

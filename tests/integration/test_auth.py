@@ -135,7 +135,7 @@ def test_keys_are_in_no_log(guarded: Guarded) -> None:
             guarded.call(service, "GET", "/nowhere", key)
         while (log := file.read_text()).count("unmatched") < asked and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert log.count("unmatched") == asked
+        assert log.count("unmatched") >= asked
         for key in (READ, ADMIN, POLICY_TO_PRM, unknown):
             assert key not in log
 

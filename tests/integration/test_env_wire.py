@@ -171,7 +171,7 @@ def test_a_socket_gives_its_session_back(server: EnvServer, socket: ClientConnec
     before = httpx.post(f"{server.url}/reset", json={"game": KITCHEN}, timeout=30).json()
     assert ask(socket, {"type": "reset", "data": {"seed": 1}})["data"] == before
     assert ask(socket, {"type": "reset", "data": {"game": KITCHEN}})["data"] == before
-    assert server.client.health().details["sessions"] == 2
+    assert sessions_become(server, 2)
     socket.send('{"type": "close"}')
     with pytest.raises(ConnectionClosed):
         socket.recv(timeout=30)

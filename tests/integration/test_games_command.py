@@ -188,7 +188,7 @@ def test_a_run_goes_on_with_its_games(
     ]
     assert games_cli.games_of_run(tmp_path / "run", None, console) == other
     own = "examples.sorting:Sorting"
-    with pytest.raises(games_cli.GamesError, match=r"another environment .* by --run"):
+    with pytest.raises(games_cli.GamesError, match=r"make a new run, by --run"):
         games_cli.games_of_run(tmp_path / "run", own, console)
     assert games_cli.games_of_run(tmp_path / "run", None, console) == other
     assert games_cli.games_of_run(tmp_path / "own", own, console) == own

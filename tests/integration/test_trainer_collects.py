@@ -491,10 +491,10 @@ def test_a_trainer_without_workers_gives_up_and_says_what_it_waits_for(
 def test_a_job_that_takes_longer_is_waited_for_while_a_worker_has_it(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inboxes, "_STALLED", 6.0)  # a worker's heart beats every five seconds
+    monkeypatch.setattr(inboxes, "_STALLED", 8.0)  # a worker's heart beats every five seconds
 
     def play(job: Job) -> JobResult:
-        time.sleep(9)
+        time.sleep(12)
         return JobResult(job_id=job.id, worker="test", seconds=0)
 
     with Queue(redis_url, "run") as queue, worker(redis_url, play):

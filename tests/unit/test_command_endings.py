@@ -193,4 +193,4 @@ def test_a_report_without_what_draws_it_says_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     ended = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert ended.exit_code == 2
-    assert "agentprm[report]" in ended.output
+    assert ".[report]" in ended.output

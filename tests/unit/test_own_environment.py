@@ -300,9 +300,10 @@ def test_no_more_play_at_once_than_there_are_threads(sessions_of: Maker) -> None
 class Slow(Counting):
     """A step waits."""
 
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def step(self, command: str) -> Frame:
+        self.begun.set()
         assert self.go_on.wait(60)
         return super().step(command)
 
@@ -332,6 +333,34 @@ def test_steps_that_wait_leave_the_other_routes_alone() -> None:
             assert {answer.json()["results"][0]["problem"] for answer in answers} == {None}
 
     asyncio.run(ask())
+    host.close()
+
+
+def test_a_session_is_deleted_whose_step_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.env.sessions.LOCK_SECONDS", 0.05)
+    Slow.begun.clear()
+    Slow.go_on.clear()
+    games = OwnGames.of(Slow)
+    host = OwnHost(Slow, capacity=1, pool=1)
+    sessions = Sessions(host, games, lambda _, seed: AdvisedExpert(), max_steps=5)
+    app = build_app(sessions, games, host)
+    path = f"/v1/sessions/{create(sessions).id}"
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            one = {"id": path.rpartition("/")[2], "turn": 0, "command": "1"}
+            step = asyncio.create_task(client.post("/v1/steps", json={"steps": [one]}))
+            while not Slow.begun.is_set():
+                await asyncio.sleep(0.01)
+            try:
+                answers = [await client.delete(path), await client.get(path)]
+            finally:
+                Slow.go_on.set()
+            return [answer.status_code for answer in [*answers, await step]]
+
+    assert asyncio.run(ask()) == [503, 404, 200]
+    assert len(sessions) == 0
     host.close()
 
 

@@ -141,7 +141,7 @@ def test_names_are_printed_as_they_are_whatever_they_look_like() -> None:
         ("exported/prm/0", "q_0"),
         ("online/policy/1.16", "pi_1.16"),
         ("models/my-llama", "my-llama"),
-        ("models/policy/my-llama", "my-llama"),
+        ("models/policy/7b-llama", "7b-llama"),
     ],
 )
 def test_a_row_names_a_checkpoint_by_its_directory(

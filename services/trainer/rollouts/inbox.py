@@ -18,7 +18,8 @@ _WAIT = 2.0
 _QUIET = 10.0
 """Seconds without any result after which jobs are looked for that nobody has any more."""
 _STALLED = 1800.0
-"""Seconds of waiting without any result after which a run is given up, if no worker has a job."""
+"""Seconds of waiting without any result after which a run is given up, if no worker had a job in as
+many."""
 _LONGEST = 6 * 3600.0
 """Seconds of waiting for a job that a worker has, after which a run is given up."""
 
@@ -42,7 +43,7 @@ class Inbox:
 
         Raises:
             JobsFailed: one of the jobs `waiting` failed for good, or nothing came in half an hour
-                of waiting, or in six hours for jobs that workers have.
+                of waiting, or in six hours where workers had jobs.
         """
         entries = self._queue.results(stream, count=_TAKE, timeout=_WAIT)
         new = [entry.record for entry in entries if self._records.append(entry.record)]
