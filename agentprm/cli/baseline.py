@@ -15,6 +15,7 @@ from agentprm.cli.common import (
     Json,
     MaxSteps,
     Played,
+    PlaySeed,
     console,
     digest_of,
     explained,
@@ -48,7 +49,7 @@ def react(
     temperature: Annotated[float, typer.Option(help="of the sampling", min=0, max=10)] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="of an answer", min=1, max=4096)] = 256,
     prompt: Annotated[str, typer.Option(help="chat, state, or a template file")] = "chat",
-    seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
+    seed: PlaySeed = 0,
     as_json: Json = False,
 ) -> None:
     """Success rate of any chat model with our own prompt: REASON and ACTION in each turn (ReAct).

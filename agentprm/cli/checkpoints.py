@@ -28,10 +28,7 @@ def list_checkpoints(registry: Root, as_json: Json = False) -> None:
         fail(f"there is no directory {registry}")
     found = Registry(registry)
     paths = {version: found.path(version) for kind in KINDS for version in found.versions(kind)}
-    rows = [
-        (version, sum(file.stat().st_size for file in path.rglob("*")), (path / FILE).is_file())
-        for version, path in paths.items()
-    ]
+    rows = [(version, _bytes(path), (path / FILE).is_file()) for version, path in paths.items()]
     if as_json:
         content = [dict(zip(("version", "bytes", "canary"), row, strict=True)) for row in rows]
         print_json(content)
@@ -67,5 +64,8 @@ def export_checkpoints(
     except (CheckpointError, OSError) as error:
         fail(str(error))
     for path in written:
-        size = sum(file.stat().st_size for file in path.rglob("*"))
-        typer.echo(f"{size / 2**20:>10,.1f} MiB  {path}")
+        typer.echo(f"{_bytes(path) / 2**20:>10,.1f} MiB  {path}")
+
+
+def _bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*"))

@@ -45,6 +45,7 @@ Games = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="where models run: auto, cpu, cuda, ...")]
 Seed = Annotated[int, typer.Option(help="all randomness of the run derives from it")]
+PlaySeed = Annotated[int, typer.Option(help="orders the games, seeds the sampling")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="another value than the preset's, as dpo.beta=0.1; repeatable"),

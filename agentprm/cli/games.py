@@ -89,19 +89,17 @@ def played_games(run: Path) -> str | None:
 
 
 def games_to_play(games: str | None, console: Console) -> str:
-    """The games to play: those given, those that alfworld-download left, or generated ones.
-
-    It leaves them in $ALFWORLD_DATA, by default in ~/.cache/alfworld.
+    """The games to play: those given, else $ALFWORLD_DATA, else ~/.cache/alfworld, else generated.
 
     Games are generated once for each version of the package, and kept in the user's cache.
 
     Raises:
         GamesError: they could not be generated.
     """
-    downloaded = Path("~/.cache/alfworld").expanduser()
     games = games or os.environ.get("ALFWORLD_DATA")
     if games:
         return games
+    downloaded = Path("~/.cache/alfworld").expanduser()
     if (downloaded / "json_2.1.1").is_dir():
         return str(downloaded)
     directory = user_cache() / "generated" / f"{__version__}-seed0"

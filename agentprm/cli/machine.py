@@ -202,7 +202,13 @@ def _work(
     *,
     quiet: bool,
 ) -> None:
-    """Start everything, run `module` as the trainer, and stop everything when it has ended."""
+    """Start everything, and run `module` as the trainer until it ends.
+
+    What else was started goes on until the caller leaves `machine`.
+
+    Raises:
+        ProcessFailed: the trainer gave up, or a process does not come up, or dies again and again.
+    """
     machine.use_redis(given_url() or machine.start_redis(RedisServer(machine.run / "redis")))
     queue = _queue_name(machine.run)
     endpoints = start_services(machine, games, options)
@@ -252,10 +258,13 @@ def _make_current(run: Path) -> None:
 
 @contextmanager
 def _announced(run: Path, redis_url: str) -> Iterator[Queue]:
-    """Services and workers are told of the run, and no other run gets its name in this block, but
+    """Tell services and workers of the run, and hold its name in Redis for this block; its queue.
+
+    The name is what `QUEUE_NAME` says, else the run's own. No other run gets it meanwhile, except
     where this process sleeps for longer than a lease; see `Queue.lost`.
 
-    Under the name in Redis, which `QUEUE_NAME` may fix beforehand; its queue is what is given.
+    Raises:
+        QueueError: another run has the name, or Redis does not answer.
     """
     own = _queue_name(run)
     name = os.environ.get(QUEUE_NAME) or own

@@ -18,6 +18,7 @@ from agentprm.cli.common import (
     Json,
     Overrides,
     Played,
+    PlaySeed,
     Seed,
     at_temperature,
     config_of,
@@ -158,7 +159,7 @@ def evaluate(
         str | None, typer.Option(help="chat, state, or a template file; by default the preset's")
     ] = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
+    seed: PlaySeed = 0,
     as_json: Json = False,
 ) -> None:
     """Success rate and mean number of actions of a checkpoint, with 95 % intervals."""

@@ -13,6 +13,7 @@ from agentprm.cli.common import (
     Games,
     Json,
     Played,
+    PlaySeed,
     at_temperature,
     config_of,
     console,
@@ -57,7 +58,7 @@ def plan(
         float | None, typer.Option(help="of the samples; as for the run's Best-of-N", min=0, max=10)
     ] = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="orders the games, seeds the sampling")] = 0,
+    seed: PlaySeed = 0,
     as_json: Json = False,
 ) -> None:
     """Success rate and mean number of actions where each action is the first of the best plan.

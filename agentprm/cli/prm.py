@@ -86,7 +86,7 @@ def fit(
 
 
 def _require_outcomes(config: Config) -> None:
-    """Q of chats is fitted on their outcomes and on nothing else."""
+    """Go on only where nothing but outcomes is asked for: Q of chats is fitted on no more."""
     other = {
         'prm.objective = "relative" needs several actions in one state': (
             config.prm.objective == "relative"
@@ -96,8 +96,9 @@ def _require_outcomes(config: Config) -> None:
             config.algorithm is not Algorithm.AGENT_PRM
         ),
     }
-    for what in (what for what, asked in other.items() if asked):
-        fail(f"{what}, which a log of chats does not have: leave it out")
+    asked_for = [what for what, asked in other.items() if asked]
+    if asked_for:
+        fail(f"{asked_for[0]}, which a log of chats does not have: leave it out")
 
 
 def _remember(run: Path, path: Path, chats: Sequence[Chat]) -> None:

@@ -35,12 +35,14 @@ log = structlog.get_logger()
 _START_SECONDS = 1200.0
 """Until a service must be up, beside its load: imports take seconds, SGLang servers up to 900 s."""
 _STOP_SECONDS = 15.0
+"""Seconds until a process that was told to end is killed."""
 _MAX_RESTARTS = 5
 """Restarts of one process within its window after which the machine gives up."""
 _WINDOW = 300.0
+"""Seconds of that window."""
 _WINDOW_OF_WATCHED = 24 * 3600.0
-"""In seconds. A trainer that memory does not suffice for is killed late, in a fit."""
-
+"""The same for what `watch` waits for: a trainer that memory does not suffice for is killed late,
+in a fit."""
 
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -130,10 +132,10 @@ class Machine:
             ProcessFailed: another process listens at `port`.
         """
         argv = [sys.executable, "-m", module, *flags]
-        argv += [] if port is None else ["--host", self._host, "--port", str(port)]
         if port is None:
             return self._start(name, argv, None, in_terminal=in_terminal, quiet=quiet)
         _require_free(name, self._host, port)
+        argv += ["--host", self._host, "--port", str(port)]
         return self._start(name, argv, self.url_at(port), in_terminal=in_terminal, quiet=quiet)
 
     def start_command(self, name: str, argv: list[str], *, port: int) -> str:
@@ -244,7 +246,7 @@ class Machine:
 
     def watch_all(self) -> None:
         """Restart every process that dies, for ever."""
-        self.watch("")
+        self.watch("")  # no process has this name, so it waits for none to end
 
     def stop(self) -> None:
         """SIGTERM to all, the last started first; SIGKILL to what is left after 15 s."""
@@ -313,8 +315,8 @@ class Machine:
         return "\n".join([f"The end of {process.output}:", *text.splitlines()[-lines:]])
 
 
-def _size(log: Path | None) -> int:
-    return log.stat().st_size if log is not None and log.exists() else 0
+def _size(output: Path | None) -> int:
+    return output.stat().st_size if output is not None and output.exists() else 0
 
 
 def _require_free(name: str, host: str, port: int) -> None:

@@ -137,7 +137,13 @@ def start_env(
     privileged: bool,
     idle_seconds: float | None = None,
 ) -> str:
-    """The environment, with `capacity` engines kept warm; `privileged` says hidden facts too."""
+    """Start the environment; its URL. It need not be up yet.
+
+    Args:
+        capacity: games at a time: processes of TextWorld, or threads of the user's own environment.
+        privileged: whether it tells the hidden state and what the expert would do.
+        idle_seconds: until a game that nobody plays is closed; by default the service's own.
+    """
     flags = ["--engine", options.engine, "--expert", options.expert]
     flags += ["--pool", str(min(capacity, MAX_POOL))]
     if games is not None:
@@ -159,7 +165,7 @@ def start_model(
     *,
     name: str | None = None,
 ) -> str:
-    """A service that holds a model; `name` tells replicas of it apart."""
+    """Start a service that holds a model; its URL. `name` tells replicas of it apart."""
     registry = ["--registry", str(run / "checkpoints")]
     common = ["--prompt", options.prompt, "--device", options.device_of(service)]
     if service == POLICY:

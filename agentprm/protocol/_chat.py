@@ -103,7 +103,7 @@ class _Choice(Record):
 
 
 class Completion(Record):
-    """What it answers."""
+    """What `/v1/chat/completions` answers."""
 
     model: str
     choices: list[_Choice] = Field(min_length=1)

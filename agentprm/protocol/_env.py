@@ -30,7 +30,10 @@ class Split(StrEnum):
 
 
 class Game(Record):
-    """A game of the index. `id` is `split/task directory/trial directory`."""
+    """A game of the index.
+
+    `id` is in ALFWorld `split/task directory/trial directory`, elsewhere what the environment says.
+    """
 
     id: str
     split: Split

@@ -171,16 +171,16 @@ class RolloutJob(Record):
         """Episodes to play."""
         return len(self.games)
 
+    @property
+    def ranked(self) -> bool:
+        """Whether the PRM chooses."""
+        return self.best_of > 1 and self.choice is ChoiceRule.PRM
+
     @model_validator(mode="after")
     def _one_start_a_game(self) -> RolloutJob:
         if self.starts is not None and len(self.starts) != len(self.games):
             raise ValueError("give one start for each of `games`")
         return self
-
-    @property
-    def ranked(self) -> bool:
-        """Whether the PRM chooses."""
-        return self.best_of > 1 and self.choice is ChoiceRule.PRM
 
     @model_validator(mode="after")
     def _one_hint_a_game(self) -> RolloutJob:

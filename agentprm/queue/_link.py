@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 
 class QueueError(Exception):
-    """Redis did not answer in time or let us in, or a wait was ended."""
+    """Redis did not answer in time or let us in, another run has the name, or a wait was ended."""
 
 
 class WaitEnded(QueueError):

@@ -33,11 +33,14 @@ _log = structlog.get_logger()
 class Queue:
     """The streams of one run. Safe to share between threads.
 
+    Every call raises `QueueError` where Redis stays away for `settings.patience` seconds.
+
     Args:
         url: of Redis.
         run: names the run; its keys are `agentprm:<run>:*`.
         name: names this process in Redis and in the logs; made unique by a suffix.
-        stopped: set it to end all waiting; calls that waited raise `QueueError`.
+        stopped: set it to end all waiting: `take` and `results` then give nothing, and calls that
+            wait for Redis or for room raise `QueueError`.
     """
 
     def __init__(
@@ -91,6 +94,9 @@ class Queue:
 
         Returns:
             Whether the id was new.
+
+        Raises:
+            WaitEnded: there was no room until the queue was stopped.
         """
         return self._until_room("jobs", lambda: self.offer(job)) == Offer.QUEUED
 
@@ -268,14 +274,15 @@ class Queue:
         return int(getattr(self.settings, f"max_{stream}"))
 
     def _until_room(
-        self, stream: str, attempt: Callable[[], str], wanted: Callable[[], bool] = lambda: True
+        self, stream: str, push: Callable[[], str], wanted: Callable[[], bool] = lambda: True
     ) -> str:
+        """Call `push` until it finds room in `stream`; what it answered then."""
         waiting_since: float | None = None
-        while (outcome := attempt()) == Offer.FULL:
+        while (outcome := push()) == Offer.FULL:
             if waiting_since is None:
                 waiting_since = time.monotonic()
                 _log.info("stream full, waiting", stream=stream, bound=self._bound(stream))
-            # By the length alone: an attempt carries the whole record, and many may wait.
+            # By the length alone: a push carries the whole record, and many may wait.
             while self._streams.length(stream) >= self._bound(stream):
                 if self._stopped.wait(0.5) or not wanted():
                     raise WaitEnded(f"stopped while waiting for room in {stream}")

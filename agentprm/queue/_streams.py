@@ -38,6 +38,7 @@ class Streams:
         self.redis = self._link.redis
         self.keys = {name: f"agentprm:{run}:{name}" for name in (*GROUPS, "dead", "ids", "owner")}
         self.lease = f"agentprm:{run}:lease"
+        """Not one of `keys`: who has taken the name keeps it while `clear` deletes those."""
         self._link.call(self._create_groups)
 
     def close(self) -> None:
@@ -126,7 +127,7 @@ class Streams:
         self.call(transaction)
 
     def clear(self) -> None:
-        """Delete everything."""
+        """Delete everything but the lease."""
         self.call(lambda: self.redis.delete(*self.keys.values()))
         self._link.call(self._create_groups)
 

@@ -54,7 +54,10 @@ def ranked(turn: Turn) -> list[Considered]:
 
 
 def highest_q(episode: Episode) -> float:
-    """The highest Q of any candidate of an episode."""
+    """The highest Q of any candidate of an episode, which bars are drawn against.
+
+    1 where there is none, or none but 0.
+    """
     given = [c.q for turn in episode.turns for c in turn.considered if c.q is not None]
     return max(given, default=1.0) or 1.0
 

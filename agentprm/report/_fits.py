@@ -63,18 +63,19 @@ def describe_fits(run: Path) -> list[dict[str, Any]]:
     fits = []
     latest: dict[str, bytes] = {}
     for version in versions:
-        name, file = version.split("/")[0], registry.path(version) / METADATA
-        if file.exists():
-            described = file.read_bytes()
-            known = orjson.loads(described)
-            if latest.get(name) == described:  # for want of samples it is the one before
-                known = {"kind": "as the one before"}
-            latest[name] = described
-            measured = known.get("metrics", {}) | counts.get(short_name(version), {})
-            numbers = [
-                (_SHOWN[name], f"{measured[name]:,.4g}") for name in _SHOWN if name in measured
-            ]
-            fits.append({"version": version, "kind": known["kind"], "numbers": numbers})
+        kind, file = version.split("/")[0], registry.path(version) / METADATA
+        if not file.exists():
+            continue
+        described = file.read_bytes()
+        known = orjson.loads(described)
+        if latest.get(kind) == described:  # for want of samples it is the one before
+            known = {"kind": "as the one before"}
+        latest[kind] = described
+        measured = known.get("metrics", {}) | counts.get(short_name(version), {})
+        numbers = [
+            (label, f"{measured[name]:,.4g}") for name, label in _SHOWN.items() if name in measured
+        ]
+        fits.append({"version": version, "kind": known["kind"], "numbers": numbers})
     return fits
 
 

@@ -80,7 +80,7 @@ class Bound:
         body: list[bytes] = []
         try:
             if await self._read(body, scope, receive):
-                body[:] = [b"".join(body)]
+                body = [b"".join(body)]
                 await self._within_time(body[0], scope, receive, send)
         except ProblemError as error:
             await refuse(error, scope, receive, send)
@@ -90,7 +90,9 @@ class Bound:
             self._in_flight.dec()
 
     async def _read(self, body: list[bytes], scope: Scope, receive: Receive) -> bool:
-        """Read all parts of the body; False where the client left meanwhile.
+        """Read all parts of the body into `body`; False where the client left meanwhile.
+
+        `body` has the parts also where this raises: by it the caller knows what `_bytes` counts.
 
         Raises:
             ProblemError: 408, 413, or 503 where all bodies together are too large.

@@ -34,6 +34,7 @@ class ProblemError(Exception):
     """An answer that is a problem (RFC 9457). Raise it anywhere below a route.
 
     The problem's type is made of the title, which therefore names a kind and no occurrence.
+    `retry_after`, in seconds, goes into the header of that name; `errors` are the fields at fault.
     """
 
     def __init__(
@@ -128,8 +129,8 @@ def _methods(app: FastAPI, scope: Scope) -> set[str]:
 def _answer(scope: Scope, error: ProblemError) -> Response:
     state = scope["app"].state
     PROBLEMS.labels(state.service, _slug(error.problem.title)).inc()
-    below = next((p for p in state.shapes if p.endswith("/") and scope["path"].startswith(p)), None)
-    shape = state.shapes.get(below or scope["path"], _as_problem)
+    above = next((p for p in state.shapes if p.endswith("/") and scope["path"].startswith(p)), None)
+    shape = state.shapes.get(above or scope["path"], _as_problem)
     response: Response = shape(error)
     if error.problem.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

@@ -40,7 +40,7 @@ class Comparison(Study):
         ]
 
     def draw(self, rows: Sequence[Cells], figure: Figure) -> None:
-        """A colour for each variant: π_i solid, one of N of its samples dashed."""
+        """π_i solid, one of N of its samples dashed; a colour for each variant, of one for each."""
         from agentprm.studies import figures
 
         axes = figure.subplots()

@@ -60,7 +60,7 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
     Done again it changes nothing. Checkpoints are hard links where the file system has them.
 
     Raises:
-        ValueError: `run` holds a run with settings that are neither, or a setting is impossible.
+        ValueError: `run` was derived with other settings, or a setting is impossible.
         CheckpointError: a checkpoint of `source` is damaged.
     """
     before = read_config(source)
@@ -106,18 +106,20 @@ def _value(config: Config, name: str) -> Any:
     return value
 
 
-def _first_read(overrides: Iterable[str]) -> Place:
-    return min(map(_read_first_at, overrides), default=_END)
+def _first_read(names: Iterable[str]) -> Place:
+    """The earliest place that reads one of these settings."""
+    return min(map(_first_read_of, names), default=_END)
 
 
-def _read_first_at(name: str) -> Place:
+def _first_read_of(name: str) -> Place:
     """The earliest of the places that read the setting `name`, what it is in, or what is in it."""
     places = [place for known, place in _FIRST_READ.items() if related(name, known)]
     return min(places, default=_START)
 
 
-def _touches(overrides: Iterable[str], group: str) -> bool:
-    return any(name.partition(".")[0] == group for name in overrides)
+def _touches(names: Iterable[str], group: str) -> bool:
+    """Whether one of the settings is in `group`."""
+    return any(name.partition(".")[0] == group for name in names)
 
 
 def _records_place(stage: str) -> tuple[Place, bool]:

@@ -54,7 +54,7 @@ def with_few_rollouts(config: Config) -> dict[str, Any]:
 
 
 def by_default(config: Config, *names: str) -> dict[str, Any]:
-    """Settings by which those of the names are as they are by default, where the run has others."""
+    """What sets these dotted names back to their defaults; none for those that have them."""
     given: dict[str, Any] = {}
     for name in names:
         *groups, last = name.split(".")

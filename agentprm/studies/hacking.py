@@ -86,7 +86,7 @@ class Hacking(Study):
         """
         rows: list[Cells] = []
         for variant, run in runs.items():
-            points = [(name, m) for name, m in sorted(read_measured(run).items())]
+            points = sorted(read_measured(run).items())
             process = [m.process_reward.mean for _, m in points if m.process_reward]
             parted = parting(process, [m.row.success for _, m in points])
             readings = _readings(run)

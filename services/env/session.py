@@ -70,6 +70,7 @@ class LiveSession:
 
         Raises:
             ProblemError: 422 where a command is not admissible, ends the game, or is one too many.
+            EngineError: the engine cannot play it.
         """
 
         def unplayable(turn: int, reason: str) -> ProblemError:
@@ -92,6 +93,7 @@ class LiveSession:
 
         Raises:
             ProblemError: 409 where the turn does not fit, or the session is over.
+            EngineError: the engine cannot play it.
         """
         if step.turn > self.turn:
             detail = f"turn {step.turn} is ahead: the session is at turn {self.turn}"

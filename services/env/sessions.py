@@ -54,7 +54,7 @@ class Sessions:
     ) -> None:
         self.capacity = host.capacity
         self._host = host
-        self._known = games
+        self._catalogue = games
         self._make_expert = expert
         self._max_steps = max_steps
         self.idle_seconds = idle_seconds
@@ -77,9 +77,9 @@ class Sessions:
         Those of the same key are closed first; one in a step keeps its room until that ends.
 
         Raises:
-            ProblemError: 404 for an unknown game, 422 for more than there ever is room for and for
-                a prefix that cannot be played, 429 where there is no room now, 409 where a later
-                request had the same key.
+            ProblemError: 404 for an unknown game, 422 for more than there ever is room for, more
+                games than the split has, or a prefix that cannot be played, 429 where there is no
+                room now, 409 where a later request had the same key, 500 where the engine fails.
         """
         games = self._games(request)
         self._check_count(len(games))
@@ -102,7 +102,8 @@ class Sessions:
 
         Raises:
             ProblemError: 404 where it is unknown, 409 where it is over, 422 for more copies than
-                there ever is room for, 429 where there is no room now.
+                there ever is room for, 429 where there is no room now, 503 where a step of it does
+                not end.
         """
         self._check_count(request.count)
         with self._held(request.id) as session:
@@ -134,7 +135,8 @@ class Sessions:
         """The session as it stands.
 
         Raises:
-            ProblemError: 404 where it is unknown, 409 where the expert cannot advise.
+            ProblemError: 404 where it is unknown, 409 where the expert cannot advise, 503 where a
+                step of it does not end.
         """
         with self._held(session_id) as session:
             advice = session.advice(session.turn) if expert else None
@@ -144,7 +146,8 @@ class Sessions:
         """Where everything is.
 
         Raises:
-            ProblemError: 404 where the session is unknown, 409 where the engine does not tell.
+            ProblemError: 404 where the session is unknown, 409 where the engine does not tell, 500
+                where it fails, 503 where a step of it does not end.
         """
         with self._held(session_id) as session:
             try:
@@ -202,7 +205,7 @@ class Sessions:
         prefixes = request.prefixes or [[] for _ in made]
 
         def start(k: int) -> None:
-            made[k].start(self._known.source(made[k].game), prefixes[k], f"prefixes.{k}")
+            made[k].start(self._catalogue.source(made[k].game), prefixes[k], f"prefixes.{k}")
 
         try:
             self._host.map(start, range(len(made)))
@@ -243,12 +246,12 @@ class Sessions:
 
     def _games(self, request: CreateSessions) -> list[Game]:
         if request.games is not None:
-            unknown = [name for name in request.games if name not in self._known.games]
+            unknown = [name for name in request.games if name not in self._catalogue.games]
             if unknown:
                 detail = f"there is no game {unknown[0][:200]!r}; GET /v1/games lists them"
                 raise ProblemError(404, "Unknown game", detail)
-            return [self._known.games[name] for name in request.games]
-        games = self._known.select(request.split)
+            return [self._catalogue.games[name] for name in request.games]
+        games = self._catalogue.select(request.split)
         if len(games) < request.count:
             detail = f"{request.split} has {len(games)} games, {request.count} were asked for"
             raise ProblemError(422, "Too few games", detail)

@@ -91,11 +91,11 @@ class PolicyActor(AskingActor):
         candidates = result.candidates if self._job.best_of > 1 else ()
         return Decision(
             chosen.action,
-            answer.policy_version,
-            answer.prm_version,
-            chosen.log_prob,
-            chosen.q,
-            tuple(Considered(action=c.action, q=c.q, count=c.count) for c in candidates),
+            policy_version=answer.policy_version,
+            prm_version=answer.prm_version,
+            log_prob=chosen.log_prob,
+            q=chosen.q,
+            considered=tuple(Considered(action=c.action, q=c.q, count=c.count) for c in candidates),
         )
 
 
@@ -118,10 +118,10 @@ class LookAheadActor(AskingActor):
         return [
             Decision(
                 choice.candidate.action,
-                answer.policy_version,
-                answer.prm_version,
-                choice.candidate.log_prob,
-                choice.candidate.q,
+                policy_version=answer.policy_version,
+                prm_version=answer.prm_version,
+                log_prob=choice.candidate.log_prob,
+                q=choice.candidate.q,
                 search=choice.search,
             )
             for choice in choices

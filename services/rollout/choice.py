@@ -21,10 +21,10 @@ def majority(candidates: Sequence[Candidate]) -> Candidate:
         if candidate.action.command:
             votes[candidate.action.command] += candidate.count
 
-    def place(candidate: Candidate) -> tuple[int, int, float]:
+    def order(candidate: Candidate) -> tuple[int, int, float]:
         return (-votes[candidate.action.command], -candidate.count, -candidate.log_prob)
 
-    return min(candidates, key=place)
+    return min(candidates, key=order)
 
 
 def by_chance(candidates: Sequence[Candidate], seed: str) -> Candidate:

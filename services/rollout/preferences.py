@@ -37,21 +37,22 @@ def _best_against_worst(
     scored = [(c.q, c.action) for c in result.candidates if c.q is not None]
     if len(scored) < len(result.candidates):
         return None
-    best = max(scored, key=lambda pair: pair[0])
-    worst = min(scored, key=lambda pair: pair[0])
-    if best[0] == worst[0] or (job.ties and best[0] - worst[0] < job.margin):
+    best_q, best = max(scored, key=lambda pair: pair[0])
+    worst_q, worst = min(scored, key=lambda pair: pair[0])
+    if best_q == worst_q or (job.ties and best_q - worst_q < job.margin):
         if not job.ties:
             return None
-        best = worst = scored[0]  # candidates are in the order in which they were drawn
+        # Candidates are in the order in which they were drawn.
+        best_q, best = worst_q, worst = scored[0]
     return Preference(
         id=f"{job.id}/{i}",
         job_id=job.id,
         attempt=job.attempt,
         state=state,
-        chosen=best[1],
-        rejected=worst[1],
-        chosen_q=best[0],
-        rejected_q=worst[0],
+        chosen=best,
+        rejected=worst,
+        chosen_q=best_q,
+        rejected_q=worst_q,
         policy_version=answer.policy_version,
         prm_version=job.prm_version,
         template_hash=answer.template_hash,

@@ -25,8 +25,11 @@ def rationalised(ask: Ask, sessions: Sequence[Session], starts: Sequence[Start])
     the command lends its reason; where none takes it, the first answer. In a state that is
     too long for the policy there is no reason: that of the other is not to be told.
     """
-    told = {k: _turns(*pair) for k, pair in enumerate(zip(starts, sessions, strict=True))}
-    told = {k: turns for k, turns in told.items() if starts[k].rationalise}
+    told = {
+        k: _turns(start, session)
+        for k, (start, session) in enumerate(zip(starts, sessions, strict=True))
+        if start.rationalise
+    }
     for t in range(max(map(len, told.values()), default=0)):
         live = [k for k, turns in told.items() if t < len(turns)]
         states = [state_of(sessions[k].game.task, told[k][:t], told[k][t]) for k in live]

@@ -65,14 +65,12 @@ class Worker:
             return
         except (PlayError, ServiceError) as error:
             log.warning("job failed", error=str(error))
-            JOBS.labels("failed").inc()
-            self._queue.fail(entry, str(error))
+            self._fail(entry, str(error))
             return
         except Exception as error:
             # Whatever is wrong with one job must not take the worker from the others.
             log.error("job failed", exc_info=error)
-            JOBS.labels("failed").inc()
-            self._queue.fail(entry, f"{type(error).__name__}: {error}")
+            self._fail(entry, f"{type(error).__name__}: {error}")
             return
         seconds = time.monotonic() - started
         try:
@@ -95,6 +93,10 @@ class Worker:
             dropped=played.dropped,
             counted=counted,
         )
+
+    def _fail(self, entry: Entry[RolloutJob | PreferenceJob], reason: str) -> None:
+        JOBS.labels("failed").inc()
+        self._queue.fail(entry, reason)
 
     def _give_back(self, entry: Entry[RolloutJob | PreferenceJob]) -> None:
         self._queue.give_back(entry)

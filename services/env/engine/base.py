@@ -30,7 +30,11 @@ class Engine(Protocol):
     """One game in play. Not to be called by two threads at once."""
 
     def reset(self, game: str) -> Frame:
-        """Start `game`, as `Games.source` names it; any game in play is dropped."""
+        """Start `game`, as `Games.source` names it; any game in play is dropped.
+
+        Raises:
+            EngineError: the game cannot be played.
+        """
 
     def step(self, command: str) -> Frame:
         """Play one command. One that is not admissible spends the turn.
@@ -47,6 +51,7 @@ class Engine(Protocol):
 
         Raises:
             NotToldError: the engine keeps it to itself.
+            EngineError: there is no answer to be had.
         """
 
     def close(self) -> None:

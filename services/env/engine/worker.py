@@ -33,9 +33,7 @@ def main(connection: Connection, handcoded: bool) -> None:
             return
         try:
             answer = player.answer(request)
-        except (
-            Exception
-        ) as error:  # whatever TextWorld raises becomes an answer, not a dead process
+        except Exception as error:  # whatever TextWorld raises becomes an answer
             answer = {"error": f"{type(error).__name__}: {error}"}
         connection.send_bytes(orjson.dumps(answer))
 

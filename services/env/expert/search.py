@@ -207,12 +207,14 @@ class SearchExpert:
         return f"examine {receptacle}"
 
     def _first(self, *prefixes: str) -> str | None:
+        """The first admissible command that begins with one of `prefixes`."""
         return next((c for c in self._admissible if c.startswith(prefixes)), None)
 
     def _action(self, reason: str, command: str | None) -> Action:
         """The action; `look` where the expert is at its wits' end."""
-        admissible = command is not None and command in self._admissible
-        return Action(reason=reason, command=command if command and admissible else "look")
+        if command is None or command not in self._admissible:
+            command = "look"
+        return Action(reason=reason, command=command)
 
 
 def _kind(name: str) -> str:

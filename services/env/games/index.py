@@ -45,7 +45,7 @@ _log = structlog.get_logger()
 
 
 class DataError(Exception):
-    """There are no games where they were looked for; the message says what to do."""
+    """There are no games to play, or none by these settings; the message says what to do."""
 
 
 @dataclass(frozen=True)

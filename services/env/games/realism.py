@@ -99,9 +99,7 @@ def agreement(real: Counter[tuple[str, str]], generated: Counter[tuple[str, str]
     }
     return Agreement(
         pairs=len(pairs),
-        overall=round(
-            spearman([one.get(p, 0) for p in pairs], [other.get(p, 0) for p in pairs]), 3
-        ),
+        overall=round(compare(pairs), 3),
         types=len(by_type),
         by_type_median=round(median(by_type.values()), 3) if by_type else 0.0,
         by_type_lowest=round(min(by_type.values()), 3) if by_type else 0.0,

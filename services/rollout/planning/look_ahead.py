@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -18,6 +17,7 @@ from agentprm.protocol import (
 from services.rollout.halves import those_that_fit
 from services.rollout.planning.model import H, Model
 from services.rollout.planning.search import Choice, search
+from services.rollout.policy import seed_for
 
 Act = Callable[[list[State], int, int], ActResponse]
 """The policy with the PRM: takes states, samples of each, and a seed."""
@@ -41,17 +41,20 @@ def look_ahead(
     answers: list[ActResponse] = []
 
     def ask(states: Sequence[State], half: str, *, n: int, seed: int) -> list[list[Candidate]]:
-        drawn = random.Random(f"{seed}{half}").getrandbits(31) if half else seed
-        answer = act(list(states), n, drawn)
+        answer = act(list(states), n, seed_for(seed, half.removeprefix("/")) if half else seed)
         answers.append(answer)
         return [result.candidates for result in answer.results]
 
     def expand(states: Sequence[State], n: int, level: int) -> list[list[Candidate]]:
-        first = random.Random(f"{seed}/{level}").getrandbits(31) if level else seed
+        first = seed_for(seed, level) if level else seed
         found: list[list[Candidate]] = []
         for k in range(0, len(states), MAX_BATCH):
-            some, asked = states[k : k + MAX_BATCH], partial(ask, n=n, seed=(first + k) % 2**31)
-            found += [c or [] for c in those_that_fit(some, asked)] if level else asked(some, "")
+            some = states[k : k + MAX_BATCH]
+            ask_some = partial(ask, n=n, seed=(first + k) % 2**31)
+            if level:
+                found += [candidates or [] for candidates in those_that_fit(some, ask_some)]
+            else:  # a root that is too long is for the caller to give up
+                found += ask_some(some, "")
         return found
 
     try:

@@ -25,6 +25,8 @@ class _Branch(Generic[H]):
 
 @dataclass
 class _Node(Generic[H]):
+    """A state of the tree, and the actions that were tried in it; none at the last level."""
+
     place: Place[H]
     branches: list[_Branch[H]] = field(default_factory=list)
 
@@ -80,11 +82,11 @@ def _choose(tree: _Node[H], gamma: float) -> Choice:
     """The best branch; ties are broken as in Best-of-N, after the PRM's own Q."""
     values = [value(branch, gamma) for branch in tree.branches]
 
-    def place(k: int) -> tuple[float, float, int, float, int]:
+    def order(k: int) -> tuple[float, float, int, float, int]:
         candidate = tree.branches[k].candidate
         return (-values[k], -_q(candidate), -candidate.count, -candidate.log_prob, k)
 
-    best = min(range(len(values)), key=place)
+    best = min(range(len(values)), key=order)
     nodes = list(_nodes(tree))
     asked = [branch for node in nodes for branch in node.branches if branch.asked]
     took = Search(

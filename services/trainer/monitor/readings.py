@@ -102,8 +102,8 @@ def divergence(
     sampled in state i, `counts[i][j]` times.
     """
     of_state = [
-        sum(n * (p - q) for p, q, n in zip(*state, strict=True)) / sum(state[2])
-        for state in zip(now, before, counts, strict=True)
+        sum(n * (new - old) for new, old, n in zip(ours, theirs, times, strict=True)) / sum(times)
+        for ours, theirs, times in zip(now, before, counts, strict=True)
     ]
     error = stdev(of_state) / math.sqrt(len(of_state)) if len(of_state) > 1 else math.nan
     return fmean(of_state), error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
@@ -86,6 +87,11 @@ class Watch:
         """Look at the weights of the optimizer step `step`, which serve as `version`.
 
         The first time those are π_{i-1}, at step 0.
+
+        Raises:
+            ServiceError: a service fails.
+            RuntimeError: one answers with another version.
+            JobsFailed: a trial was given up by the workers.
         """
         self.step = step
         values = self._monitor.read(version)
@@ -99,7 +105,10 @@ class Watch:
         self._log(step, values)
 
     def keep_best(self, registry: Registry, out: Path) -> dict[str, float]:
-        """Put the best weights in place of those in `out`; which they are. Else leave `out` be."""
+        """Copy the best weights over those in `out`, and say which they are.
+
+        Where no games are played none is the best: `out` stays as it is, and nothing is said.
+        """
         if self._trials is None:
             return {}
         best = self._trials.best
@@ -138,7 +147,7 @@ def watch(
         )
     name = f"pi_{i}-monitor"
     seed = derive(config.seed, name)
-    each = -(-plan.states // len({episode.game.id for episode in held_out}))
+    each = math.ceil(plan.states / len(_games(held_out)))
     monitor = Monitor(
         services,
         Reference(base, prompt, config.preferences.sampling.decoding),

@@ -26,13 +26,11 @@ _INITIAL_SETS = {
     "issliced": "sliced",
     "istoggled": "toggled",
 }
+"""Predicate to the attribute of `CompiledState` that begins with its members."""
+_WHERE = ("atlocation", "receptacleatlocation", "objectatlocation", "inreceptacle")
 _ENTITIES = {"agent", "location", "receptacle", "object"}
 _SIGNATURES = {
-    **{name: list(RELATIONS[name].types) for name in (*_STATIC, *_INITIAL_SETS)},
-    **{
-        name: list(RELATIONS[name].types)
-        for name in ("atlocation", "receptacleatlocation", "objectatlocation", "inreceptacle")
-    },
+    **{name: list(RELATIONS[name].types) for name in (*_STATIC, *_INITIAL_SETS, *_WHERE)},
     "inreceptacleobject": ["object", "object"],
     "receptacletype": ["receptacle", "rtype"],
     "objecttype": ["object", "otype"],
@@ -80,7 +78,11 @@ class CompiledGame:
     """The last paragraph of the first observation."""
 
     def __init__(self, domain: str, problem: str, grammar: str) -> None:
-        """Raise Malformed if this is not an ALFWorld game; `parse` adds the file's name."""
+        """A game from the three texts that its file holds; `parse` takes them out of it.
+
+        Raises:
+            Malformed: this is not an ALFWorld game.
+        """
         parsed = parse_problem(problem)
         by_predicate: dict[str, list[list[str]]] = defaultdict(list)
         for predicate, arguments in parsed.facts:
@@ -96,13 +98,14 @@ class CompiledGame:
         self._start.won = self.goal.reached(self._start)
 
     @classmethod
-    def parse(cls, source: Path | str, name: str = "game") -> CompiledGame:
-        """A game from a `game.tw-pddl` file or from its content, which errors call `name`.
+    def parse(cls, source: Path | str) -> CompiledGame:
+        """A game from a `game.tw-pddl` file, or from the content of one.
 
-        Raises GameFileError, naming the file and what is wrong with it; OSError if unreadable.
+        Raises:
+            GameFileError: it cannot be played; with the file's name and what is wrong with it.
+            OSError: the file cannot be read.
         """
-        if isinstance(source, Path):
-            name = str(source)
+        name = str(source) if isinstance(source, Path) else "game"
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
             return cls(**_sections(content))
