@@ -12,6 +12,10 @@ import structlog
 
 from tests.turns import in_turn
 
+# Before torch is imported: several processes compute on few cores, here and in what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _SHARED = Path(__file__).parents[2] / "shared" / "alfworld"
 _GIVEN = os.environ.get("ALFWORLD_DATA")  # read now: importing alfworld sets it
 _CACHE = Path.home() / ".cache" / "agentprm" / "alfworld"

@@ -201,7 +201,11 @@ def play_by_chat(url: str, data: Path, where: Path) -> None:
     assert (row["policy"], row["prm"], row["games"]) == ("ReAct(policy)", None, 2)
     assert 1 <= row["actions"] <= 3
     refused = subprocess.run(
-        [*command, "--model", "gpt-0"], capture_output=True, timeout=240, cwd=where
+        [*command, "--model", "gpt-0"],
+        capture_output=True,
+        timeout=240,
+        cwd=where,
+        env=os.environ | {"AGENTPRM_CLAIM_AFTER": "1"},  # the longest pause between five tries
     )
     assert refused.returncode != 0
     assert b"gpt-0" in refused.stderr + refused.stdout

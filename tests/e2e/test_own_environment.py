@@ -20,6 +20,7 @@ PRESET = Path(__file__).parent / "kill.toml"
 SORTING = "examples.sorting:Sorting"
 SETTINGS = (
     "max_steps=5",
+    "policy_replicas=1",
     "rollouts.vine={states=4, actions=0, random=1, continuations=1}",
     "rollouts.exploration.reset={fraction=0.25}",
     "preferences.pairs=24",

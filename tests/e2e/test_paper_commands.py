@@ -111,7 +111,7 @@ def test_a_world_model_is_fitted_measured_and_planned_in(
     """The run's PRM is none to plan by, as it says; the same weights that say nothing are taken."""
     agentprm("world", "fit", "--run", str(run))
     rows: list[dict[str, Any]] = orjson.loads(
-        agentprm("world", "eval", "--run", str(run), "--count", "6", "--json")
+        agentprm("world", "eval", "--run", str(run), "--count", "2", "--json")
     )
     assert {row["split"] for row in rows} == {"train", "valid_seen"}
     bare = tmp_path / "prm"

@@ -245,63 +245,63 @@ def test_models_and_errors_are_openais(client: openai.OpenAI) -> None:
 
 
 def test_a_prm_killed_in_the_middle_is_a_503_or_a_marked_sample_and_never_a_silent_0(
-    registry: Registry, tmp_path: Path
+    registry: Registry, machine: Machine, client: openai.OpenAI
 ) -> None:
-    with policy_and_prm(registry, tmp_path) as machine:
-        url, client = machine.url("policy"), openai_client(machine)
-        answered, refused = threading.Event(), threading.Event()
+    """The last test: it leaves the machine with another PRM than it began with."""
+    url = machine.url("policy")
+    answered, refused = threading.Event(), threading.Event()
 
-        def ask(k: int) -> int:
-            """Until the PRM is gone; every answer has a Q of each candidate, or is a 503."""
-            while True:
-                try:
-                    candidates = act(url, n=4, seed=k).results[0].candidates
-                except httpx.HTTPStatusError as error:
-                    refused.set()
-                    return error.response.status_code
-                assert all(c.q is not None and 0 < c.q < 1 for c in candidates)
-                answered.set()
+    def ask(k: int) -> int:
+        """Until the PRM is gone; every answer has a Q of each candidate, or is a 503."""
+        while True:
+            try:
+                candidates = act(url, n=4, seed=k).results[0].candidates
+            except httpx.HTTPStatusError as error:
+                refused.set()
+                return error.response.status_code
+            assert all(c.q is not None and 0 < c.q < 1 for c in candidates)
+            answered.set()
 
-        with ThreadPoolExecutor(4) as threads:
-            asking = [threads.submit(ask, k) for k in range(4)]
-            assert answered.wait(60)
-            kill_prm(machine)
-            assert refused.wait(60)
-            assert [each.result() for each in asking] == [503] * 4
+    with ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask, k) for k in range(4)]
+        assert answered.wait(60)
+        kill_prm(machine)
+        assert refused.wait(60)
+        assert [each.result() for each in asking] == [503] * 4
 
-        started = time.monotonic()
-        with pytest.raises(httpx.HTTPStatusError) as problem:
-            act(url, n=4)
-        assert "the PRM did not answer" in problem.value.response.json()["detail"]
-        with pytest.raises(openai.InternalServerError) as down:
-            client.chat.completions.create(model="best-of-4", messages=CHAT, max_tokens=8)
-        assert time.monotonic() - started < 20
-        assert (down.value.status_code, down.value.code) == (503, "prm_unavailable")
-        assert down.value.type == "server_error"
-        assert down.value.response.headers["retry-after"] == "1"
+    started = time.monotonic()
+    with pytest.raises(httpx.HTTPStatusError) as problem:
+        act(url, n=4)
+    assert "the PRM did not answer" in problem.value.response.json()["detail"]
+    with pytest.raises(openai.InternalServerError) as down:
+        client.chat.completions.create(model="best-of-4", messages=CHAT, max_tokens=8)
+    assert time.monotonic() - started < 20
+    assert (down.value.status_code, down.value.code) == (503, "prm_unavailable")
+    assert down.value.type == "server_error"
+    assert down.value.response.headers["retry-after"] == "1"
 
-        degraded = act(url, n=4, seed=2, allow_degraded=True)
-        assert (degraded.degraded, degraded.prm_version) == (True, None)
-        assert degraded.results[0].chosen == 0
-        assert all(candidate.q is None for candidate in degraded.results[0].candidates)
-        allowed = {"allow_degraded": True}
-        ask_chat = {"messages": CHAT, "seed": 2, "max_tokens": 40}
-        marked = client.chat.completions.create(model="best-of-4", extra_body=allowed, **ask_chat)
-        plain = client.chat.completions.create(model="policy", n=4, **ask_chat)
-        assert (extra(marked, "degraded"), extra(marked, "prm")) == (True, None)
-        assert extra(marked.choices[0], "prm") is None
-        assert contents(marked) == contents(plain)[:1]
-        assert marked.usage == plain.usage
-        metrics = httpx.get(f"{url}/metrics").text
-        assert "agentprm_policy_degraded_total 2.0" in metrics
+    degraded = act(url, n=4, seed=2, allow_degraded=True)
+    assert (degraded.degraded, degraded.prm_version) == (True, None)
+    assert degraded.results[0].chosen == 0
+    assert all(candidate.q is None for candidate in degraded.results[0].candidates)
+    allowed = {"allow_degraded": True}
+    ask_chat = {"messages": CHAT, "seed": 2, "max_tokens": 40}
+    marked = client.chat.completions.create(model="best-of-4", extra_body=allowed, **ask_chat)
+    plain = client.chat.completions.create(model="policy", n=4, **ask_chat)
+    assert (extra(marked, "degraded"), extra(marked, "prm")) == (True, None)
+    assert extra(marked.choices[0], "prm") is None
+    assert contents(marked) == contents(plain)[:1]
+    assert marked.usage == plain.usage
+    metrics = httpx.get(f"{url}/metrics").text
+    assert "agentprm_policy_degraded_total 2.0" in metrics
 
-        # Whoever has patience, as training has, gets scores once there is a PRM again.
-        with ThreadPoolExecutor(1) as threads, PolicyClient(url) as patient:
-            waiting = threads.submit(patient.act, ActRequest(states=[STATE], n=4, prm=True))
-            time.sleep(1)
-            assert not waiting.done()
-            start_prm(machine, registry, int(machine.url("prm").rpartition(":")[2]))
-            assert waiting.result(120).prm_version == "prm/0"
+    # Whoever has patience, as training has, gets scores once there is a PRM again.
+    with ThreadPoolExecutor(1) as threads, PolicyClient(url) as patient:
+        waiting = threads.submit(patient.act, ActRequest(states=[STATE], n=4, prm=True))
+        time.sleep(1)
+        assert not waiting.done()
+        start_prm(machine, registry, int(machine.url("prm").rpartition(":")[2]))
+        assert waiting.result(120).prm_version == "prm/0"
 
 
 def extra(answer: Any, field: str) -> Any:

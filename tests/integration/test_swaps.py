@@ -158,7 +158,7 @@ def numbers(answer: ScoreResponse) -> list[float]:
     return [q for qs in (answer.pairs, *answer.choices, *answer.transcripts) for q in qs]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prm(registry: Registry) -> Iterator[tuple[int, str]]:
     with service("prm", "--registry", registry.root, "--device", "cpu") as (process, url):
         yield process.pid, url
