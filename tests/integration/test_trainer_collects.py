@@ -503,6 +503,28 @@ def test_a_job_that_takes_longer_is_waited_for_while_a_worker_has_it(
     assert mine.records.finished("r") == {"r-0000"}
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_job_that_is_finished_as_the_wait_ends_counts(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look for results and the look for who has jobs."""
+    monkeypatch.setattr(inboxes, "_STALLED", 0.5)
+    with Queue(redis_url, "run") as queue, Queue(redis_url, "run") as workers:
+        (job,) = rollouts(1)
+        queue.publish(job)
+        entry = workers.take(timeout=5)
+        assert entry is not None
+
+        def held(_: Queue, seconds: float) -> int:
+            workers.finish(entry, JobResult(job_id=job.id, worker="test", seconds=0))
+            return 0
+
+        monkeypatch.setattr(Queue, "held", held)
+        mine = rollout_collector(queue, Records(tmp_path))
+        mine.collect("r", [job], "a game")
+    assert mine.records.finished("r") == {job.id}
+
+
 def test_states_of_d_are_spread_over_games() -> None:
     turn = Turn(
         observation="o",

@@ -55,7 +55,7 @@ class Inbox:
             if dead.job_id in waiting:
                 raise JobsFailed(f"job {dead.job_id} was given up: {dead.reason}")
         silent = time.monotonic() - self._heard
-        if silent > _STALLED and (silent > _LONGEST or self._queue.held(_STALLED) == 0):
+        if silent > _STALLED and not self._may_come(stream, silent):
             jobs = self._queue.lengths()["jobs"]
             raise JobsFailed(
                 f"no result for {silent / 60:.0f} minutes, with {jobs} jobs in the queue: are "
@@ -63,6 +63,12 @@ class Inbox:
                 "logs say what they wait for."
             )
         return []
+
+    def _may_come(self, stream: Results, silent: float) -> bool:
+        """Whether to wait on, `silent` seconds after the last result."""
+        if silent <= _LONGEST and self._queue.held(_STALLED) > 0:
+            return True
+        return self._queue.lengths()[stream] > 0  # of a job that was finished just now
 
     def lost(self, stream: Results, published: Collection[str]) -> list[str]:
         """Those of the jobs `published` that nobody has any more, to be published again.
