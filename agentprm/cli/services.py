@@ -77,11 +77,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the services of a machine listen; of a policy with replicas a,b,... each of them."""
+    """Where the services of a machine listen; of a policy with replicas a,b,... each of them.
+
+    Where a chat model plays there are no policy and no PRM: theirs are empty.
+    """
 
     env: str
-    policy: str
-    prm: str
+    policy: str = ""
+    prm: str = ""
 
     @classmethod
     def given(cls) -> Endpoints | None:
@@ -104,7 +107,14 @@ class Endpoints:
 
 
 def start_services(machine: Machine, games: str | None, options: Options) -> Endpoints:
-    """Environment, policies and PRM, up and running, as a run's workers and its trainer need."""
+    """Environment, policies and PRM, up and running, as a run's workers and its trainer need.
+
+    Where a chat model plays, the environment alone.
+    """
+    if options.chat_url is not None:
+        env = _start_env_of_run(machine, games, options)
+        machine.wait_reachable([ENV])
+        return Endpoints(env)
     prm = start_model(machine, PRM, free_port(), machine.run, options, [])
     policies = [POLICY, *(f"{POLICY}-{k}" for k in range(2, options.policy_replicas + 1))]
     urls = [
@@ -113,18 +123,22 @@ def start_services(machine: Machine, games: str | None, options: Options) -> End
         )
         for name in policies
     ]
-    capacity = options.workers * options.batch
-    env = start_env(
+    env = _start_env_of_run(machine, games, options)
+    machine.wait_reachable([ENV, *policies, PRM])
+    return Endpoints(env=env, policy=",".join(urls), prm=prm)
+
+
+def _start_env_of_run(machine: Machine, games: str | None, options: Options) -> str:
+    """One for all the games that the workers of a run play at a time."""
+    return start_env(
         machine,
         free_port(),
         games,
         options,
-        capacity=capacity,
+        capacity=options.workers * options.batch,
         privileged=True,
         idle_seconds=_STEP_SECONDS,
     )
-    machine.wait_reachable([ENV, *policies, PRM])
-    return Endpoints(env=env, policy=",".join(urls), prm=prm)
 
 
 def start_env(

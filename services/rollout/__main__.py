@@ -49,6 +49,10 @@ def _chat_model(settings: RolloutSettings) -> ChatModel | None:
     return ChatModel(settings.chat_url, load_prompt(settings.prompt))
 
 
+def _one_of(replicas: str | None) -> str | None:
+    return random.choice(replicas.split(",")) if replicas else None
+
+
 def _wanted(run: str, settings: RolloutSettings, current: CurrentRun) -> bool:
     """Whether to go on with the run: none other is announced, be it that Redis lost this one."""
     return settings.run is not None or current.read() in (run, None)
@@ -66,8 +70,7 @@ def main() -> int:
     shutdown = Shutdown()
     shutdown.install()
     # All turns of an episode go to one replica, which keeps their common beginning in its cache.
-    policy = random.choice(settings.policy_url.split(","))
-    prm = random.choice(settings.prm_url.split(",")) if settings.prm_url else None
+    policy, prm = _one_of(settings.policy_url), _one_of(settings.prm_url)
     player = Player(settings.env_url, policy, prm, settings.world_url, chat=_chat_model(settings))
     try:
         with closing(CurrentRun(redis_url, stopped=shutdown.requested)) as current:

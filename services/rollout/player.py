@@ -65,6 +65,7 @@ class Player:
     """Plays jobs against running services.
 
     Args:
+        policy_url: needed for what a policy plays or prefers.
         prm_url: only to wait for the PRM; the policy service asks it for scores.
         world_url: a world model, for look-ahead in a learned model.
         chat: plays the jobs whose actor is a chat model.
@@ -74,7 +75,7 @@ class Player:
     def __init__(
         self,
         env_url: str,
-        policy_url: str,
+        policy_url: str | None,
         prm_url: str | None = None,
         world_url: str | None = None,
         *,
@@ -84,7 +85,7 @@ class Player:
         self._env_url = self._connected = env_url
         self._env = EnvClient(env_url)
         self._closing = EnvClient(env_url, deadline=CLOSE_DEADLINE)
-        self._policy = PolicyClient(policy_url)
+        self._given_policy = PolicyClient(policy_url) if policy_url else None
         self._prm = PRMClient(prm_url) if prm_url else None
         self._chat = chat
         self._world = PolicyClient(world_url) if world_url else None
@@ -101,6 +102,13 @@ class Player:
             return self._prefer(job)
         self._connect(pick(self._env_url))
         return Played(episodes=self._roll_out(job, run))
+
+    @property
+    def _policy(self) -> PolicyClient:
+        """Raises `PlayError` where the worker has none."""
+        if self._given_policy is None:
+            raise PlayError("this worker was started with an empty --policy-url")
+        return self._given_policy
 
     def _connect(self, url: str) -> None:
         """To one replica of the environment: the sessions of a job live there alone."""
@@ -182,11 +190,10 @@ class Player:
         hints = job.hints or [""] * len(sessions)
         if job.privileged:
             hints = [whereabouts(s.game.task, self._env.hidden(s.id)) for s in sessions]
-        policy = JobPolicy(self._policy, job)
 
         def reasons(states: Sequence[State], purpose: str) -> list[ActResult]:
             seed = seed_for(job.seed, purpose)
-            return policy.act([*states], SAMPLES, seed, prm=False).results
+            return JobPolicy(self._policy, job).act([*states], SAMPLES, seed, prm=False).results
 
         starts = rationalised(reasons, sessions, job.starts or [Start()] * len(sessions))
         return [

@@ -17,7 +17,8 @@ class RolloutSettings(ProcessSettings):
     )
     env_url: str = Field(description="the environment service")
     policy_url: str = Field(
-        description="the policy service; of several replicas a,b,... this worker asks one"
+        description="the policy service; of several replicas a,b,... this worker asks one. Empty "
+        "where the expert or a chat model plays all jobs"
     )
     prm_url: str | None = Field(
         default=None,

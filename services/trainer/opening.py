@@ -63,13 +63,13 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
             policy=Fleet(
                 [
                     stack.enter_context(PolicyClient(url, deadline=deadline))
-                    for url in settings.policy_url.split(",")
+                    for url in _replicas(settings.policy_url)
                 ]
             ),
             prm=Fleet(
                 [
                     stack.enter_context(PRMClient(url, deadline=deadline))
-                    for url in settings.prm_url.split(",")
+                    for url in _replicas(settings.prm_url)
                 ]
             ),
             queue=stack.enter_context(
@@ -80,3 +80,7 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
                 )
             ),
         )
+
+
+def _replicas(urls: str) -> list[str]:
+    return urls.split(",") if urls else []

@@ -19,8 +19,11 @@ class TrainerSettings(LoadSettings):
     )
     redis_url: str = Field(description="redis://host:port/0")
     env_url: str = Field(description="the environment service")
-    policy_url: str = Field(description="the policy service; of several replicas a,b,...")
-    prm_url: str = Field(description="the PRM service; of several replicas a,b,...")
+    policy_url: str = Field(
+        description="the policy service; of several replicas a,b,...; empty where a chat model "
+        "plays"
+    )
+    prm_url: str = Field(description="the PRM service, likewise")
     max_jobs: int = Field(
         default=QueueSettings().max_jobs,
         ge=1,

@@ -196,6 +196,8 @@ def play_by_chat(url: str, data: Path, where: Path) -> None:
         rows += orjson.loads(played.stdout)
         [file] = where.glob("runs/react/policy-*/records/eval-react.jsonl")
         assert len(file.read_bytes().splitlines()) == 1, "what was played is not played again"
+    started = {log.stem for log in where.glob("runs/react/policy-*/logs/*.log")}
+    assert started == {"env", "rollout-1", "rollout-2"}, "no model is started that nobody asks"
     row = rows[0]
     assert rows[1] == row
     assert (row["policy"], row["prm"], row["games"]) == ("ReAct(policy)", None, 2)

@@ -119,12 +119,10 @@ def test_a_world_model_is_fitted_measured_and_planned_in(
     (bare / METADATA).unlink()
     registry = ["--registry", str(run / "checkpoints")]
     agentprm("checkpoints", "adopt", str(bare), "prm/9", *registry)
-    for model in ("learned", "true"):
-        plan = ["plan", "--run", str(run), "--prm", "prm/9", "--model", model]
-        plan += ["--depth", "2", "--width", "2"]
-        plan += ["--games", str(alfworld_data), "--count", "1", "--max-steps", "2", "--json"]
-        (row,) = orjson.loads(agentprm(*plan))
-        assert (row["games"], row["actions"]) == (1, 2.0)
+    plan = ["plan", "--run", str(run), "--prm", "prm/9", "--depth", "2", "--width", "2"]
+    plan += ["--games", str(alfworld_data), "--count", "1", "--max-steps", "2", "--json"]
+    (row,) = orjson.loads(agentprm(*plan))
+    assert (row["games"], row["actions"]) == (1, 2.0)
 
 
 def test_self_consistency_plays(run: Path, alfworld_data: Path) -> None:

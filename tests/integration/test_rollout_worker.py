@@ -117,12 +117,15 @@ def test_best_of_n_takes_the_prms_choice(world: World) -> None:
 
 
 def test_the_expert_plays_without_a_policy(world: World) -> None:
-    world.walker.loading = True
-    for episode in played(world, rollout(actor="expert")):
+    player = Player(world.env_url, "")
+    for episode in player.play(rollout(actor="expert")).episodes:
         assert commands(episode) == [EAST, EAST]
         assert episode.turns[0].action.reason == "east it is"
         assert {turn.policy_version for turn in episode.turns} == {"expert"}
         assert episode.provenance.sampling is None
+    with pytest.raises(PlayError, match="an empty --policy-url"):
+        player.play(rollout())
+    assert not world.rooms.sessions
 
 
 def test_preferences_set_best_against_worst_and_count_what_is_dropped(world: World) -> None:
