@@ -218,6 +218,11 @@ class Client:
 
     A call may take `deadline` seconds, its retries included; a service that takes no connection is
     given up after `unreachable` seconds, by default also at the deadline.
+
+    Raises:
+        ValueError: `url` is not that of a service, or the key in the environment cannot be one.
+        ServiceError: of a call, the service answers with a problem, with what cannot be read, or
+            not before the deadline.
     """
 
     def __init__(
@@ -282,7 +287,7 @@ class Client:
 
 
 class AsyncClient:
-    """`Client` for asyncio."""
+    """`Client` for asyncio; it raises the same."""
 
     def __init__(
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None

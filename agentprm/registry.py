@@ -68,7 +68,11 @@ class Registry:
         return self.root / version
 
     def exists(self, version: str) -> bool:
-        """Whether `version` is there and marked STABLE."""
+        """Whether `version` is there and marked STABLE.
+
+        Raises:
+            NoCheckpointError: as `path`.
+        """
         return (self.path(version) / STABLE).is_file()
 
     def versions(self, kind: str) -> list[str]:
@@ -92,7 +96,8 @@ class Registry:
         """The directory of `version`, its files compared with the mark.
 
         Raises:
-            CheckpointError: it is missing, unmarked, or its files are not those that were written.
+            NoCheckpointError: it is missing.
+            CheckpointError: it is unmarked, or its files are not those that were written.
         """
         path = self.path(version)
         if not path.is_dir():
@@ -116,6 +121,7 @@ class Registry:
         """A directory to fill; it becomes `version` when the block ends without an exception.
 
         Raises:
+            NoCheckpointError: as `path`.
             CheckpointError: `version` exists (checkpoints are immutable) or holds pickled files.
         """
         target = self.path(version)
@@ -184,14 +190,22 @@ class Registry:
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=_left_behind)
 
     def share(self, version: str, other: Registry) -> None:
-        """Take over `version` of another registry: hard links, or copies between file systems."""
+        """Take over `version` of another registry: hard links, or copies between file systems.
+
+        Raises:
+            CheckpointError: `other` lacks it or has it damaged, or `version` exists here.
+        """
         ignore = shutil.ignore_patterns(STABLE)
         source = other.open(version)
         with self.write(version) as draft:
             shutil.copytree(source, draft, ignore=ignore, copy_function=_link, dirs_exist_ok=True)
 
     def remove(self, version: str) -> None:
-        """Forget `version`: its mark goes first, so that no reader takes half of it."""
+        """Forget `version`: its mark goes first, so that no reader takes half of it.
+
+        Raises:
+            NoCheckpointError: as `path`.
+        """
         path = self.path(version)
         (path / STABLE).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)

@@ -43,6 +43,7 @@ def train_run(run: Path, config: Config, games: str | None, *, quiet: bool) -> N
 
     Raises:
         ProcessFailed: the trainer gave up, or a process dies again and again.
+        RedisServerError: no Redis is named, and one of its own cannot be started.
     """
     with Machine(run) as machine:
         _work(machine, "services.trainer", games, Options.of(config), [], quiet=quiet)
@@ -55,6 +56,7 @@ def measure_run(
 
     Raises:
         ProcessFailed: the trainer gave up, or a process dies again and again.
+        RedisServerError: no Redis is named, and one of its own cannot be started.
     """
     flags = ["--plan", str(write_plan(run, measurements))]
     with Machine(run) as machine:
@@ -98,6 +100,10 @@ def evaluate_run(
     """Evaluate `policy/0`, by `prm/0` where it has a name, or as one of N samples by a `choice`.
 
     The row, which calls them by `names`, goes to `run/results.json`.
+
+    Raises:
+        ProcessFailed: the trainer gave up, or a process dies again and again.
+        RedisServerError: no Redis is named, and one of its own cannot be started.
     """
     policy, prm = names
     flags = ["--choice", choice, f"--policy-name={policy}"]
@@ -117,7 +123,12 @@ def evaluate_chat_model(
     options: Options,
     quiet: bool,
 ) -> None:
-    """Evaluate a model behind `options.chat_url`; the row goes to `run/results.json`."""
+    """Evaluate a model behind `options.chat_url`; the row goes to `run/results.json`.
+
+    Raises:
+        ProcessFailed: the trainer gave up, or a process dies again and again.
+        RedisServerError: no Redis is named, and one of its own cannot be started.
+    """
     flags = ["--chat-model", model]
     _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
 
@@ -143,7 +154,12 @@ def _evaluate(
 def plan_run(
     run: Path, games: str | None, options: Options, flags: list[str], *, quiet: bool
 ) -> None:
-    """Play with look-ahead, as `flags` say; the row goes to `run/results.json`."""
+    """Play with look-ahead, as `flags` say; the row goes to `run/results.json`.
+
+    Raises:
+        ProcessFailed: the trainer gave up, or a process dies again and again.
+        RedisServerError: no Redis is named, and one of its own cannot be started.
+    """
     flags = [*flags, "--batch", str(options.batch)]
     with Machine(run) as machine:
         _work(machine, "services.trainer.plan", games, options, flags, quiet=quiet)
@@ -161,6 +177,12 @@ def serve_run(
     """Serve the newest checkpoints of `run` on `host` until interrupted.
 
     A service that dies serves again what it served last, which may be another that it was told of.
+
+    Raises:
+        CheckpointError: the run has no finished checkpoint, or a policy that is damaged where a
+            SGLang server is to be started on it.
+        ProcessFailed: a service does not come up, does not serve its checkpoint, or dies again and
+            again.
     """
     registry = Registry(run / "checkpoints")
     policies, prms = registry.versions("policy"), registry.versions("prm")

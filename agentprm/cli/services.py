@@ -110,6 +110,9 @@ def start_services(machine: Machine, games: str | None, options: Options) -> End
     """Environment, policies and PRM, up and running, as a run's workers and its trainer need.
 
     Where a chat model plays, the environment alone.
+
+    Raises:
+        ProcessFailed: one of them does not come up.
     """
     if options.chat_url is not None:
         env = _start_env_of_run(machine, games, options)
@@ -157,6 +160,9 @@ def start_env(
         capacity: games at a time: processes of TextWorld, or threads of the user's own environment.
         privileged: whether it tells the hidden state and what the expert would do.
         idle_seconds: until a game that nobody plays is closed; by default the service's own.
+
+    Raises:
+        ProcessFailed: another process listens at `port`.
     """
     flags = ["--engine", options.engine, "--expert", options.expert]
     flags += ["--pool", str(min(capacity, MAX_POOL))]
@@ -179,7 +185,11 @@ def start_model(
     *,
     name: str | None = None,
 ) -> str:
-    """Start a service that holds a model; its URL. `name` tells replicas of it apart."""
+    """Start a service that holds a model; its URL. `name` tells replicas of it apart.
+
+    Raises:
+        ProcessFailed: another process listens at `port`.
+    """
     registry = ["--registry", str(run / "checkpoints")]
     common = ["--prompt", options.prompt, "--device", options.device_of(service)]
     if service == POLICY:
@@ -193,6 +203,9 @@ def start_world(machine: Machine, registry: Path, options: Options) -> str:
     """A policy service on the one checkpoint in `registry`, up and running; its URL.
 
     The registry is not the policy's: a service notes in its registry what it serves.
+
+    Raises:
+        ProcessFailed: it does not come up.
     """
     (version,) = Registry(registry).versions("world")
     flags = ["--registry", str(registry), "--checkpoint", version]
@@ -203,7 +216,13 @@ def start_world(machine: Machine, registry: Path, options: Options) -> str:
 
 
 def start_sglang(machine: Machine, model: Path, command: str) -> str:
-    """A server on the checkpoint in `model`, up and running."""
+    """A server on the checkpoint in `model`, up and running; its URL.
+
+    `command` starts it, with `{model}` and `{port}` in it.
+
+    Raises:
+        ProcessFailed: there is no such command, or the server does not come up.
+    """
     port = free_port()
     values = {"model": str(model.absolute()), "port": str(port)}
     argv = [part.format(**values) for part in shlex.split(command)]

@@ -79,6 +79,7 @@ def require_started_with(server: SGLangClient, config: Mapping[str, Any]) -> Non
 
     Raises:
         ValueError: it was started with another.
+        SGLangError: the server does not say what it serves.
     """
     from transformers import AutoConfig  # seconds to import
 

@@ -57,7 +57,11 @@ class InPlaceServing(Serving[W]):
 
     @asynccontextmanager
     async def using(self) -> AsyncIterator[Served[W]]:
-        """What serves now; it goes on serving until the block ends."""
+        """What serves now; it goes on serving until the block ends.
+
+        Raises:
+            ProblemError: as `current`.
+        """
         async with self._gate.shared():
             yield self.current()
 

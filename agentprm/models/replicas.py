@@ -119,7 +119,11 @@ class Replicas:
         self._all(self._put_one, weights)
 
     def check(self, weights: Weights) -> None:
-        """Run the canary on every server that serves `weights`; raises what it raises."""
+        """Run the canary on every server that serves `weights`; raises what it raises.
+
+        Raises:
+            SGLangError: a replica does not answer, or is a router without servers.
+        """
         for replica in self._replicas:
             if replica.tag == weights.tag:
                 for server in self._servers(replica):

@@ -100,7 +100,11 @@ class ModelInfo:
 
 
 class SGLangClient:
-    """A connection pool to one server. `key` is its --api-key, where it has one."""
+    """A connection pool to one server. `key` is its --api-key, where it has one.
+
+    Raises:
+        SGLangError: of a call, the server refuses it or does not answer.
+    """
 
     def __init__(
         self,
@@ -143,7 +147,11 @@ class SGLangClient:
             return False
 
     def model_info(self) -> ModelInfo:
-        """What the server serves."""
+        """What the server serves.
+
+        Raises:
+            SGLangError: it does not answer.
+        """
         found = self._call("GET", "/model_info")
         return ModelInfo(
             path=found["model_path"],
@@ -153,7 +161,11 @@ class SGLangClient:
         )
 
     def workers(self) -> list[str] | None:
-        """The servers behind a router, or None where this is a server itself."""
+        """The servers behind a router, or None where this is a server itself.
+
+        Raises:
+            SGLangError: neither a router nor a server answers.
+        """
         try:
             found = self._call("GET", "/workers")
         except SGLangError as error:

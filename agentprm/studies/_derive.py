@@ -62,6 +62,7 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
     Raises:
         ValueError: `run` was derived with other settings, or a setting is impossible.
         CheckpointError: a checkpoint of `source` is damaged.
+        FileNotFoundError: `source` is not the directory of a run.
     """
     before = read_config(source)
     config = changed(before, overrides)
@@ -84,7 +85,11 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
 
 
 def retrains(config: Config, overrides: Mapping[str, Any]) -> bool:
-    """Whether a variant of a run, with settings that can be, leaves the loop anything to do."""
+    """Whether a variant of a run, with settings that can be, leaves the loop anything to do.
+
+    Raises:
+        pydantic.ValidationError: an unknown setting is named, or an impossible value.
+    """
     differing = _differing(config, changed(config, overrides), overrides)
     return "iterations" in differing or _first_read(differing) < _END
 

@@ -53,6 +53,9 @@ def run_study(
     Raises:
         StudyError: the run is not trained to its end; a variant takes settings it does not have; or
             `overrides` are of no use to the study. Nothing is trained before that is known.
+        FileNotFoundError: `run` is not the directory of a run.
+        ValueError: its settings, or what it recorded, cannot be read.
+        CheckpointError: a checkpoint that a variant takes over is damaged.
     """
     directory = run / "studies" / study.name
     if not _trained(run, read_config(run)):

@@ -78,7 +78,11 @@ class Study(ABC):
     """Whether variants are trained to their end before they are measured."""
 
     def variants(self, config: Config) -> list[Variant]:
-        """What is derived from a run of these settings; nothing: the run itself is read."""
+        """What is derived from a run of these settings; nothing: the run itself is read.
+
+        Raises:
+            StudyError: the study cannot be done on such a run.
+        """
         return []
 
     def measurements(self, run: Path, config: Config) -> list[Measurement]:
@@ -87,7 +91,11 @@ class Study(ABC):
 
     @abstractmethod
     def rows(self, runs: Mapping[str, Path]) -> list[Cells]:
-        """The CSV, from the directories of the variants by their names."""
+        """The CSV, from the directories of the variants by their names.
+
+        Raises:
+            DamagedFile: what a variant recorded cannot be read.
+        """
 
     @abstractmethod
     def draw(self, rows: Sequence[Cells], figure: Figure) -> None:

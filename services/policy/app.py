@@ -27,7 +27,13 @@ ACTION_TOKENS = Counter("agentprm_policy_action_tokens_total", "Tokens of the sa
 
 
 def build_app(settings: PolicySettings) -> FastAPI:
-    """The app; it loads its checkpoint when it starts."""
+    """The app; it loads its checkpoint when it starts.
+
+    Raises:
+        FileNotFoundError: `settings.prompt` is neither the name of a prompt nor a file.
+        ValueError: that prompt does not render a reason, then a command, verbatim; or the keys in
+            the environment are malformed.
+    """
     template = load_prompt(settings.prompt)
     backend = open_backend(settings, template)
     serving = backend.serving

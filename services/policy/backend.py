@@ -18,7 +18,7 @@ from services.policy.settings import CACHE_GIB, PolicySettings
 
 
 def open_backend(settings: PolicySettings, prompt: PromptTemplate) -> Backend:
-    """Nothing is loaded yet, no server asked."""
+    """The engine of the settings. Nothing is loaded yet, no server asked."""
     if settings.engine == "sglang":
         return _sglang(settings, prompt)
     return _embedded(settings, prompt)

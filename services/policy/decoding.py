@@ -55,7 +55,11 @@ class _Frame:
 
 
 class Decoder:
-    """Candidate actions from an engine's answers, for one prompt template."""
+    """Candidate actions from an engine's answers, for one prompt template.
+
+    Raises:
+        ValueError: the template does not render the reason, then the command, verbatim.
+    """
 
     def __init__(self, template: PromptTemplate) -> None:
         self.template = template
@@ -67,6 +71,9 @@ class Decoder:
         """`n` samples in each state, equal actions merged; the first drawn is the chosen.
 
         Where a state lists no admissible commands, the text is decoded freely.
+
+        Raises:
+            ProblemError: as `Engine.generate` and `Engine.score`.
         """
         results: list[ActResult | None] = [None] * len(queries)
         restricted = [

@@ -19,7 +19,12 @@ from services.prm.settings import PRMServiceSettings
 
 
 def build_app(settings: PRMServiceSettings) -> FastAPI:
-    """The app. At start it serves `settings.checkpoint`, or what it served last, if anything."""
+    """The app. At start it serves `settings.checkpoint`, or what it served last, if anything.
+
+    Raises:
+        FileNotFoundError: `settings.prompt` is neither the name of a prompt nor a file.
+        ValueError: the keys in the environment are malformed.
+    """
     prompt = load_prompt(settings.prompt)
     backend = open_backend(settings, prompt)
     serving = backend.serving

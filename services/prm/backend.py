@@ -18,7 +18,7 @@ from services.prm.sglang import OnServers, SGLangScorer
 
 
 def open_backend(settings: PRMServiceSettings, prompt: PromptTemplate) -> Backend:
-    """Nothing is loaded yet, no server asked."""
+    """The engine of the settings. Nothing is loaded yet, no server asked."""
     if settings.engine == "sglang":
         return _sglang(settings, prompt)
     return _embedded(settings, prompt)

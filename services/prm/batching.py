@@ -121,8 +121,9 @@ class Batcher:
         """Q for everything in `request`, all of it from `served`; `held` is kept until then.
 
         Raises:
-            ProblemError: 422 too long for the model, 413 more than may ever wait, 429 too much
-                waits already, 503 not computed in time, 500 the weights gave no number.
+            ProblemError: 422 too long for the model, refused by its chat template or empty, 413
+                more than may ever wait, 429 too much waits already, 503 not computed in time, 500
+                the weights gave no number.
         """
         if self._requests >= self._max_requests:
             raise _busy(f"{self._requests} requests are under way")

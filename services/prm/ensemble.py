@@ -70,6 +70,7 @@ def load_ensemble(
     Raises:
         CheckpointError: a checkpoint is missing, damaged, or was fitted with another prompt
             template than `prompt`; or the members do not read text alike.
+        OSError, ValueError: what `build` raises.
     """
     versions = read_members(path)
     paths = [registry.open(version) for version in versions] or [path]

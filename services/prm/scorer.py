@@ -132,8 +132,9 @@ class BaseScorer(ABC):
         """Rows for a request. Equal states share a row, equal actions in them a branch.
 
         Raises:
-            ProblemError: 422, something is longer than the model can read, or the checkpoint's
-                chat template does not take a conversation.
+            ProblemError: 422, something is longer than the model can read or holds nothing to
+                score, or the checkpoint's chat template does not take a conversation.
+            ValueError, TemplateError: it does not take a transcript.
         """
         plan, forks = Plan(), _Forks()
 
@@ -225,11 +226,20 @@ class BaseScorer(ABC):
 
     @abstractmethod
     def score(self, rows: Sequence[Row]) -> list[list[float]]:
-        """Q at the ends of each row. Independent of what else is in the batch."""
+        """Q at the ends of each row. Independent of what else is in the batch.
+
+        Raises:
+            ProblemError: 422, a server refuses a row; 503, no server computes it.
+        """
 
     @abstractmethod
     def check(self) -> None:
-        """The canary: raise where the checkpoint does not compute what it should."""
+        """The canary.
+
+        Raises:
+            CheckpointError, ValueError: the checkpoint does not compute what it should.
+            SGLangError: a server of the checkpoint does not answer.
+        """
 
     def _fits(self, tokens: int, what: str) -> None:
         if self.max_tokens is not None and tokens > self.max_tokens:

@@ -91,6 +91,7 @@ class SGLangScorer(BaseScorer):
 
         Raises:
             ValueError: it is not so.
+            SGLangError: it does not answer.
         """
         info = server.model_info()
         if info.is_generation:
@@ -102,6 +103,7 @@ class SGLangScorer(BaseScorer):
 
         Raises:
             ValueError: it is not so.
+            SGLangError: the server does not answer.
         """
         (row,) = self.plan(CANARY).rows[-1:]
         for ids in (row.ids[: row.ends[0]], row.ids):

@@ -59,7 +59,7 @@ def _wanted(run: str, settings: RolloutSettings, current: CurrentRun) -> bool:
 
 
 def main() -> int:
-    """Work until a signal; the exit status."""
+    """Work until a signal; the exit status, 1 where Redis was gone for good."""
     settings = RolloutSettings.from_command_line()
     configure_logging("rollout")
     redis_url = settings.redis_url or given_url()

@@ -36,7 +36,13 @@ class Actor(ABC):
 
     @abstractmethod
     def decide(self, games: Sequence[LiveGame], turn: int) -> Sequence[Decision | None]:
-        """What to do in each game; None gives it up. `turn` counts from the job's beginning."""
+        """What to do in each game; None gives it up. `turn` counts from the job's beginning.
+
+        Raises:
+            PlayError: a service answers with another version than the job's, or the environment
+                gives no expert's action.
+            ServiceError: a service fails.
+        """
 
 
 class ExpertActor(Actor):
@@ -129,7 +135,11 @@ class LookAheadActor(AskingActor):
 
 
 class ChatActor(Actor):
-    """The chat model that the job names. Records tell it as what its endpoint calls it."""
+    """The chat model that the job names. Records tell it as what its endpoint calls it.
+
+    Raises:
+        PlayError: the job names none.
+    """
 
     def __init__(self, job: RolloutJob, chat: ChatModel) -> None:
         if job.policy_version is None:

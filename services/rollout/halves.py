@@ -19,6 +19,9 @@ def those_that_fit(
 
     Where one is too long they are asked about in halves. `ask` also takes which half it is, such as
     `/0/1`, and nothing for all, so that equal draws do not recur.
+
+    Raises:
+        ServiceError: what `ask` raises for another reason.
     """
     try:
         return [*ask(items, half)]

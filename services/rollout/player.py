@@ -70,6 +70,9 @@ class Player:
         world_url: a world model, for look-ahead in a learned model.
         chat: plays the jobs whose actor is a chat model.
         patience: seconds to wait for a service that is loading or serves another version.
+
+    Raises:
+        ValueError: one of the URLs is not that of a service.
     """
 
     def __init__(
@@ -95,7 +98,8 @@ class Player:
         """Play the job of a run; jobs of another, on the same services, may have the same ids.
 
         Raises:
-            PlayError: a service serves another version than the job's, or refuses a step.
+            PlayError: a service does not come to serve, or serves another version than the job's,
+                or refuses a step; or the job needs what this worker was started without.
             ServiceError: a service fails.
         """
         if isinstance(job, PreferenceJob):

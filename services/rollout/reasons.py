@@ -24,6 +24,9 @@ def rationalised(ask: Ask, sessions: Sequence[Session], starts: Sequence[Start])
     Turn by turn, in a history that is retold already: of the policy's answers the first that takes
     the command lends its reason; where none takes it, the first answer. In a state that is
     too long for the policy there is no reason: that of the other is not to be told.
+
+    Raises:
+        ServiceError: what `ask` raises for another reason.
     """
     told = {
         k: _turns(start, session)

@@ -16,7 +16,11 @@ class Baseline(Loop, ABC):
     """π_0, then K times `improve`; there is no PRM."""
 
     def train(self) -> list[Row]:
-        """Everything from demonstrations to the table, going on where an earlier run stopped."""
+        """Everything from demonstrations to the table, going on where an earlier run stopped.
+
+        Raises:
+            BaseModelError, DemonstrationsError: as `Loop.train`.
+        """
         self.try_model()
         self.try_games()
         self.demonstrate()

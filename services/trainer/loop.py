@@ -38,7 +38,15 @@ from services.trainer.targets.reference import ROLLOUTS, VALUE, reference_jobs
 
 
 class Loop:
-    """One training run."""
+    """One training run.
+
+    Raises:
+        CheckpointError: of a stage, a checkpoint that it begins with is damaged.
+        JobsFailed, NoGames, QueueError, ServiceError: of a stage in which games are played, as
+            `Collector.games` and `Collector.collect`.
+        FitFailed, NothingToTrainOnError: of a stage that fits, as `Launcher.perform` and
+            `Fits.perform`.
+    """
 
     def __init__(
         self,
@@ -73,7 +81,11 @@ class Loop:
         )
 
     def train(self) -> list[Row]:
-        """Everything from demonstrations to the table, going on where an earlier run stopped."""
+        """Everything from demonstrations to the table, going on where an earlier run stopped.
+
+        Raises:
+            BaseModelError, DemonstrationsError: as `try_model`, `demonstrate` and `imitate`.
+        """
         self.try_model()
         self.try_games()
         self.demonstrate()
@@ -116,6 +128,7 @@ class Loop:
 
         Raises:
             NoGames: there will not.
+            ServiceError: the environment does not answer.
         """
         self.collector.games(self.config.evaluation.split, 1, "evaluation")
         plan, rollouts = self.config.monitor, self.config.rollouts
@@ -130,7 +143,12 @@ class Loop:
             )
 
     def demonstrate(self) -> None:
-        """The expert plays train games, or has played them."""
+        """The expert plays train games, or has played them.
+
+        Raises:
+            DemonstrationsError, CheckpointError: as
+                `services.trainer.rollouts.demonstrations.demonstrate`.
+        """
         demonstrate(self.collector, self.registry, self.config.demonstrations)
 
     def imitate(self) -> None:
@@ -138,6 +156,7 @@ class Loop:
 
         Raises:
             DemonstrationsError: none was won; InversePRM alone imitates the others too.
+            BaseModelError: as `base_model`.
         """
         if self._skip("policy/0", "pi_0"):
             return
@@ -159,7 +178,11 @@ class Loop:
         self._make(EXPLORER, "explorer", 0, self.registry.open("policy/0"))
 
     def fit_reference(self) -> None:
-        """V^μ from rollouts of the reference policy, once in a run that shapes its targets."""
+        """V^μ from rollouts of the reference policy, once in a run that shapes its targets.
+
+        Raises:
+            CheckpointError: as `reference_jobs`.
+        """
         plan = self.config.shaping
         if plan.alpha == 0:
             return
@@ -178,6 +201,9 @@ class Loop:
         """π_i plays train games, several times each; with `labelled` the expert comments.
 
         See `rollouts.exploration` for how the rollouts begin.
+
+        Raises:
+            ValueError: as `begin`.
         """
         plan = self.config.rollouts
         stage = rollouts_stage(i)
@@ -197,6 +223,9 @@ class Loop:
         """Vine rollouts: π_i goes on from states of its rollouts, several times an action.
 
         InversePRM, which reads no outcome, has no use for them.
+
+        Raises:
+            RuntimeError: π_i answers as another version.
         """
         plan = self.config.rollouts
         if plan.vine is None or self.config.algorithm is Algorithm.INVERSE_PRM:
@@ -231,7 +260,11 @@ class Loop:
         self._make(_prm(i, member), kind, i, base, member)
 
     def sample_next_actions(self, i: int) -> None:
-        """Next actions from π_i behind the expert's and the learner's transitions."""
+        """Next actions from π_i behind the expert's and the learner's transitions.
+
+        Raises:
+            RuntimeError: π_i answers as another version.
+        """
         expert, learner = draw_transitions(self.records, i, self.config.seed)
         sample_next_actions(self.collector, i, [*expert, *learner], self.config.rollouts.sampling)
 

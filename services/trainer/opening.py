@@ -46,6 +46,8 @@ def open_run(settings: TrainerSettings) -> Iterator[tuple[Services, Records]]:
 
     Raises:
         RunTaken: another process works on it.
+        DamagedFile: as `Records`.
+        QueueError, ValueError: as `connect`.
     """
     with exclusive(settings.run), connect(settings) as services:
         Registry(settings.run / "checkpoints").drop_drafts()
@@ -54,7 +56,12 @@ def open_run(settings: TrainerSettings) -> Iterator[tuple[Services, Records]]:
 
 @contextmanager
 def connect(settings: TrainerSettings) -> Iterator[Services]:
-    """Connections to everything the trainer talks to; for it, and for the processes of its fits."""
+    """Connections to everything the trainer talks to; for it, and for the processes of its fits.
+
+    Raises:
+        QueueError: there is no Redis at `redis_url`.
+        ValueError: one of the URLs is not that of a service.
+    """
     name = settings.queue or settings.run.name
     deadline = settings.load_timeout + _SPARE
     with ExitStack() as stack:

@@ -26,7 +26,12 @@ class PlanSettings(SingleSettings):
 
 
 def plan(collector: Collector, settings: PlanSettings) -> PlannedRow:
-    """The row of the table."""
+    """Have the games played with look-ahead, unless they were; the row of the table.
+
+    Raises:
+        NoGames: as `Collector.games`.
+        JobsFailed, QueueError, ServiceError: as `Collector.collect`.
+    """
     games, seed = evaluation_games(collector, settings.games)
     jobs = collector.jobs(
         "plan",

@@ -21,7 +21,11 @@ from services.trainer.settings import TrainerSettings
 
 
 def train(settings: TrainerSettings, config: Config) -> int:
-    """Train to the end, and print the table. The exit code is 0 when it is there."""
+    """Train to the end, and print the table. The exit code is 0 when it is there.
+
+    Raises:
+        FileNotFoundError: as `load_prompt`.
+    """
     transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
     transformers.logging.disable_progress_bar()
     asked = settings.num_processes or config.num_processes

@@ -44,7 +44,11 @@ class Engine(Protocol):
         """
 
     def fork(self) -> Engine:
-        """Another engine with the same game in the same state; neither affects the other."""
+        """Another engine with the same game in the same state; neither affects the other.
+
+        Raises:
+            EngineError: no game is in play.
+        """
 
     def hidden_state(self) -> HiddenState:
         """Where everything is. Privileged: the agent must not see it.

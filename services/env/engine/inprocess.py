@@ -78,21 +78,37 @@ class CompiledEngine:
         self._state = state
 
     def reset(self, game: str) -> Frame:
-        """Start the game in a file; 0.1 ms, and some milliseconds where that has to be parsed."""
+        """Start the game in a file; 0.1 ms, and some milliseconds where that has to be parsed.
+
+        Raises:
+            EngineError: the file is not a game.
+        """
         self._state = self._host.game(Path(game)).reset()
         return frame_of(self._state)
 
     def step(self, command: str) -> Frame:
-        """Play a command; some 20 µs."""
+        """Play a command; some 20 µs.
+
+        Raises:
+            EngineError: no game is in play.
+        """
         self._playing.step(command)
         return frame_of(self._playing)
 
     def fork(self) -> CompiledEngine:
-        """A copy; some 5 µs."""
+        """A copy; some 5 µs.
+
+        Raises:
+            EngineError: no game is in play.
+        """
         return CompiledEngine(self._host, self._playing.fork())
 
     def hidden_state(self) -> HiddenState:
-        """Where everything is."""
+        """Where everything is.
+
+        Raises:
+            EngineError: no game is in play.
+        """
         return HiddenState.model_validate(self._playing.hidden_state())
 
     def close(self) -> None:

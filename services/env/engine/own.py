@@ -75,7 +75,11 @@ class OwnEngine:
         self._rewards = 0.0
 
     def reset(self, game: str) -> Frame:
-        """Start a game in a new instance."""
+        """Start a game in a new instance.
+
+        Raises:
+            EngineError: the class fails, or the game is over before its first turn.
+        """
         self._game, self._commands = game, []
         self._last = self._begin()
         if self._last.done:
@@ -83,7 +87,11 @@ class OwnEngine:
         return self._last
 
     def step(self, command: str) -> Frame:
-        """Play a command."""
+        """Play a command.
+
+        Raises:
+            EngineError: the class fails, or a copy does not come to where its original was.
+        """
         if self._instance is None:
             self._replay()
         self._last = self._play(command)
@@ -97,7 +105,11 @@ class OwnEngine:
         return copy
 
     def hidden_state(self) -> HiddenState:
-        """There is no telling where things are."""
+        """There is no telling where things are.
+
+        Raises:
+            NotToldError: always.
+        """
         raise NotToldError(f"{self._host.name} tells no hidden state, as ALFWorld does")
 
     def close(self) -> None:

@@ -96,12 +96,20 @@ class TextWorldEngine:
         """What brought the game to where it is, to be repeated in another process."""
 
     def reset(self, game: str) -> Frame:
-        """Start the game in a file; 0.4 to 1 s of a core."""
+        """Start the game in a file; 0.4 to 1 s of a core.
+
+        Raises:
+            EngineError: TextWorld fails, or process after process dies or hangs.
+        """
         self._played = []
         return self._play({"op": "reset", "game": game})
 
     def step(self, command: str) -> Frame:
-        """Play a command; 26 ms of a core."""
+        """Play a command; 26 ms of a core.
+
+        Raises:
+            EngineError: TextWorld fails, or process after process dies or hangs.
+        """
         return self._play({"op": "step", "command": command})
 
     def fork(self) -> TextWorldEngine:
@@ -111,7 +119,11 @@ class TextWorldEngine:
         return copy
 
     def hidden_state(self) -> HiddenState:
-        """Where everything is, from the facts of the planner's state."""
+        """Where everything is, from the facts of the planner's state.
+
+        Raises:
+            EngineError: TextWorld fails, or process after process dies or hangs.
+        """
         return HiddenState.model_validate(self._ask({"op": "hidden"}))
 
     def close(self) -> None:

@@ -19,4 +19,8 @@ class Expert(Protocol):
         """What `command` led to; None for the first frame."""
 
     def act(self) -> Action:
-        """The next action. Asking changes nothing."""
+        """The next action. Asking changes nothing.
+
+        Raises:
+            ExpertError: it has no advice.
+        """

@@ -110,7 +110,13 @@ def agreement(real: Counter[tuple[str, str]], generated: Counter[tuple[str, str]
 def measure(
     index: GameIndex, split: Split, placement: Placement, *, sample: int, seed: int
 ) -> tuple[Measures, Counter[tuple[str, str]]]:
-    """The figures of a split, and how many objects of a type lie in receptacles of a type."""
+    """The figures of a split, and how many objects of a type lie in receptacles of a type.
+
+    Raises:
+        DataError: there are no games of the split.
+        GameFileError: a game of the sample cannot be played.
+        ExpertError: the goal of one is not one of ALFWorld's templates.
+    """
     games = index.select(split)
     if not games:
         raise DataError(f"no games of {split} in {index.root}")

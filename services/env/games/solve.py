@@ -9,7 +9,11 @@ from services.env.games.placement import Placement
 
 
 def solve(game: CompiledGame, placement: Placement, seed: int, steps: int) -> list[str] | None:
-    """The expert's commands up to the win; None if it does not win within `steps`."""
+    """The expert's commands up to the win; None if it does not win within `steps`.
+
+    Raises:
+        ExpertError: the goal is not one of ALFWorld's templates.
+    """
     expert = SearchExpert(game.task, placement, seed)
     state = game.reset()
     expert.observe(None, frame_of(state))

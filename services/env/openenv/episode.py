@@ -101,7 +101,11 @@ class Episode:
         self._id: str | None = None
 
     async def reset(self, request: Reset) -> Played:
-        """Start a game. Raise ProblemError as `Sessions.create` does."""
+        """Start a game.
+
+        Raises:
+            ProblemError: as `Sessions.create`.
+        """
         seed = random.randrange(2**31) if request.seed is None else request.seed
         new = CreateSessions(
             games=None if request.game is None else [request.game],
@@ -115,7 +119,11 @@ class Episode:
         return _played(self._session)
 
     async def step(self, action: Play) -> Played:
-        """Play a command. Raise ProblemError where no game is in play or this one is over."""
+        """Play a command.
+
+        Raises:
+            ProblemError: 409, no game is in play or this one is over; or as a step of its session.
+        """
         if self._session is None:
             raise ProblemError(409, "No episode", "reset before the first step")
         step = StepSession(id=self._session.id, turn=self._session.turn, command=action.command)

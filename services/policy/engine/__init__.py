@@ -92,7 +92,8 @@ class Engine(ABC):
         """`draw.n` samples for each prompt.
 
         Raises:
-            ProblemError: 422, a conversation is longer than the model takes.
+            ProblemError: 422, a conversation is longer than the model takes, or its chat template
+                refuses it; 503, no server computes it.
         """
 
     @abstractmethod
@@ -100,7 +101,8 @@ class Engine(ABC):
         """A score for each answer of each question.
 
         Raises:
-            ProblemError: 422, a conversation with an answer is longer than the model takes.
+            ProblemError: 422, a conversation with an answer is longer than the model takes, or its
+                chat template refuses it; 503, no server computes it.
         """
 
     @abstractmethod
@@ -117,7 +119,12 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """The canary: raise where the model does not compute what it should."""
+        """The canary.
+
+        Raises:
+            ValueError: the model does not compute what it should.
+            SGLangError: a server of the checkpoint does not answer.
+        """
 
 
 def require_room(tokens: int, max_length: int) -> None:

@@ -63,7 +63,11 @@ R = TypeVar("R")
 
 
 class EmbeddedEngine(Engine):
-    """A causal language model, its tokenizer, and the keys and values of recent conversations."""
+    """A causal language model, its tokenizer, and the keys and values of recent conversations.
+
+    Raises:
+        ValueError: as `Codec`.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, *, cache_bytes: int) -> None:
         text_config = model.config.get_text_config()
@@ -85,7 +89,8 @@ class EmbeddedEngine(Engine):
 
         Raises:
             CheckpointError: weights, configuration and tokenizer do not belong together.
-            OSError, ValueError, RuntimeError: transformers cannot read it.
+            OSError, ValueError, RuntimeError: transformers cannot read it, or `Codec` refuses its
+                tokenizer.
         """
         where = pick_device(device)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -194,7 +199,11 @@ class EmbeddedEngine(Engine):
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Finite logits, the same as transformers' own, also where a prefix is computed before."""
+        """Finite logits, the same as transformers' own, also where a prefix is computed before.
+
+        Raises:
+            ValueError: they are not.
+        """
         ids = self.codec.prompt((Message(role="user", content="You are in the middle of a room."),))
         whole = self._forward.plain(ids)
         if not torch.isfinite(whole).all():

@@ -67,6 +67,7 @@ class SGLangEngine(Engine):
 
         Raises:
             CheckpointError: the tokenizer has tokens that the model does not know.
+            OSError, ValueError: transformers cannot read it, or `Codec` refuses its tokenizer.
         """
         options = {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(path, **options).get_text_config()
@@ -156,7 +157,12 @@ class SGLangEngine(Engine):
         self._replicas.check(self)
 
     def compare(self, server: SGLangClient) -> None:
-        """The server was started with this checkpoint's tokenizer and configuration."""
+        """The server was started with this checkpoint's tokenizer and configuration.
+
+        Raises:
+            ValueError: it was not.
+            SGLangError: it does not answer.
+        """
         if server.tokenize(PROBE) != self._probe:
             raise ValueError(f"{server.url} was started with another tokenizer")
         require_started_with(server, self._config)
@@ -164,6 +170,10 @@ class SGLangEngine(Engine):
     def try_on(self, server: SGLangClient) -> None:
         """What the server samples is finite, and gets the same log-probabilities when it is read
         with nothing of it kept.
+
+        Raises:
+            ValueError: it is not so.
+            SGLangError: the server does not answer.
         """
         with self._tokenizing:
             prompt = self.codec.prompt(

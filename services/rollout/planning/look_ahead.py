@@ -36,7 +36,8 @@ def look_ahead(
     state of the tree that is too long for the policy has no candidates.
 
     Raises:
-        ServiceError: `CONTEXT_TOO_LONG`, a root is.
+        ServiceError: `CONTEXT_TOO_LONG`, a root is; or what `act` and `model` raise.
+        ValueError: as `search`.
     """
     answers: list[ActResponse] = []
 

@@ -41,10 +41,17 @@ class Model(ABC, Generic[H]):
         """What follows each action in its place; None where the model cannot tell.
 
         A place may occur several times, and stays as it is.
+
+        Raises:
+            ServiceError: what is asked does not answer.
         """
 
     def forget(self) -> None:
-        """The search is over: its places will not be used again. The roots are not the model's."""
+        """The search is over: its places will not be used again. The roots are not the model's.
+
+        Raises:
+            ServiceError: as `step`.
+        """
 
 
 def next_state(state: State, action: Action, observation: str, admissible: Sequence[str]) -> State:

@@ -42,7 +42,11 @@ class Choice:
 def search(
     roots: Sequence[Place[H]], model: Model[H], expand: Expand, plan: Lookahead
 ) -> list[Choice]:
-    """The best action in each place. The trees grow side by side, so that all ask together."""
+    """The best action in each place. The trees grow side by side, so that all ask together.
+
+    Raises:
+        ValueError: a candidate has no score.
+    """
     trees = [_Node(root) for root in roots]
     level = trees
     for depth, width in enumerate(plan.widths):
@@ -67,7 +71,11 @@ def _grow(level: Sequence[_Node[H]], model: Model[H]) -> list[_Node[H]]:
 
 
 def value(branch: _Branch[H], gamma: float) -> float:
-    """Q_k(s, a), where k is the depth of the tree below s."""
+    """Q_k(s, a), where k is the depth of the tree below s.
+
+    Raises:
+        ValueError: its candidate, or one that follows, has no score.
+    """
     if branch.arrival is None:
         return _q(branch.candidate)
     if branch.node is None:

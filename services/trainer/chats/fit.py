@@ -56,7 +56,12 @@ class ChatsFitSettings(ProcessSettings):
 def fit_chats(
     base: Path, data: Split, out: Path, config: Config, name: str, log: LogMetrics, report: Progress
 ) -> Metrics:
-    """Fit one PRM on the training side; write it to `out`. Its seed follows from its `name`."""
+    """Fit one PRM on the training side; write it to `out`. Its seed follows from its `name`.
+
+    Raises:
+        NothingToTrainOnError: the training side is empty.
+        CheckpointError: as `load_tokenizer`.
+    """
     turns = sum(len(sample.targets) for sample in data.training)
     left_out = f"; {data.left_out} end beyond prm.max_tokens" if data.left_out else ""
     what = f"fitting the PRM on {turns} turns of {len(data.training)} chats{left_out}"
@@ -94,6 +99,11 @@ def fit_members(
     """Fit the PRMs that are not there yet, one or several that serve together; their versions.
 
     Of the processes that share the fits the one with `metrics` writes.
+
+    Raises:
+        NothingToTrainOnError: as `fit_chats`.
+        CheckpointError: as `fit_chats`; or a version came to be there meanwhile, or a member of the
+            ensemble is damaged.
     """
     members = [f"prm/0.{k}" for k in range(1, config.prm.members + 1)]
     versions = members if len(members) > 1 else ["prm/0"]

@@ -42,6 +42,7 @@ def split_chats(base: Path, chats: Sequence[Chat], config: Config) -> Split:
 
     Raises:
         ChatsError: the model's chat template refuses a chat, or nothing is left to train on.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer, limit = load_tokenizer(base), config.prm.max_tokens
     targets = chat_targets(chats, config.gamma)

@@ -40,6 +40,7 @@ def fit_dagger(
 
     Raises:
         NothingToTrainOnError: there are no demonstrations to train on.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(base)
     share, passes = settings.renumbered, []

@@ -69,6 +69,7 @@ def fit_dpo(
 
     Raises:
         NoSamplesError: too few preferences came that were short enough.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(policy)
     remembering = RememberingTokenizer(tokenizer)  # states of an episode begin alike

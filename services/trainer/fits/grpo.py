@@ -84,6 +84,7 @@ def fit_grpo(
 
     Raises:
         NoSamplesError: too few groups came that were short enough.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(policy)
     remembering = RememberingTokenizer(tokenizer)  # states of an episode begin alike

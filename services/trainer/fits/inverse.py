@@ -86,6 +86,7 @@ def fit_inverse_prm(
     Raises:
         NothingToTrainOnError: a set has no transition that is short enough.
         ValueError: the model's attention is not full.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(base)
     episodes = [*expert, *learner]

@@ -90,7 +90,14 @@ class Fits:
         self.update = UPDATES[config.update](at)
 
     def perform(self, job: FitJob) -> None:
-        """Do one fit; its checkpoint is in `job.out` afterwards."""
+        """Do one fit; its checkpoint is in `job.out` afterwards.
+
+        Raises:
+            NothingToTrainOnError: nothing that was played can be read by the fit.
+            ValueError: the model's attention is not full, which algorithm 2 needs.
+            CheckpointError: the model has no tokenizer that can be trained with, or V^μ is damaged.
+            JobsFailed, NoGames, QueueError, RuntimeError, ServiceError: as `Update.fit`, of a π_i.
+        """
         fits = {
             "sft": self._sft,
             "dagger": self._dagger,

@@ -65,6 +65,7 @@ def fit_prm(
 
     Raises:
         NothingToTrainOnError: no episode has a turn within `max_tokens`.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
@@ -135,6 +136,7 @@ def fit_samples(
 
     Raises:
         NothingToTrainOnError: a pass has no samples.
+        CheckpointError: as `load_tokenizer`.
     """
     if not all(passes):
         raise NothingToTrainOnError(

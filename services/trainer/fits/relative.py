@@ -75,6 +75,7 @@ def fit_relative_prm(
 
     Raises:
         NothingToTrainOnError: there is no pair.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)

@@ -54,6 +54,7 @@ def fit_sft(
 
     Raises:
         NothingToTrainOnError: no episode has a turn within `max_tokens`.
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(base)
     passes = []
@@ -88,6 +89,9 @@ def fit_rows(
     any other with `settings.observation_weight`, or 0 where a row has `only_spans`.
     What `facts` say of the fit goes into `agentprm.json`, and `prompt` makes the canary. `seed` is
     that of batches and dropout.
+
+    Raises:
+        CheckpointError: as `load_tokenizer`.
     """
     tokenizer = load_tokenizer(base)
     lengths = [[len(row.ids) for row in rows] for rows in passes]

@@ -114,6 +114,7 @@ def held_out_games(registry: Registry, prm: str) -> set[str]:
 
     Raises:
         NoGames: there is none.
+        CheckpointError: as `read_members`.
     """
     games = set.intersection(*_games_of_members(registry, prm, "validation_games"))
     if not games:
@@ -122,7 +123,11 @@ def held_out_games(registry: Registry, prm: str) -> set[str]:
 
 
 def fitted_games(registry: Registry, prm: str) -> set[str]:
-    """The games that a PRM was fitted on; of an ensemble, those of any member."""
+    """The games that a PRM was fitted on; of an ensemble, those of any member.
+
+    Raises:
+        CheckpointError: as `read_members`.
+    """
     return set.union(*_games_of_members(registry, prm, "training_games"))
 
 

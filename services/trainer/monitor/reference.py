@@ -26,7 +26,11 @@ PACKED_TOKENS = 1024
 
 
 class Reference:
-    """The policy in a directory, held in memory: bfloat16 on a GPU, float32 on a CPU."""
+    """The policy in a directory, held in memory: bfloat16 on a GPU, float32 on a CPU.
+
+    Raises:
+        CheckpointError: as `load_tokenizer`.
+    """
 
     def __init__(self, directory: Path, prompt: PromptTemplate, decoding: Decoding) -> None:
         device = processes().device
@@ -40,7 +44,11 @@ class Reference:
 
     @torch.inference_mode()
     def log_probs(self, state: State, candidates: Sequence[Candidate]) -> list[float]:
-        """log π(a | s) of each candidate, in nats."""
+        """log π(a | s) of each candidate, in nats.
+
+        Raises:
+            ValueError: as `agentprm.encoding.encode_answers`.
+        """
         commands = [command for command in dict.fromkeys(state.admissible) if command]
         if self._decoding is Decoding.FREE or not commands:
             return self._free(state, candidates)

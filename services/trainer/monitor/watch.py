@@ -48,7 +48,11 @@ class Arena:
         self._attempt = attempt
 
     def play(self, version: str, step: int) -> tuple[bool, ...]:
-        """Which of the games the policy `version` wins."""
+        """Which of the games the policy `version` wins.
+
+        Raises:
+            JobsFailed, QueueError, ServiceError: as `Collector.collect`.
+        """
         stage = f"{self._stage}-{step}"
         jobs = self._collector.jobs(
             stage, self._games, policy=version, sampling=self._sampling, seed=self._seed
@@ -91,7 +95,7 @@ class Watch:
         Raises:
             ServiceError: a service fails.
             RuntimeError: one answers with another version.
-            JobsFailed: a trial was given up by the workers.
+            JobsFailed, QueueError: as `Collector.collect`, of a trial.
         """
         self.step = step
         values = self._monitor.read(version)
@@ -108,6 +112,9 @@ class Watch:
         """Copy the best weights over those in `out`, and say which they are.
 
         Where no games are played none is the best: `out` stays as it is, and nothing is said.
+
+        Raises:
+            CheckpointError: they are missing or damaged.
         """
         if self._trials is None:
             return {}
@@ -139,6 +146,8 @@ def watch(
 
     Raises:
         NoGames: there is nothing held out, or are too few games for trials.
+        CheckpointError: as `Reference`.
+        JobsFailed, QueueError, RuntimeError, ServiceError: as `Watch.look`.
     """
     if not held_out:
         raise NoGames(
@@ -182,6 +191,7 @@ def trial_games(collector: Collector, i: int, count: int, fitted: Set[str]) -> l
 
     Raises:
         NoGames: the split has not so many.
+        ServiceError: the environment does not answer.
     """
     order = collector.games(Split.TRAIN, _ALL, "rollouts", repeat=False)
     seen = fitted | _games(collector.records.rollouts(*range(i)))

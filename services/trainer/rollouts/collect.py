@@ -87,6 +87,7 @@ class Collector:
 
         Raises:
             NoGames: the split is empty.
+            ServiceError: the environment does not answer.
         """
         games = self._split(split)
         if not games:
@@ -97,7 +98,11 @@ class Collector:
         return [order[(skip + k) % len(order)] for k in range(count)]
 
     def plays_alfworld(self) -> bool:
-        """Whether the environment is ALFWorld, and none of the user's own."""
+        """Whether the environment is ALFWorld, and none of the user's own.
+
+        Raises:
+            ServiceError: it does not answer.
+        """
         return self.services.env.health().details.get("environment", ALFWORLD) == ALFWORLD
 
     def _split(self, split: Split) -> list[Game]:
@@ -161,6 +166,8 @@ class Collector:
 
         Raises:
             JobsFailed: a job failed again and again, or no worker answers.
+            QueueError: Redis is gone for good.
+            ServiceError: as `serve`.
         """
         finished = self.records.finished(stage)
         missing = [job for job in jobs if job.id not in finished]
@@ -197,6 +204,9 @@ class Collector:
 
         The first version of each is loaded in any case: what is served under its name may be
         that of another run.
+
+        Raises:
+            ServiceError: as `Fleet.load`.
         """
         self._serve("policy", self.services.policy, policy)
         self._serve("prm", self.services.prm, prm)

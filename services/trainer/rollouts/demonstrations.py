@@ -27,6 +27,8 @@ def demonstrate(collector: Collector, registry: Registry, plan: Demonstrations) 
     Raises:
         DemonstrationsError: `plan.source` is a path without episodes of train games.
         CheckpointError: it is a directory of something else than a policy.
+        NoGames: as `Collector.games`.
+        JobsFailed, QueueError, ServiceError: as `Collector.collect`.
     """
     source = Path(plan.source)
     if plan.source != "expert" and not (source / "config.json").is_file():

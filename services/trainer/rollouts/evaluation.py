@@ -11,7 +11,11 @@ from services.trainer.seeds import derive
 
 
 def evaluation_games(collector: Collector, plan: Evaluation) -> tuple[list[Game], int]:
-    """The games and the seed of their jobs: the same for every policy, so that rows make pairs."""
+    """The games and the seed of their jobs: the same for every policy, so that rows make pairs.
+
+    Raises:
+        NoGames, ServiceError: as `Collector.games`.
+    """
     games = collector.games(plan.split, plan.games, "evaluation", repeat=False)
     return games, derive(collector.seed, "evaluation")
 
@@ -31,6 +35,10 @@ def evaluate(
     With another `choice` one of the N is taken by that rule, and no PRM. `stage` names the records,
     where they are not those of the run's own table. `names` are what the row calls π and Q, where
     their versions do not say.
+
+    Raises:
+        NoGames: as `Collector.games`.
+        JobsFailed, QueueError, ServiceError: as `Collector.collect`.
     """
     policy_name = short_name(policy)
     prm_name = None if prm is None else short_name(prm)
@@ -66,6 +74,10 @@ def evaluate_chat(collector: Collector, plan: Evaluation, model: str) -> results
     """The row of a chat model behind an endpoint that the workers know: the ReAct baseline.
 
     It writes commands freely, as an endpoint draws from no list.
+
+    Raises:
+        NoGames: as `Collector.games`.
+        JobsFailed, QueueError, ServiceError: as `Collector.collect`.
     """
     games, seed = evaluation_games(collector, plan)
     jobs = collector.jobs(

@@ -46,7 +46,7 @@ def begin(
     """The beginnings of π_i's rollouts, one for each of `games`; the explorer plays first.
 
     Raises:
-        JobsFailed: a job of the explorer failed again and again, or no worker answers.
+        JobsFailed, QueueError, ServiceError: as `Collector.collect`, of the explorer.
         ValueError: rollouts are to begin in won episodes, and there are none.
     """
     seed = derive(collector.seed, rollouts_stage(i), "exploration")

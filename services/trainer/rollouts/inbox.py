@@ -44,6 +44,7 @@ class Inbox:
         Raises:
             JobsFailed: one of the jobs `waiting` failed for good, or nothing came in half an hour
                 of waiting, or in six hours where workers had jobs.
+            QueueError: Redis is gone for good.
         """
         entries = self._queue.results(stream, count=_TAKE, timeout=_WAIT)
         new = [entry.record for entry in entries if self._records.append(entry.record)]
@@ -74,6 +75,9 @@ class Inbox:
         """Those of the jobs `published` that nobody has any more, to be published again.
 
         They are looked for when nothing came in for a while, and again after as long.
+
+        Raises:
+            QueueError: Redis is gone for good.
         """
         now = time.monotonic()
         if not published or now - max(self._heard, self._looked) < _QUIET:
@@ -85,7 +89,11 @@ class Inbox:
         return lost
 
     def expect(self) -> None:
-        """A stage begins: forget its earlier failures, and start the clock."""
+        """A stage begins: forget its earlier failures, and start the clock.
+
+        Raises:
+            QueueError: Redis is gone for good.
+        """
         self._queue.clear_dead()
         self.listen()
 

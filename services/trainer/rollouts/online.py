@@ -151,6 +151,7 @@ class OnlineSource(ABC, Generic[S]):
 
         Raises:
             JobsFailed: a job failed again and again, or no worker answers.
+            QueueError: Redis is gone for good.
         """
         self._inbox.expect()
         while not self._stopped and (self._waiting or self._out):

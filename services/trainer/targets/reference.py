@@ -33,7 +33,12 @@ _NO_LIMIT = 2**31
 def reference_jobs(
     collector: Collector, registry: Registry, plan: Shaping, sampling: Sampling
 ) -> list[RolloutJob]:
-    """What μ plays; a checkpoint from elsewhere is copied into the registry, to be served."""
+    """What μ plays; a checkpoint from elsewhere is copied into the registry, to be served.
+
+    Raises:
+        NoGames, ServiceError: as `Collector.games`.
+        CheckpointError: as `Registry.adopt`, of a checkpoint from elsewhere.
+    """
     games = collector.games(Split.TRAIN, plan.games, "reference")
     games = [game for game in games for _ in range(plan.per_game)]
     if plan.reference == EXPERT:
@@ -64,6 +69,7 @@ def predict_values(
 
     Raises:
         NothingToTrainOnError: the episodes have no turn.
+        CheckpointError: as `load_tokenizer`.
     """
     torch.set_num_threads(settings.threads)
     state = processes()

@@ -79,6 +79,9 @@ def episode_forks(
     the end, whether the game was over or time was up. A transition of which one of the two
     conversations is longer than `max_tokens` is left out. An episode that was given up before its
     first turn has none.
+
+    Raises:
+        ValueError, TemplateError: as `agentprm.encoding.encode`.
     """
     if not episode.turns:
         return

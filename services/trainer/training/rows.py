@@ -37,6 +37,9 @@ def episode_rows(
     `max_tokens` are left out; a row without a turn is not returned, nor is any of an episode that
     was given up before its first. The `hint` that an episode was played with is read only where it
     is given here.
+
+    Raises:
+        ValueError, TemplateError: as `agentprm.encoding.encode`.
     """
     played = range(episode.start, len(episode.turns))
     if not played:
@@ -57,7 +60,11 @@ def episode_rows(
 def action_row(
     tokenizer: Tokenizer, prompt: PromptTemplate, state: State, action: Action, hint: str = ""
 ) -> tuple[list[int], tuple[int, int]]:
-    """The ids of `state` with `action` as the answer, and the answer's span, which ends the ids."""
+    """The ids of `state` with `action` as the answer, and the answer's span, which ends the ids.
+
+    Raises:
+        ValueError, TemplateError: as `agentprm.encoding.encode`.
+    """
     answer = Message(role="assistant", content=prompt.action_text(action))
     encoded = encode(tokenizer, [*prompt.messages(state, hint), answer])
     start, end = encoded.spans[-1]
@@ -71,6 +78,9 @@ def answer_rows(
 
     The conversation is tokenised once for all of them: where they come as the policy is fitted,
     its processes wait for that.
+
+    Raises:
+        ValueError, TemplateError: as `agentprm.encoding.encode`.
     """
     answers = [prompt.action_text(action) for action in actions]
     return encode_answers(tokenizer, prompt.messages(state), answers)
@@ -87,6 +97,7 @@ def all_rows(
 
     Raises:
         NothingToTrainOnError: there is not one row.
+        ValueError, TemplateError: as `agentprm.encoding.encode`.
     """
     rows = usable_rows(tokenizer, prompt, episodes, max_tokens, hints)
     if not rows:
@@ -104,7 +115,11 @@ def usable_rows(
     max_tokens: int,
     hints: Sequence[str] | None = None,
 ) -> list[tuple[int, Row]]:
-    """The rows that `all_rows` gives; none where there is not one."""
+    """The rows that `all_rows` gives; none where there is not one.
+
+    Raises:
+        ValueError, TemplateError: as `agentprm.encoding.encode`.
+    """
     tokenizer = RememberingTokenizer(tokenizer)  # episodes of a game say the same time and again
     return [
         (i, row)

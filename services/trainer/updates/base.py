@@ -55,6 +55,9 @@ class Update(ABC):
         """Have the services serve, and the workers sample, what the fit of π_i needs.
 
         What was recorded by an earlier run is not asked for again.
+
+        Raises:
+            JobsFailed, QueueError, ServiceError: as `Collector.collect`.
         """
 
     @abstractmethod
@@ -62,6 +65,13 @@ class Update(ABC):
         """Train π_{i-1}, in `base`, and write π_i to `out`, the directory of a new checkpoint.
 
         All processes of a fit call this. Where there is nothing to learn from, π_i is π_{i-1}.
+
+        Raises:
+            CheckpointError: as `load_tokenizer`; or a checkpoint that the monitor needs is damaged.
+            NothingToTrainOnError: nothing of what was selected can be read by the fit.
+            NoGames: the monitor has too few to look at.
+            JobsFailed, QueueError, RuntimeError, ServiceError: as `OnlineSource` and `Watch.look`;
+                or the policy service does not load weights that are handed out.
         """
 
     def keep(self, i: int, base: Path, out: Path, why: str) -> None:

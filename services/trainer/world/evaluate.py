@@ -71,7 +71,11 @@ def held_out(records: Records, trained: set[str]) -> list[Episode]:
 def measure(
     model: WorldModel, episodes: Sequence[Episode], count: int, seed: int, progress: Progress
 ) -> Accuracy:
-    """The model's accuracy on at most `count` transitions of the episodes."""
+    """The model's accuracy on at most `count` transitions of the episodes.
+
+    Raises:
+        ServiceError: the model does not answer.
+    """
     found = [each for episode in episodes for each in transitions(episode)]
     drawn = random.Random(seed).sample(found, min(count, len(found)))
     answers: list[str | None] = []

@@ -66,6 +66,7 @@ def fit_world(
 
     Raises:
         ValueError: there is nothing to train on.
+        CheckpointError: as `load_tokenizer`.
     """
     seed = derive(config.seed, f"world_{iteration}")
     settings = config.sft.model_copy(update={"observation_weight": 0.0})

@@ -47,6 +47,7 @@ def world_rows(tokenizer: Tokenizer, episodes: Sequence[Episode], max_tokens: in
 
     Raises:
         ValueError: there is not one outcome.
+        TemplateError: the chat template refuses a conversation.
     """
     rows = []
     for episode in episodes:

@@ -40,7 +40,11 @@ _OPTIONAL = {"help"}
 
 @lru_cache(maxsize=8)
 def known_actions(domain: str) -> frozenset[str]:
-    """Names of the domain's actions, in lower case; Malformed if one is not as ALFWorld's."""
+    """Names of the domain's actions, in lower case.
+
+    Raises:
+        Malformed: one is missing or not as ALFWorld's, or the domain cannot be read.
+    """
     actions = {name: fingerprint(text) for name, text in _actions(domain)}
     for name, found in actions.items():
         if name not in _KNOWN:

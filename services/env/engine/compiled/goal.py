@@ -87,7 +87,14 @@ class _Conditions:
 def parse_goal(
     goal: Expression, types: Mapping[int, str], static: Mapping[str, frozenset[int]]
 ) -> Goal:
-    """`types` are the types of objects and receptacles, `static` the unchanging predicates."""
+    """The goal that the expression of a problem's `:goal` asks for.
+
+    `types` are the types of objects and receptacles, `static` the unchanging predicates, both of
+    entity numbers.
+
+    Raises:
+        Malformed: none of ALFWorld's task types has such a goal.
+    """
     parts = goal[1:] if isinstance(goal, list) and goal[:1] == ["and"] else [goal]
     asked = [_collect(part, _Conditions()) for part in parts]
     if len(asked) == 1:

@@ -95,7 +95,11 @@ _FIELD = re.compile(
 
 
 def parse_grammar(text: str) -> Grammar:
-    """Raise Malformed where TextWorld could not read the document either."""
+    """The actions and the rules of a document.
+
+    Raises:
+        Malformed: TextWorld could not read it either.
+    """
     actions: dict[str, ActionText] = {}
     rules: dict[str, list[Rule]] = {}
     at = _skip(text, 0)
@@ -155,7 +159,11 @@ _VARIABLE = re.compile(r"\s*([\w']+)\s*(?::\s*([\w/-]+)\s*)?")
 
 
 def parse_query(text: str) -> Query | None:
-    """A conjunction `p(a: t) & q(a: t, b: u)`; None if there is nothing to ask."""
+    """A conjunction `p(a: t) & q(a: t, b: u)`; None if there is nothing to ask.
+
+    Raises:
+        Malformed: it is no such conjunction.
+    """
     if not text:
         return None
     atoms: list[Atom] = []
@@ -195,7 +203,11 @@ _LITERAL = re.compile(r'[^;|"<>\[\]#{}]*')
 
 
 def parse_right(text: str) -> list[Symbol]:
-    """The symbols of a right-hand side."""
+    """The symbols of a right-hand side.
+
+    Raises:
+        Malformed: as `parse_query`.
+    """
     symbols: list[Symbol] = []
     at = 0
     while True:

@@ -30,7 +30,11 @@ class Problem:
 
 
 def parse_problem(text: str) -> Problem:
-    """Raise Malformed if a section is missing, cut off or not what ALFWorld writes."""
+    """What the text of a problem declares, begins with and asks for.
+
+    Raises:
+        Malformed: a section is missing, cut off or not what ALFWorld writes.
+    """
     text = text.lower()
     if ";" in text:
         text = _COMMENT.sub("", text)
@@ -78,7 +82,11 @@ def _facts(section: str) -> list[Fact]:
 
 
 def parse_expression(text: str) -> list[Expression]:
-    """Read the one parenthesised expression that `text` starts with; the rest may only close."""
+    """Read the one parenthesised expression that `text` starts with; the rest may only close.
+
+    Raises:
+        Malformed: there is none, or it is cut off.
+    """
     stack: list[list[Expression]] = [[]]
     for token in _TOKEN.findall(text):
         if token == "(":

@@ -28,7 +28,12 @@ class Script:
 
 
 def read_script(grammar: str, actions: frozenset[str]) -> tuple[Script, str]:
-    """The script for these actions, and the paragraph that states the task."""
+    """The script for these actions, and the paragraph that states the task.
+
+    Raises:
+        Malformed: the grammar cannot be read, lacks one of them, or asks for what this engine does
+            not keep.
+    """
     task = _TASK.search(grammar)
     if task is None:
         raise Malformed("its grammar has no task sentence")

@@ -51,14 +51,22 @@ class Compiler:
         self._open: set[str] = set()
 
     def right(self, text: str, bound: Bound) -> Render:
-        """A right-hand side, where the variables `bound` have values."""
+        """A right-hand side, where the variables `bound` have values.
+
+        Raises:
+            Malformed: it cannot be read, or asks for what this engine does not keep.
+        """
         parts = [self._part(symbol, bound) for symbol in parse_right(text)]
         if len(parts) == 1:
             return parts[0]
         return lambda state, binding: "".join([part(state, binding) for part in parts])
 
     def symbol(self, name: str, bound: Bound) -> Render:
-        """The first rule of the symbol whose condition has an answer."""
+        """The first rule of the symbol whose condition has an answer.
+
+        Raises:
+            Malformed: there is no such symbol, it is derived from itself, or as `right`.
+        """
         if name in self._given:
             return self._given[name]
         key = name, bound

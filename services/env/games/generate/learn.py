@@ -119,7 +119,11 @@ def _histogram(counts: dict[int, int]) -> list[int]:
 
 
 def main(directory: Path, output: Path) -> None:
-    """Learn from the train split in `directory`."""
+    """Learn from the train split in `directory`.
+
+    Raises:
+        DataError: there are no games in it.
+    """
     index = GameIndex.open(directory)
     learner = _Learner()
     for game in index.select(Split.TRAIN):
