@@ -46,6 +46,17 @@ def service_url(url: str) -> str:
     return url
 
 
+def replica_urls(urls: str) -> str:
+    """`urls`, if it is the URL of a service, or several of its replicas as a,b,..., or empty.
+
+    Raises:
+        ValueError: as `service_url`.
+    """
+    for url in urls.split(",") if urls else []:
+        service_url(url)
+    return urls
+
+
 def by_proxy(url: str) -> bool:
     """Whether the environment's proxies (`HTTP_PROXY`) may stand before `url`; for `trust_env` of
     httpx. They cannot reach this machine's loopback, which httpx would send them all the same.

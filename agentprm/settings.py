@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
+from agentprm.addresses import replica_urls, service_url
 from agentprm.keys import ACCEPTED, Keys, is_loopback, sent_key
 
 
@@ -35,6 +36,9 @@ class ProcessSettings(BaseSettings):
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0 is any that is free."""
+ServiceURL = Annotated[str, AfterValidator(service_url)]
+ReplicaURLs = Annotated[str, AfterValidator(replica_urls)]
+"""Of a service, or of replicas of it as a,b,...; or empty."""
 
 
 class ServiceSettings(ProcessSettings):

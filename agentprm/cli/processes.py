@@ -208,14 +208,18 @@ class Machine:
         """Go on only where `name`, which is up, serves the checkpoint `version`.
 
         Raises:
-            ProcessFailed: it serves none, or another; with the reason that it gives.
+            ProcessFailed: it serves none, or another, with the reason that it gives; or it does
+                not answer.
         """
         key = self._environment.get(SENT)
         headers = {"Authorization": f"Bearer {key}"} if key else {}  # details need one
-        answer = httpx.get(
-            f"{self.url(name)}/health", headers=headers, timeout=HEALTH_SECONDS, trust_env=False
-        )
-        health = Health.model_validate_json(answer.raise_for_status().content)
+        url = f"{self.url(name)}/health"
+        try:
+            answer = httpx.get(url, headers=headers, timeout=HEALTH_SECONDS, trust_env=False)
+            health = Health.model_validate_json(answer.raise_for_status().content)
+        except httpx.HTTPError as error:
+            tail = self._tail(self._processes[name])
+            raise ProcessFailed(f"{name} does not say what it serves: {error}\n{tail}") from error
         if health.version != version:
             reason = health.details.get("refused") or self._tail(self._processes[name])
             raise ProcessFailed(f"{name} does not serve {version}: {reason}")

@@ -221,11 +221,18 @@ def start_sglang(machine: Machine, model: Path, command: str) -> str:
     `command` starts it, with `{model}` and `{port}` in it.
 
     Raises:
-        ProcessFailed: there is no such command, or the server does not come up.
+        ProcessFailed: `command` cannot be read, or there is none such, or the server does not
+            come up.
     """
     port = free_port()
     values = {"model": str(model.absolute()), "port": str(port)}
-    argv = [part.format(**values) for part in shlex.split(command)]
+    try:
+        argv = [part.format(**values) for part in shlex.split(command)]
+    except (ValueError, LookupError) as error:
+        raise ProcessFailed(
+            f"--sglang-command cannot be read ({error}): it knows {{model}} and {{port}}; other "
+            "braces are written twice"
+        ) from None
     url = machine.start_command(_SGLANG, argv, port=port)
     machine.wait_reachable([_SGLANG], _SGLANG_START)
     return url

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -16,7 +18,11 @@ def main() -> None:
     configure_logging("policy", requests=settings.log_requests)
     disable_progress_bar()
     torch.set_num_threads(settings.threads)
-    serve(build_app(settings), settings.host, settings.port)
+    try:
+        app = build_app(settings)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
+    serve(app, settings.host, settings.port)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import Field
 
-from pydantic import AfterValidator, Field
-
-from agentprm.addresses import service_url
-from agentprm.settings import EngineSettings, Port
+from agentprm.settings import EngineSettings, Port, ServiceURL
 
 CACHE_GIB = 1.5
 """What the embedded engine keeps on a CPU where nothing else is asked for."""
@@ -17,7 +14,7 @@ class PolicySettings(EngineSettings):
     """The policy service: samples actions, and with a PRM returns the best of N."""
 
     port: Port = Field(default=8002, description="port to listen on")
-    prm_url: Annotated[str, AfterValidator(service_url)] | None = Field(
+    prm_url: ServiceURL | None = Field(
         default=None, description="PRM service, for requests with `prm`"
     )
     prm_deadline: float = Field(

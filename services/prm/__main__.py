@@ -1,5 +1,7 @@
 """`python -m services.prm --port 8003 --registry RUN/checkpoints`."""
 
+import sys
+
 import torch
 from transformers.utils import logging
 
@@ -14,7 +16,11 @@ def main() -> None:
     configure_logging("prm", requests=settings.log_requests)
     logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)
-    serve(build_app(settings), settings.host, settings.port)
+    try:
+        app = build_app(settings)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
+    serve(app, settings.host, settings.port)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from agentprm.queue import QueueSettings
-from agentprm.settings import Port, ProcessSettings
+from agentprm.settings import Port, ProcessSettings, ReplicaURLs, ServiceURL
 
 
 class RolloutSettings(ProcessSettings):
@@ -15,17 +15,17 @@ class RolloutSettings(ProcessSettings):
     run: str | None = Field(
         default=None, description="name of the run; by default the one that was announced last"
     )
-    env_url: str = Field(description="the environment service")
-    policy_url: str = Field(
+    env_url: ServiceURL = Field(description="the environment service")
+    policy_url: ReplicaURLs = Field(
         description="the policy service; of several replicas a,b,... this worker asks one. Empty "
         "where the expert or a chat model plays all jobs"
     )
-    prm_url: str | None = Field(
+    prm_url: ReplicaURLs | None = Field(
         default=None,
         description="the PRM service; jobs that need it wait until it is healthy. Of several "
         "replicas a,b,... this worker asks one",
     )
-    chat_url: str | None = Field(
+    chat_url: ServiceURL | None = Field(
         default=None,
         description="an OpenAI-compatible endpoint, as https://api.openai.com/v1, for the jobs "
         "that a chat model plays; its key is in OPENAI_API_KEY",
@@ -33,7 +33,7 @@ class RolloutSettings(ProcessSettings):
     prompt: str = Field(
         default="chat", description="how it is prompted: chat, state, or a Jinja2 file"
     )
-    world_url: str | None = Field(
+    world_url: ServiceURL | None = Field(
         default=None, description="a world model, for jobs that look ahead in a learned one"
     )
     name: str = Field(default="worker", description="name in logs and records")

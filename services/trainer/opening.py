@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from agentprm.client import EnvClient, PolicyClient, PRMClient, ServiceError
 from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
-from agentprm.registry import Registry
+from agentprm.registry import CheckpointError, Registry
 from services.trainer.exclusive import RunTaken, exclusive
 from services.trainer.rollouts.collect import NoGames, Services
 from services.trainer.rollouts.fleet import Fleet
@@ -20,6 +20,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.training.rows import NothingToTrainOnError
 
 STOPS = (
+    CheckpointError,
     DamagedFile,
     JobsFailed,
     NoGames,

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from agentprm.queue import QueueSettings
-from agentprm.settings import LoadSettings
+from agentprm.settings import LoadSettings, ReplicaURLs, ServiceURL
 
 
 class TrainerSettings(LoadSettings):
@@ -18,12 +18,12 @@ class TrainerSettings(LoadSettings):
         default=None, description="name of the run in Redis; default the directory's"
     )
     redis_url: str = Field(description="redis://host:port/0")
-    env_url: str = Field(description="the environment service")
-    policy_url: str = Field(
+    env_url: ServiceURL = Field(description="the environment service")
+    policy_url: ReplicaURLs = Field(
         description="the policy service; of several replicas a,b,...; empty where a chat model "
         "plays"
     )
-    prm_url: str = Field(description="the PRM service, likewise")
+    prm_url: ReplicaURLs = Field(description="the PRM service, likewise")
     max_jobs: int = Field(
         default=QueueSettings().max_jobs,
         ge=1,

@@ -21,11 +21,7 @@ from services.trainer.settings import TrainerSettings
 
 
 def train(settings: TrainerSettings, config: Config) -> int:
-    """Train to the end, and print the table. The exit code is 0 when it is there.
-
-    Raises:
-        FileNotFoundError: as `load_prompt`.
-    """
+    """Train to the end, and print the table. The exit code is 0 when it is there."""
     transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
     transformers.logging.disable_progress_bar()
     asked = settings.num_processes or config.num_processes
@@ -34,8 +30,8 @@ def train(settings: TrainerSettings, config: Config) -> int:
     if num_processes < asked:
         structlog.get_logger().info("as many processes as GPUs", asked=asked, gpus=num_processes)
     launch = None
-    prompt = load_prompt(config.prompt)
     try:
+        prompt = load_prompt(config.prompt)
         require_visible(config.device)
         if num_processes > 1:
             launch = Launcher(settings, num_processes, accelerate).perform

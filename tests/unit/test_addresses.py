@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentprm.addresses import pick, service_url
+from agentprm.addresses import pick, replica_urls, service_url
 from agentprm.client import AsyncPRMClient, PRMClient
 
 
@@ -45,6 +45,11 @@ def test_a_service_has_a_scheme_and_no_password() -> None:
     for url in ("127.0.0.1:8003", "prm:8003", "ftp://prm", "http://", ""):
         with pytest.raises(ValueError, match="write http://HOST:PORT"):
             service_url(url)
+    for urls in ("", "http://a:1", "http://a:1,http://b:2"):
+        assert replica_urls(urls) == urls
+    for urls in ("http://a:1,", "http://a:1,b:2"):
+        with pytest.raises(ValueError, match="write http://HOST:PORT"):
+            replica_urls(urls)
     for client in (PRMClient, AsyncPRMClient):
         with pytest.raises(ValueError, match="AGENTPRM_API_KEY") as refused:
             client("http://me:hunter2@prm:8003")

@@ -53,6 +53,9 @@ def test_what_alfworld_would_not_load_is_left_out(data: Path) -> None:
     game.write_text(json.dumps(json.loads(game.read_text()) | {"solvable": False}))
     shutil.copytree(root / Path(TRIALS[0]).parts[1], root / "look_at_obj_in_light-Damaged-4")
     next((root / "look_at_obj_in_light-Damaged-4").glob("*/game.tw-pddl")).write_text("{")
+    shutil.copytree(root / Path(TRIALS[0]).parts[1], root / "look_at_obj_in_light-Cut-5")
+    game = next((root / "look_at_obj_in_light-Cut-5").glob("*/game.tw-pddl"))
+    game.write_text(json.dumps(json.loads(game.read_text()) | {"pddl_problem": "(define"}))
     assert set(GameIndex.open(data).games) == before
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from agentprm.cli.ports import answers, free_port
 from agentprm.cli.processes import Machine, ProcessFailed
+from agentprm.cli.services import start_sglang
 from agentprm.protocol import Health
 from agentprm.service import create_app
 from tests.fake_services import serving
@@ -100,3 +101,20 @@ def test_a_trainer_that_is_killed_again_and_again_is_given_up(
         machine.start_command("trainer", [sys.executable, "-c", code], port=free_port())
         with pytest.raises(ProcessFailed, match=r"trainer ended 6 times .* where memory runs out"):
             machine.watch("trainer")
+
+
+@pytest.mark.parametrize("command", ["serve {model} --json {'a':1}", "serve {model} '", "serve {}"])
+def test_a_command_for_sglang_that_cannot_be_read_is_told(tmp_path: Path, command: str) -> None:
+    with (
+        Machine(tmp_path) as machine,
+        pytest.raises(ProcessFailed, match=r"knows \{model\} and \{port\}"),
+    ):
+        start_sglang(machine, tmp_path, command)
+
+
+def test_a_service_that_died_serves_nothing(tmp_path: Path) -> None:
+    with Machine(tmp_path) as machine:
+        port = free_port()
+        machine.start_command("policy", [sys.executable, "-c", "print('no GPU')"], port=port)
+        with pytest.raises(ProcessFailed, match="policy does not say what it serves"):
+            machine.require_serving("policy", "policy/0")

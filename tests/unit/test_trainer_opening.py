@@ -13,12 +13,14 @@ from structlog.testing import capture_logs
 
 from agentprm.config import load_config
 from agentprm.redis_server import RedisServer
+from agentprm.registry import NoCheckpointError
 from services.trainer import train
 from services.trainer.loop import Loop
 from services.trainer.settings import TrainerSettings
 
 NOBODY = "http://127.0.0.1:9"
 LARGE = 2**16
+STOPPED = "training stopped; resume it when this is mended"
 
 
 @pytest.mark.parametrize(
@@ -44,5 +46,24 @@ def test_a_full_disk_is_told_and_the_run_can_go_on(
                 assert train.train(settings, load_config("smoke")) == 1
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert logs[-1]["event"] == "training stopped; resume it when this is mended"
+    assert logs[-1]["event"] == STOPPED
     assert "File too large" in logs[-1]["why"]
+
+
+def test_a_checkpoint_or_a_prompt_that_is_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(loop: Loop) -> None:
+        raise NoCheckpointError("no checkpoint policy/0")
+
+    monkeypatch.setattr(Loop, "train", begin)
+    config = load_config("smoke")
+    with RedisServer(tmp_path / "redis") as redis, capture_logs() as logs:
+        settings = TrainerSettings(
+            run=tmp_path, redis_url=redis.url, env_url=NOBODY, policy_url=NOBODY, prm_url=NOBODY
+        )
+        assert train.train(settings, config) == 1
+        assert train.train(settings, config.model_copy(update={"prompt": "gone.j2"})) == 1
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == [STOPPED] * 2
+    assert "policy/0" in logs[-2]["why"]
+    assert "no prompt template 'gone.j2'" in logs[-1]["why"]

@@ -144,17 +144,16 @@ def _build(root: Path, names: list[str]) -> dict[str, Any]:
             trajectory = orjson.loads((root / name / "traj_data.json").read_bytes())
             task, put = _TASK.search(content["grammar"]), _PUT.search(content["grammar"])
             task_type, solvable = trajectory["task_type"], content.get("solvable", False)
-            problem = content["pddl_problem"]
+            if task_type not in TASK_TYPES or not solvable or task is None:
+                continue
+            split = name.split("/", 1)[0]
+            if split == Split.TRAIN:
+                counter.add(content["pddl_problem"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("game left out", game=name, reason=repr(error))
             continue
-        if task_type not in TASK_TYPES or not solvable or task is None:
-            continue
-        split = name.split("/", 1)[0]
         games.append({"id": name, "split": split, "task_type": task_type, "task": task[1]})
         generations.add(put[1] if put else "unknown")
-        if split == Split.TRAIN:
-            counter.add(problem)
     placement = counter.result()
     return {
         "games": games,

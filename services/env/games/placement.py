@@ -41,7 +41,11 @@ class PlacementCounter:
         self._openable: set[str] = set()
 
     def add(self, pddl_problem: str) -> None:
-        """Count one game's initial state."""
+        """Count one game's initial state.
+
+        Raises:
+            ValueError: the problem has no `:init` before its `:goal`; nothing was counted.
+        """
         init = pddl_problem[pddl_problem.index("(:init") : pddl_problem.index("(:goal")]
         receptacles: dict[str, str] = {}
         contents: list[tuple[str, str]] = []

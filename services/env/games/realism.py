@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agentprm.protocol import Game, Split
-from services.env.engine.compiled import CompiledGame
+from services.env.engine.compiled import CompiledGame, GameFileError
+from services.env.expert.base import ExpertError
 from services.env.games.index import DataError, GameIndex
 from services.env.games.initial import Initial, read_initial
 from services.env.games.placement import Placement
@@ -193,7 +194,7 @@ def main(
         placement = real_index.placement
         one, pairs = measure(real_index, split, placement, sample=sample, seed=seed)
         other, others = measure(other_index, other_split, placement, sample=sample, seed=seed)
-    except DataError as error:
+    except (DataError, ExpertError, GameFileError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
         raise typer.Exit(2) from error
     agreed = asdict(agreement(pairs, others))

@@ -29,9 +29,10 @@ from agentprm.settings import ProcessSettings
 from services.trainer.base_model import BaseModelError, base_model, require_trainable
 from services.trainer.chats.learned import learned
 from services.trainer.chats.samples import Split, split_chats
-from services.trainer.exclusive import RunTaken, exclusive
+from services.trainer.exclusive import exclusive
 from services.trainer.fits.prm import fit_samples
 from services.trainer.metrics import MetricsWriter
+from services.trainer.opening import STOPS
 from services.trainer.progress import Progress
 from services.trainer.seeds import derive
 from services.trainer.training.fitting import (
@@ -144,8 +145,8 @@ def main() -> int:
     if registry.exists("prm/0"):
         report.skip("q_0")
         return 0
-    with ExitStack() as stack:
-        try:
+    try:
+        with ExitStack() as stack:
             require_visible(config.device)
             if main_process:
                 stack.enter_context(exclusive(run))
@@ -156,14 +157,14 @@ def main() -> int:
                 base = base_model(run, config, _texts(chats))
             require_trainable(base, load_prompt(config.prompt), config.algorithm)
             data = split_chats(base, chats, config)
-        except (BaseModelError, ChatsError, DeviceError, RunTaken) as error:
+            metrics = stack.enter_context(MetricsWriter(run)) if main_process else None
+            versions = fit_members(base, data, config, registry, metrics, report)
             if main_process:
-                structlog.get_logger().error("the fit cannot begin", why=str(error))
-            return 1
-        metrics = stack.enter_context(MetricsWriter(run)) if main_process else None
-        versions = fit_members(base, data, config, registry, metrics, report)
+                Console().print(learned(registry, versions, data))
+    except (*STOPS, BaseModelError, ChatsError, DeviceError) as error:
         if main_process:
-            Console().print(learned(registry, versions, data))
+            structlog.get_logger().error("the PRM was not fitted", why=str(error))
+        return 1
     state.destroy_process_group()
     return 0
 

@@ -16,15 +16,16 @@ import orjson
 import structlog
 from pydantic import Field
 
-from agentprm.client import PolicyClient, ServiceError
+from agentprm.client import PolicyClient
 from agentprm.facts import METADATA
 from agentprm.files import write_atomic
 from agentprm.protocol import Episode, Split
 from agentprm.registry import Registry
 from agentprm.service import configure_logging
-from agentprm.settings import ProcessSettings
+from agentprm.settings import ProcessSettings, ServiceURL
 from agentprm.world import WorldModel, read_outcome
-from services.trainer.exclusive import RunTaken, exclusive
+from services.trainer.exclusive import exclusive
+from services.trainer.opening import STOPS
 from services.trainer.progress import Progress
 from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
@@ -42,7 +43,7 @@ class WorldEvaluateSettings(ProcessSettings):
 
     run: Path = Field(description="run directory, with its records")
     world: str = Field(description="the world model, such as world/0")
-    world_url: str = Field(description="the service that serves it")
+    world_url: ServiceURL = Field(description="the service that serves it")
     out: Path = Field(description="file for the rows, as JSON")
     count: int = Field(default=1000, description="transitions of a split, at most")
     seed: int = Field(default=0, description="draws the transitions")
@@ -118,7 +119,7 @@ def main() -> int:
         ):
             model = WorldModel(client, settings.world)
             rows = [row.model_dump() for row in _rows(settings, model, Progress())]
-    except (RunTaken, ServiceError) as error:
+    except STOPS as error:
         structlog.get_logger().error("the world model was not measured", why=str(error))
         return 1
     write_atomic(settings.out, orjson.dumps(rows, option=orjson.OPT_INDENT_2))

@@ -23,9 +23,10 @@ from agentprm.registry import Registry
 from agentprm.runs import DEMONSTRATIONS
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
-from services.trainer.exclusive import RunTaken, exclusive
+from services.trainer.exclusive import exclusive
 from services.trainer.fits.sft import fit_rows
 from services.trainer.metrics import MetricsWriter
+from services.trainer.opening import STOPS
 from services.trainer.progress import Progress
 from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
@@ -65,7 +66,7 @@ def fit_world(
     those of supervised fine-tuning. The games held out are named in `agentprm.json`.
 
     Raises:
-        ValueError: there is nothing to train on.
+        NothingToTrainOnError: as `world_rows`.
         CheckpointError: as `load_tokenizer`.
     """
     seed = derive(config.seed, f"world_{iteration}")
@@ -106,24 +107,24 @@ def main() -> int:
     if registry.exists(version):
         progress.skip(stage)
         return 0
-    base = registry.open(f"policy/{i}")
-    with ExitStack() as stack:
-        try:
+    try:
+        with ExitStack() as stack:
+            base = registry.open(f"policy/{i}")
             require_visible(config.device)
             if main_process:
                 stack.enter_context(exclusive(run))
-        except (DeviceError, RunTaken) as error:
-            structlog.get_logger().error("the fit cannot begin", why=str(error))
-            return 1
-        state.wait_for_everyone()  # until the run is this fit's
-        episodes = whole_episodes(Records(run / "records"), i)
-        progress.start(stage, f"fitting the world model on {len(episodes)} episodes")
-        log: LogMetrics = ignore
-        out = Path()
-        if main_process:
-            log = partial(stack.enter_context(MetricsWriter(run)).log_line, stage)
-            out = stack.enter_context(registry.write(version))
-        metrics = fit_world(base, episodes, out, config, i, log=log, progress=progress.update)
+            state.wait_for_everyone()  # until the run is this fit's
+            episodes = whole_episodes(Records(run / "records"), i)
+            progress.start(stage, f"fitting the world model on {len(episodes)} episodes")
+            log: LogMetrics = ignore
+            out = Path()
+            if main_process:
+                log = partial(stack.enter_context(MetricsWriter(run)).log_line, stage)
+                out = stack.enter_context(registry.write(version))
+            metrics = fit_world(base, episodes, out, config, i, log=log, progress=progress.update)
+    except (*STOPS, DeviceError) as error:
+        structlog.get_logger().error("the world model was not fitted", why=str(error))
+        return 1
     progress.end(metrics)
     state.destroy_process_group()
     return 0

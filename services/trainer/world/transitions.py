@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agentprm.encoding import Tokenizer, encode
 from agentprm.protocol import Episode, Message
 from agentprm.world import Outcome, answered, opening, outcome_text
-from services.trainer.training.rows import Row, shortened
+from services.trainer.training.rows import NothingToTrainOnError, Row, shortened
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def world_rows(tokenizer: Tokenizer, episodes: Sequence[Episode], max_tokens: in
     """A row for each episode, whose spans are the outcomes; those beyond `max_tokens` are left out.
 
     Raises:
-        ValueError: there is not one outcome.
+        NothingToTrainOnError: there is not one outcome.
         TemplateError: the chat template refuses a conversation.
     """
     rows = []
@@ -61,5 +61,7 @@ def world_rows(tokenizer: Tokenizer, episodes: Sequence[Episode], max_tokens: in
         rows.append(shortened(row, max_tokens))
     rows = [row for row in rows if row.spans]
     if not rows:
-        raise ValueError(f"no episode with an outcome within {max_tokens} tokens to train on")
+        raise NothingToTrainOnError(
+            f"no episode with an outcome within {max_tokens} tokens to train on"
+        )
     return rows
