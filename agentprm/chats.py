@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -72,6 +73,12 @@ class _Line(Conversation):
     reward: Probability | None = None
     rewards: list[Probability] | None = None
     task: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, data: Any) -> Any:
+        """As many as the log has: it is no request."""
+        return data
 
     @model_validator(mode="after")
     def _is_rewarded(self) -> _Line:

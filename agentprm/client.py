@@ -81,9 +81,12 @@ class _Env:
 
 class _Model:
     @endpoint
-    def load(self, version: str) -> Call[p.Loaded]:
-        """Swap in the checkpoint `version` of the registry."""
-        request = p.LoadCheckpoint(version=version)
+    def load(self, version: str, mark: str | None = None) -> Call[p.Loaded]:
+        """Swap in the checkpoint `version` of the registry; with its `mark` no other of that name.
+
+        The mark is that of `agentprm.registry.Registry.mark`.
+        """
+        request = p.LoadCheckpoint(version=version, mark=mark)
         return post("/v1/checkpoints/load", request, p.Loaded)
 
 

@@ -35,12 +35,13 @@ class Frame:
     admissible: tuple[str, ...] = ()
     """The commands possible now; none where any text may be tried."""
     reward: float = 0.0
-    """Of the step, in [0, 1]; the sum over an episode is at most 1."""
+    """Of the step, in [0, 1]; the sum over an episode is at most 1, and above 0 where it is won."""
     done: bool = False
     won: bool = False
     """Whether the task is solved: what success rates count."""
     advice: Action | None = None
-    """What an expert would do next, where one is at hand: demonstrations are made of it."""
+    """What an expert would do next, where one is at hand: demonstrations are made of it. The
+    command is one line, or one of `admissible`."""
 
 
 class Environment(Protocol):

@@ -75,6 +75,7 @@ class RedisServer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
+        self.log = self.directory / "redis.log"
         # Neither in the run directory nor below a long $TMPDIR: the path of a socket is limited.
         place = tempfile.gettempdir()
         if len(os.fsencode(place)) > LONGEST_PLACE:
@@ -119,7 +120,7 @@ class RedisServer:
             "appendfsync": "always",
             "save": "",
             "maxmemory-policy": "noeviction",
-            "logfile": str(self.directory / "redis.log"),
+            "logfile": str(self.log),
         }
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
         with self._lock() as lock:
@@ -179,7 +180,7 @@ class RedisServer:
                 else:
                     return
         raise RedisServerError(
-            f"redis-server does not start ({last}); {self.directory / 'redis.log'} says why. If it "
+            f"redis-server does not start ({last}); {self.log} says why. If it "
             f"cannot read its file, delete {self.directory}: what was recorded is in the run's "
             "records, and what was not is played again."
         )

@@ -116,6 +116,16 @@ class Registry:
                 raise CheckpointError(f"{file} differs from what was written (size or SHA-256)")
         return path
 
+    def mark(self, version: str) -> str | None:
+        """What tells `version` from one of the same name in another registry: the SHA-256 of its
+        mark, which lists its files by theirs. None where there is none.
+
+        Raises:
+            NoCheckpointError: as `path`.
+        """
+        mark = self.path(version) / STABLE
+        return hashlib.sha256(mark.read_bytes()).hexdigest() if mark.is_file() else None
+
     @contextmanager
     def write(self, version: str) -> Iterator[Path]:
         """A directory to fill; it becomes `version` when the block ends without an exception.

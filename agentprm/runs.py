@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import orjson
 
 from agentprm.files import read_lines
 from agentprm.protocol import Episode, JobResult
+
+LOCK = "trainer.lock"
+"""The file in a run directory that is locked by who works on the run; it says who that is."""
 
 STAGE_SECONDS = "stage_seconds"
 """The name of a stage's duration in `metrics.jsonl`."""
@@ -21,6 +25,24 @@ MEND_RECORDS = "Take the line out: the command that wrote it has that job played
 
 STAGE = re.compile(r"(?P<eval>eval-)?pi_(?P<pi>\d+)(-q_(?P<q>\d+))?(-(?P<what>[a-z]+))?")
 """What the name of a stage says that is of one π: see the functions below."""
+
+
+def is_worked_on(run: Path) -> bool:
+    """Whether a process trains or measures in `run` now."""
+    if not (run / LOCK).exists():
+        return False
+    with (run / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def is_begun(run: Path) -> bool:
+    """Whether something of the run's settings was made in `run`, or is being made."""
+    made = [run / "base", *(run / "records").glob("*"), *(run / "checkpoints").glob("*")]
+    return any(path.exists() for path in made) or is_worked_on(run)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

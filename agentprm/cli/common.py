@@ -29,6 +29,7 @@ from agentprm.protocol import MAX_STEPS, Sampling, Split
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError
 from agentprm.results import read_results
+from agentprm.runs import is_begun
 from agentprm.studies import StudyError
 from agentprm.validation import all_errors
 
@@ -131,23 +132,21 @@ def settings(preset: str, seed: int = 0, overrides: Sequence[str] = ()) -> Confi
 
 
 def new_or_same(run: Path, config: Config, go_on: str) -> None:
-    """Write the settings of a new run to its directory. Where a run is there, it has to have them.
+    """Write the settings of a run to its directory. Where one was begun there, it has to have them.
 
     Otherwise the command ends; `go_on` says how one goes on with that run.
     """
-    if not (run / "config.json").exists():
+    if not ((run / "config.json").exists() and is_begun(run)):
         run.mkdir(parents=True, exist_ok=True)
         write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
         return
     there = dotted(config_of(run).model_dump(mode="json", exclude={"overrides"}))
     asked = dotted(config.model_dump(mode="json", exclude={"overrides"}))
-    done = [each for kind in ("records", "checkpoints") for each in (run / kind).glob("*")]
-    otherwise = "or give another --run" if done else f"or remove {run}, where nothing was done yet"
     for name in {**asked, **there}:
         if there.get(name) != asked.get(name):
             fail(
                 f"{run} holds a run with other settings ({name} is {there.get(name)} there, "
-                f"{asked.get(name)} here): {go_on}, {otherwise}"
+                f"{asked.get(name)} here): {go_on}, or give another --run"
             )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from agentprm import __version__
 from agentprm.files import user_cache, write_atomic
+from agentprm.runs import is_worked_on
 
 _MODULE = "services.env.games"
 FRACTION = 1.0
@@ -61,7 +62,8 @@ def games_of_run(run: Path, games: str | None, console: Console) -> str:
     """The games that `run` plays: those given, or those it has played so far, or any there are.
 
     The run remembers them, so that it goes on with the same where none are given. Until there are
-    records, what is remembered may have been a slip.
+    records, what is remembered may have been a slip. What is given to a run that another process
+    works on is not remembered: the trainer will refuse to work on it too.
 
     Raises:
         GamesError: there are none, or they are of another environment than those played so far.
@@ -77,7 +79,8 @@ def games_of_run(run: Path, games: str | None, console: Console) -> str:
             )
         console.print(f"{run} has played the games of {before}: it goes on with those of {chosen}")
     run.mkdir(parents=True, exist_ok=True)
-    write_atomic(run / "games", chosen.encode())
+    if not is_worked_on(run):
+        write_atomic(run / "games", chosen.encode())
     return chosen
 
 

@@ -32,6 +32,7 @@ from agentprm.protocol import ChoiceRule
 from agentprm.queue import CurrentRun, Queue, QueueError
 from agentprm.redis_server import RedisServer, given_url
 from agentprm.registry import CheckpointError, Registry
+from agentprm.runs import is_worked_on
 
 QUEUE_NAME = "AGENTPRM_QUEUE_NAME"
 """Names the run in Redis, for what has to know its streams before it starts, such as an
@@ -71,11 +72,14 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     workers follow the run that is announced in Redis: both now mean this run.
 
     Raises:
-        ProcessFailed: the trainer gave up, there is no Redis, or another run has the name in it.
+        ProcessFailed: the trainer gave up, there is no Redis, or another run has the name in it; or
+            another process works on the run.
     """
     redis_url = given_url()
     if redis_url is None:
         raise ProcessFailed("set REDIS_URL to the Redis that the rollout workers use")
+    if is_worked_on(run):  # before its services and workers are told anything
+        raise ProcessFailed(f"{run} is being trained or measured already: wait, or end that")
     try:
         with _announced(run, redis_url) as queue, Machine(run) as machine:
             machine.use_redis(redis_url)
@@ -273,6 +277,7 @@ def _train(
 
 def _make_current(run: Path) -> None:
     """Point the link `current` beside the run directory to it, whatever it pointed to before."""
+    run = run.resolve()  # it may be given as that very link
     draft = run.parent / f".current-{uuid.uuid4().hex}"
     draft.symlink_to(run.name)
     draft.replace(run.parent / "current")

@@ -17,7 +17,6 @@ from agentprm.cli.common import (
     Games,
     Json,
     Overrides,
-    Played,
     PlaySeed,
     Seed,
     at_temperature,
@@ -42,7 +41,7 @@ from agentprm.ensembles import write_ensemble
 from agentprm.facts import read_facts
 from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, ChoiceRule, Split
 from agentprm.registry import Registry
-from agentprm.runs import checkpoint_name
+from agentprm.runs import checkpoint_name, is_worked_on
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,12 +105,13 @@ def train(
         directory = run or Path("runs") / Path(preset).stem
         chosen = [f"algorithm={algorithm}"] if algorithm else []
         config = settings(preset, seed, [*(overrides or []), *chosen])
-        new_or_same(directory, config, f"go on with it by --resume {directory}")
-    console.print(
-        f"Run [bold]{directory}[/bold]: {config.algorithm}, preset {config.preset}, "
-        f"seed {config.seed}"
-    )
     with explained():
+        if resume is None:
+            new_or_same(directory, config, f"go on with it by --resume {directory}")
+        console.print(
+            f"Run [bold]{directory}[/bold]: {config.algorithm}, preset {config.preset}, "
+            f"seed {config.seed}"
+        )
         if (endpoints := Endpoints.given()) is not None:
             if games is not None:
                 fail("--games is of a new environment: the one at AGENTPRM_ENV_URL has its games")
@@ -143,7 +143,9 @@ def evaluate(
         ),
     ] = None,
     games: Games = None,
-    split: Played = Split.VALID_SEEN,
+    split: Annotated[
+        Split | None, typer.Option(help="the games that are played; by default the preset's")
+    ] = None,
     count: Count = 10_000,
     max_steps: Annotated[
         int | None,
@@ -172,7 +174,7 @@ def evaluate(
     config = settings(preset)
     as_trained = config.evaluation.under(algorithm)
     plan = Evaluation(
-        split=split,
+        split=split or as_trained.split,
         games=count,
         best_of=best_of or as_trained.best_of,
         sampling=at_temperature(as_trained.sampling, temperature),
@@ -257,8 +259,15 @@ def up(
         fail("give either --run, or --policy and --prm")
     if engine_url and engine is not PolicyEngine.SGLANG:
         fail("--engine-url is for --engine sglang")
+    if sglang_command != SGLANG_COMMAND and (engine is not PolicyEngine.SGLANG or engine_url):
+        fail("--sglang-command is for --engine sglang without --engine-url")
     if run is not None and not run.is_dir():
         fail(f"there is no run directory {run}")
+    if run is not None and is_worked_on(run):
+        fail(
+            f"{run} is being trained or measured, and its services note in it what they serve: "
+            f"give checkpoints of it, as --policy {run}/checkpoints/policy/0"
+        )
     ended = "nothing is served any more"
     with tempfile.TemporaryDirectory(prefix="agentprm-up-") as directory, explained(ended):
         home = run or Path(directory)
@@ -267,14 +276,20 @@ def up(
             registry.adopt(policy, "policy/0")
         if prm is not None:
             registry.adopt(prm, "prm/0")
+        of_run = config_of(home) if (home / "config.json").exists() else None
+        # Checkpoints alone do not tell what they were trained with.
+        trained = Options() if of_run is None else Options.of(of_run)
         options = Options(
-            prompt=prompt or _prompt_of(home),
+            prompt=prompt or trained.prompt,
             device=device,
+            max_steps=trained.max_steps,
             policy_engine=engine,
             sglang_urls=tuple(engine_url or ()),
             sglang_command=sglang_command,
         )
         games = games or played_games(home) or os.environ.get("ALFWORLD_DATA")
+        if privileged and games is None:
+            fail("--privileged is of an environment, which takes --games")
         serve_run(home, games, options, host=host, first_port=port, privileged=privileged)
 
 
@@ -288,8 +303,3 @@ def ensemble(
     with explained():
         write_ensemble(Registry(run / "checkpoints"), version, members)
     console.print(f"{version}: {', '.join(members)}")
-
-
-def _prompt_of(run: Path) -> str:
-    """The prompt that the checkpoints of a run were trained with; checkpoints alone do not tell."""
-    return config_of(run).prompt if (run / "config.json").exists() else "chat"

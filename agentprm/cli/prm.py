@@ -22,6 +22,7 @@ from agentprm.cli.common import (
 from agentprm.cli.fits import fit_here
 from agentprm.config import Algorithm, Config
 from agentprm.files import write_atomic
+from agentprm.runs import is_begun
 
 app = typer.Typer(no_args_is_help=True, help="PRMs from logs, without a training of the agent.")
 
@@ -102,10 +103,10 @@ def _require_outcomes(config: Config) -> None:
 
 
 def _remember(run: Path, path: Path, chats: Sequence[Chat]) -> None:
-    """Note in a new run what it is fitted on; one that is there has to be fitted on the same."""
+    """Note in a run what it is fitted on; one that was begun has to be fitted on the same."""
     file = run / "chats.json"
     digest = digest_of_chats(chats)
-    if not (run / "config.json").exists():
+    if not ((run / "config.json").exists() and is_begun(run)):
         run.mkdir(parents=True, exist_ok=True)
         note = {"path": str(path.absolute()), "chats": len(chats), "sha256": digest}
         write_atomic(file, orjson.dumps(note, option=orjson.OPT_INDENT_2))

@@ -20,6 +20,7 @@ from typing import Self
 import httpx
 import orjson
 import structlog
+from pydantic import ValidationError
 
 from agentprm.calls import HEALTH_SECONDS
 from agentprm.cli.ports import answers, require_free
@@ -29,6 +30,7 @@ from agentprm.lineage import bound
 from agentprm.protocol import Health
 from agentprm.redis_server import RedisServer
 from agentprm.settings import LoadSettings
+from agentprm.validation import first_error
 
 log = structlog.get_logger()
 
@@ -95,6 +97,7 @@ class Machine:
         self._environment = {**_ENVIRONMENT, **os.environ, **given}
         self._processes: dict[str, _Process] = {}
         self._redis: RedisServer | None = None
+        self._redis_starts: list[float] = []
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +191,7 @@ class Machine:
             ProcessFailed: one ended, or did not answer in time; with the end of its log.
         """
         if timeout is None:
-            timeout = _START_SECONDS + LoadSettings().load_timeout
+            timeout = _START_SECONDS + _load_timeout()
         deadline = time.monotonic() + timeout
         for name in names:
             process = self._processes[name]
@@ -234,9 +237,7 @@ class Machine:
         """
         while not unless():
             if self._redis is not None and self._redis.pid is None:
-                log.warning("restarting a redis-server that ended")
-                self._redis.start()
-                self._publish()
+                self._restart_redis(self._redis)
             for process in self._processes.values():
                 code = process.handle.poll()
                 if code is None:
@@ -267,6 +268,19 @@ class Machine:
                 process.handle.wait()
         if self._redis is not None:
             self._redis.close()
+
+    def _restart_redis(self, redis: RedisServer) -> None:
+        now = time.monotonic()
+        self._redis_starts = [t for t in self._redis_starts if now - t < _WINDOW]
+        if len(self._redis_starts) >= _MAX_RESTARTS:
+            raise ProcessFailed(
+                f"redis-server ended {_MAX_RESTARTS + 1} times within {_WINDOW:.0f} s, as it does "
+                f"where the disk is full; {redis.log} says why"
+            )
+        log.warning("restarting a redis-server that ended")
+        redis.start()
+        self._redis_starts.append(now)
+        self._publish()
 
     def _restart(self, process: _Process, code: int, window: float) -> None:
         now = time.monotonic()
@@ -317,6 +331,13 @@ class Machine:
             return ""
         text = process.output.read_bytes()[process.logged :].decode(errors="replace")
         return "\n".join([f"The end of {process.output}:", *text.splitlines()[-lines:]])
+
+
+def _load_timeout() -> float:
+    try:
+        return LoadSettings().load_timeout
+    except ValidationError as error:
+        raise ProcessFailed(f"in the environment: {first_error(error)}") from None
 
 
 def _size(output: Path | None) -> int:

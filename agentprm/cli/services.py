@@ -43,6 +43,8 @@ class Options:
     workers: int = 2
     policy_replicas: int = 1
     batch: int = 8
+    max_steps: int = 30
+    """Turns of an episode where a request does not say."""
     policy_engine: PolicyEngine = PolicyEngine.EMBEDDED
     sglang_urls: tuple[str, ...] = ()
     sglang_command: str = SGLANG_COMMAND
@@ -65,6 +67,7 @@ class Options:
             workers=config.workers,
             policy_replicas=config.policy_replicas,
             batch=config.batch,
+            max_steps=config.max_steps,
             policy_engine=config.policy_engine,
             sglang_urls=config.sglang_urls,
         )
@@ -165,7 +168,7 @@ def start_env(
         ProcessFailed: another process listens at `port`.
     """
     flags = ["--engine", options.engine, "--expert", options.expert]
-    flags += ["--pool", str(min(capacity, MAX_POOL))]
+    flags += ["--pool", str(min(capacity, MAX_POOL)), "--max-steps", str(options.max_steps)]
     if games is not None:
         own = is_environment(games)
         flags += ["--environment", games if own else ""]  # "": none, whatever the shell names

@@ -21,6 +21,7 @@ from agentprm.config._shaping import EXPERT, FIRST
 from agentprm.validation import first_error
 
 _PRESETS = Path(__file__).parents[1] / "presets"
+_ARGUMENTS = {"preset", "seed", "overrides"}
 _FITS = ("sft", "prm", "dpo", "grpo", "rejection")
 _FORMER = ("seed", "split_seed", "gamma")
 """What earlier versions had among the settings of these fits. A run never read it from there."""
@@ -38,7 +39,10 @@ def load_config(preset: str, seed: int = 0, overrides: Mapping[str, Any] | None 
         FileNotFoundError: there is neither such a preset nor such a file, or no policy in the
             directory of the reference.
         pydantic.ValidationError: an unknown setting is named, or an impossible value.
+        ValueError: the preset is no TOML, or what the other arguments say is overridden.
     """
+    if said := _ARGUMENTS & set(overrides or {}):
+        raise ValueError(f"{min(said)} is no setting to override: give --seed or --preset")
     values = _values(Path(preset)) if preset.endswith(".toml") else _values(_shipped(preset))
     values |= {"preset": preset, "seed": seed, "overrides": dict(overrides or {})}
     config = Config.model_validate(merged(values, overrides or {}))

@@ -11,13 +11,15 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     """`{"dpo.beta": 0.1}` of `["dpo.beta=0.1"]`. A value is TOML, or else a word as it stands.
 
     Raises:
-        ValueError: one is not of the form `name=value`.
+        ValueError: one is not of the form `name=value`, or a name is there twice.
     """
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not all(part.isidentifier() for part in name.strip().split(".")):
             raise ValueError(f"{assignment!r} is not of the form group.name=value")
+        if name.strip() in overrides:
+            raise ValueError(f"{name.strip()} is given twice")
         overrides[name.strip()] = _value(value.strip())
     return overrides
 

@@ -23,7 +23,10 @@ def require_visible(name: str) -> None:
         DeviceError: none is visible.
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(f"device = {name!r}, and this process sees no such GPU")
+        raise DeviceError(
+            f"device = {name!r}, and this process sees no such GPU: give device = 'auto' or 'cpu', "
+            "in the preset or by --set device=cpu"
+        )
 
 
 def processes_of_fits(asked: int, device: str, accelerate: str) -> int:

@@ -131,14 +131,16 @@ class Serving(Generic[W]):
         """
         yield self.current()
 
-    async def load(self, version: str) -> Loaded:
-        """Serve `version`. Loads run one after the other, in the order in which they came.
+    async def load(self, version: str, mark: str | None = None) -> Loaded:
+        """Serve `version`; with a `mark` (`Registry.mark`) none but the one that has it.
+
+        Loads run one after the other, in the order in which they came.
 
         Raises:
             ProblemError: it is refused and nothing is changed. 404, there is no such checkpoint;
-                409, it is damaged or does not compute; 429, too many loads wait; 503, it was not
-                loaded in time, or one that was not is still under way; 507, no memory for it
-                beside what serves.
+                409, it is damaged, does not compute or has another mark; 429, too many loads wait;
+                503, it was not loaded in time, or one that was not is still under way; 507, no
+                memory for it beside what serves.
         """
         if self._loads >= MAX_LOADS:
             raise ProblemError(
@@ -147,6 +149,8 @@ class Serving(Generic[W]):
         self._loads += 1
         try:
             async with self._lock:
+                if mark is not None:
+                    await self._require_mark(version, mark)
                 return await self._load(version)
         finally:
             self._loads -= 1
@@ -164,6 +168,15 @@ class Serving(Generic[W]):
         if last is not None:
             with suppress(ProblemError):  # `refused` tells why; what to serve is told anew
                 await self.load(last)
+
+    async def _require_mark(self, version: str, mark: str) -> None:
+        with self._refusing(version):
+            found = await asyncio.to_thread(self.registry.mark, version)
+            if found not in (None, mark):  # where there is none the load says so
+                raise CheckpointError(
+                    f"{version} in {self.registry.root} is not the one that is meant: this service "
+                    "reads the checkpoints of another run"
+                )
 
     async def _load(self, version: str) -> Loaded:
         started = time.perf_counter()
@@ -283,7 +296,7 @@ def add_checkpoint_routes(app: FastAPI, serving: Serving[W]) -> None:
         dependencies=[ADMIN],
     )
     async def _load(request: LoadCheckpoint) -> Response:
-        return json_response(await serving.load(request.version))
+        return json_response(await serving.load(request.version, request.mark))
 
 
 def _settle(future: Future[W], call: Callable[[], W]) -> None:

@@ -13,6 +13,12 @@ class LoadCheckpoint(Request):
     """Serve the checkpoint `version` (such as `policy/1`) of the registry."""
 
     version: str = Field(pattern=r"^[a-z]+/[0-9]+(\.[0-9]+)?$", max_length=40)
+    mark: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="`Registry.mark` of the checkpoint that is meant: a service that reads another "
+        "run's registry refuses the one it has by that version",
+    )
 
 
 class Loaded(Record):

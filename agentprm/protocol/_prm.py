@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from agentprm.protocol._base import (
     MAX_BATCH,
     MAX_CANDIDATES,
     MAX_MESSAGES,
     MAX_STEPS,
-    Command,
     Many,
     Probability,
     Record,
@@ -19,21 +18,13 @@ from agentprm.protocol._base import (
     Text,
 )
 from agentprm.protocol._chat import ChatMessage, Conversation, MessageText
-from agentprm.protocol._states import Action, State, Step
+from agentprm.protocol._states import Asked, State, Step
 
 FORMS = ("conversations", "continuations", "choices", "pairs", "transcripts", "texts")
 MAX_TEXTS = 4096
 """Most rendered texts in one request."""
 
 Rendered = Annotated[MessageText, Field(min_length=1)]
-
-
-def _of_command(value: Any) -> Any:
-    return {"command": value} if isinstance(value, str) else value
-
-
-Asked = Annotated[Action, BeforeValidator(_of_command, json_schema_input_type=Action | Command)]
-"""An action; a string is a command without a reason."""
 
 
 class Pair(Request):

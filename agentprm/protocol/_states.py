@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from agentprm.protocol._base import MAX_COMMANDS, MAX_STEPS, Command, Request, Text
 
@@ -16,11 +16,19 @@ class Action(Request):
     command: Command = ""
 
 
+def _of_command(value: Any) -> Any:
+    return {"command": value} if isinstance(value, str) else value
+
+
+Asked = Annotated[Action, BeforeValidator(_of_command, json_schema_input_type=Action | Command)]
+"""An action in a request; a string is a command without a reason."""
+
+
 class Step(Request):
     """One past turn: what was seen, what was done."""
 
     observation: Text
-    action: Action
+    action: Asked
 
 
 class State(Request):

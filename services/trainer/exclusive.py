@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCK = "trainer.lock"
-"""The file in the run directory that is locked; it says by whom."""
+from agentprm.runs import LOCK
 
 
 class RunTaken(Exception):

@@ -65,6 +65,7 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
     """
     name = settings.queue or settings.run.name
     deadline = settings.load_timeout + _SPARE
+    registry = Registry(settings.run / "checkpoints")
     with ExitStack() as stack:
         yield Services(
             env=stack.enter_context(EnvClient(settings.env_url)),
@@ -72,13 +73,15 @@ def connect(settings: TrainerSettings) -> Iterator[Services]:
                 [
                     stack.enter_context(PolicyClient(url, deadline=deadline))
                     for url in _replicas(settings.policy_url)
-                ]
+                ],
+                registry,
             ),
             prm=Fleet(
                 [
                     stack.enter_context(PRMClient(url, deadline=deadline))
                     for url in _replicas(settings.prm_url)
-                ]
+                ],
+                registry,
             ),
             queue=stack.enter_context(
                 Queue(

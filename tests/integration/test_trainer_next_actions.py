@@ -140,9 +140,20 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path) -> None:
         read_episodes(written(tmp_path / "valid.jsonl", [foreign]))
     with pytest.raises(DemonstrationsError, match="neither JSONL nor a policy"):
         read_episodes(tmp_path / "nowhere")
-    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(DemonstrationsError, match="a line is no episode"):
-        read_episodes(tmp_path / "other.jsonl")
+    long = episode(["look"], [1.0])
+    turn = long.turns[0].model_copy(update={"observation": "x" * 20_001})
+    long = long.model_copy(update={"turns": (turn,)})
+    line = episode(["look"], [1.0]).model_dump_json()
+    for content, why in (
+        ('{"a": 1}', "line 3 is no episode: id: Field required"),
+        ('{"a', "line 3 is no JSON"),
+        (long.model_dump_json(), "line 3 is no episode: observation: .* 20000 characters"),
+    ):
+        (tmp_path / "other.jsonl").write_text(f"{line}\n\n{content}\n")
+        with pytest.raises(DemonstrationsError, match=why):
+            read_episodes(tmp_path / "other.jsonl")
+    (tmp_path / "other.jsonl").write_text(f"{line}\n\n")
+    assert len(read_episodes(tmp_path / "other.jsonl")) == 1
 
     records = Records(tmp_path / "records")
     for k, reward in enumerate((0.0, 1.0)):

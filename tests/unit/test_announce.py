@@ -19,6 +19,7 @@ from agentprm.queue import CurrentRun, Queue, QueueError, _current, _lease
 from agentprm.redis_server import RedisServer
 from services.rollout.__main__ import _wanted
 from services.rollout.settings import RolloutSettings
+from services.trainer.exclusive import exclusive
 
 
 def announce(run: Path, url: str) -> str:
@@ -36,6 +37,22 @@ def test_every_run_has_a_name_of_its_own_and_keeps_it(
         first = announce(tmp_path / "tiny", server.url)
         assert announce(tmp_path / "other", server.url) != first
         assert announce(tmp_path / "tiny", server.url) == first
+
+
+def test_a_run_that_is_given_as_the_current_one_stays_it(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        announce(tmp_path / "tiny", server.url)
+        announce(tmp_path / "current", server.url)
+    assert (tmp_path / "current").resolve() == tmp_path / "tiny"
+
+
+def test_a_run_that_is_worked_on_is_not_announced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9")
+    endpoints = Endpoints("http://env", "http://policy", "http://prm")
+    with exclusive(tmp_path), pytest.raises(ProcessFailed, match="being trained or measured"):
+        train_connected(tmp_path, endpoints, quiet=True)
 
 
 def test_runs_of_one_fixed_name_do_not_see_each_others_jobs(

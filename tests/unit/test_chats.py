@@ -26,7 +26,8 @@ def test_a_reward_is_the_last_answers_and_rewards_are_one_for_each(tmp_path: Pat
         tmp_path / "log.jsonl",
         {"messages": [*CHAT, ASKED], "reward": 0.5, "model": "passed over"},
         "",
-        {"messages": CHAT, "rewards": [0.25, 0.5], "reward": None, "task": "doors"},
+        {"messages": CHAT, "rewards": [0.25, 0.5], "reward": None, "task": "doors"}
+        | {f"field {k}": k for k in range(200)},
     )
     first, second = read_chats(log)  # the last one without the end of its line
     assert (first.rewards, first.outcome) == ((0, 0.5), 0.5)

@@ -19,10 +19,13 @@ from typer.testing import CliRunner
 from agentprm.cli import app
 from agentprm.cli.common import digest_of, explained
 from agentprm.cli.processes import Machine
+from agentprm.cli.services import Options
 from agentprm.config import Evaluation
 from agentprm.files import write_atomic
 from agentprm.prompts import load_prompt
 from services.prm.settings import PRMServiceSettings
+from services.trainer.exclusive import exclusive
+from tests.finished_run import finished_run
 
 
 def test_what_was_played_in_other_games_or_by_another_prompt_is_not_gone_on_with(
@@ -68,6 +71,44 @@ def test_a_run_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
         ended = CliRunner().invoke(app, ["up", "--run", str(tmp_path / name)])
         assert ended.exit_code == 2
         assert f"there is no run directory {tmp_path / name}" in ended.output
+
+
+def test_a_run_is_served_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_run(tmp_path, overrides={"max_steps": 7, "prompt": "state"})
+    served: list[Options] = []
+    monkeypatch.setattr(
+        "agentprm.cli.main.serve_run", lambda run, games, options, **_: served.append(options)
+    )
+    assert CliRunner().invoke(app, ["up", "--run", str(tmp_path)]).exit_code == 0
+    assert [(options.max_steps, options.prompt) for options in served] == [(7, "state")]
+
+
+def test_a_run_that_is_worked_on_is_not_served(tmp_path: Path) -> None:
+    """Its services note in the run what they serve, and so would these."""
+    finished_run(tmp_path)
+    with exclusive(tmp_path):
+        refused = CliRunner().invoke(app, ["up", "--run", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert f"--policy {tmp_path}/checkpoints/policy/0" in refused.output.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--privileged"], "takes --games"),
+        (["--sglang-command", "serve {model}"], "for --engine sglang"),
+        (["--engine-url", "http://127.0.0.1:9"], "for --engine sglang"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], why: str
+) -> None:
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    finished_run(tmp_path)
+    (tmp_path / "games").unlink(missing_ok=True)
+    refused = CliRunner().invoke(app, ["up", "--run", str(tmp_path), *flags])
+    assert refused.exit_code == 2
+    assert why in " ".join(refused.output.split())
 
 
 _WAITS = """
@@ -170,20 +211,24 @@ def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.Monke
     played: list[dict[str, Any]] = []
 
     def watched(run: Path, plan: Evaluation, games: str, **how: Any) -> None:
-        played.append({**how, "best_of": plan.best_of})
+        played.append({**how, "best_of": plan.best_of, "split": plan.split})
 
     monkeypatch.setattr("agentprm.cli.main.evaluate_run", watched)
     policy, preset = tmp_path / "policy", tmp_path / "mine.toml"
     policy.mkdir()
     (policy / "config.json").write_text('{"model_type": "llama"}')
-    preset.write_text('extends = "tiny"\nmax_steps = 5\nprompt = "state"\nevaluation.best_of = 4\n')
+    preset.write_text(
+        'extends = "tiny"\nmax_steps = 5\nprompt = "state"\n'
+        'evaluation = { best_of = 4, split = "train" }\n'
+    )
     command = ["eval", "--policy", str(policy), "--games", str(tmp_path), "--preset", str(preset)]
     majority = ["--choice", "majority", "--best-of", "2"]
-    for flags in ([], ["--max-steps", "7", "--prompt", "chat", *majority]):
+    other = ["--max-steps", "7", "--prompt", "chat", "--split", "valid_seen", *majority]
+    for flags in ([], other):
         done = CliRunner().invoke(app, [*command, *flags])
         assert done.exit_code == 0, done.output
-    asked = [(p["max_steps"], p["best_of"], p["options"].prompt) for p in played]
-    assert asked == [(5, 4, "state"), (7, 2, "chat")]
+    asked = [(p["max_steps"], p["best_of"], p["split"], p["options"].prompt) for p in played]
+    assert asked == [(5, 4, "train", "state"), (7, 2, "valid_seen", "chat")]
     assert played[0]["names"] == ("policy", None)
 
 

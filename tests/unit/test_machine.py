@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -16,6 +17,7 @@ from agentprm.cli.ports import answers, free_port
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import start_sglang
 from agentprm.protocol import Health
+from agentprm.redis_server import RedisServer
 from agentprm.service import create_app
 from tests.fake_services import serving
 
@@ -101,6 +103,31 @@ def test_a_trainer_that_is_killed_again_and_again_is_given_up(
         machine.start_command("trainer", [sys.executable, "-c", code], port=free_port())
         with pytest.raises(ProcessFailed, match=r"trainer ended 6 times .* where memory runs out"):
             machine.watch("trainer")
+
+
+def test_a_redis_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
+    """As one does whose disk is full: it cannot write its file."""
+    starts = []
+    ended = SimpleNamespace(
+        pid=None,
+        url="unix:///nowhere",
+        log=tmp_path / "redis.log",
+        start=lambda: starts.append(1),
+        close=lambda: None,
+    )
+    with Machine(tmp_path) as machine:
+        machine.start_redis(cast("RedisServer", ended))
+        with pytest.raises(ProcessFailed, match=r"disk is full; .*redis\.log says why"):
+            machine.watch_all()
+    assert len(starts) == 6
+
+
+def test_a_wrong_value_in_the_environment_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTPRM_LOAD_TIMEOUT", "soon")
+    with Machine(tmp_path) as machine, pytest.raises(ProcessFailed, match="load_timeout"):
+        machine.wait_reachable([])
 
 
 @pytest.mark.parametrize("command", ["serve {model} --json {'a':1}", "serve {model} '", "serve {}"])

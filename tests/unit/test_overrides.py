@@ -132,6 +132,11 @@ def test_the_command_records_them_and_explains_a_wrong_one(
     assert done.exit_code == 0, done.output
     assert orjson.loads((tmp_path / "config.json").read_bytes())["overrides"] == {"dpo.beta": 0.2}
     assert read_config(tmp_path).dpo.beta == 0.2
+    slip = CliRunner().invoke(app, [*train, "--set", "dpo.beta=0.3"])
+    assert slip.exit_code == 0, "nothing was done yet"
+    assert CliRunner().invoke(app, [*train, "--set", "dpo.beta=0.2"]).exit_code == 0
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "demonstrations.jsonl").touch()
     other = CliRunner().invoke(app, train)
     assert other.exit_code == 2
     assert "dpo.beta is 0.2 there, 0.1 here" in " ".join(other.output.split())
@@ -139,10 +144,13 @@ def test_the_command_records_them_and_explains_a_wrong_one(
     publishes = read_config(tmp_path).dpo.publish_every
     same[-1] = f"dpo.publish_every={publishes}"
     assert CliRunner().invoke(app, same).exit_code == 0  # as it is anyway
-    assert "nothing was done yet" in " ".join(other.output.split())
     wrong = CliRunner().invoke(app, [*train, "--set", "dpo.beta"])
     assert wrong.exit_code == 2
     assert "group.name=value" in wrong.output
+    for again in (["--set", "dpo.beta=0.2", "--set", "dpo.beta=0.3"], ["--set", "seed=5"]):
+        refused = CliRunner().invoke(app, [*train, *again])
+        assert refused.exit_code == 2
+        assert "given twice" in refused.output or "give --seed" in refused.output
     unknown = CliRunner().invoke(app, [*train, "--set", "dpo.betta=1"])
     assert unknown.exit_code == 2
     assert "dpo.betta: there is no such setting" in " ".join(unknown.output.split())

@@ -186,6 +186,8 @@ def test_an_error_of_the_class_is_told_and_the_game_goes_on(sessions_of: Maker) 
         (Frame("", reward=2.0), "reward: Input should be less than or equal to 1"),
         (Frame("", reward=float("nan")), "reward: Input should be"),
         (Frame("", advice="open door"), "advice: Input should be"),  # type: ignore[arg-type]
+        (Frame("", advice=Action(command="a\nb")), "is one line, as the policy writes it"),
+        (Frame("", done=True, won=True), "its rewards add up to 0"),
         (Frame("", won=None), "won: Input should be"),  # type: ignore[arg-type]
     ],
 )

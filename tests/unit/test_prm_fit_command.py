@@ -78,6 +78,9 @@ def test_other_settings_or_other_chats_than_the_run_was_begun_with(
     moved = tmp_path / "moved.jsonl"
     moved.write_bytes(log.read_bytes() + b"\n")
     begun(moved, run)
+    begun(log, run, "--seed", "1")  # nothing was done yet: the settings may have been a slip
+    begun(log, run)
+    (run / "base").mkdir()
     for flags in (["--seed", "1"], ["--preset", "smoke"], ["--set", "prm.epochs=3"]):
         code, output = fit(log, run, *flags)
         assert code == 2
@@ -93,6 +96,8 @@ def test_the_run_of_a_training(log: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text("{}")
+    (run / "records").mkdir()
+    (run / "records" / "demonstrations.jsonl").touch()
     code, output = fit(log, run)
     assert code == 2
     assert "was not fitted on chats" in output

@@ -39,7 +39,8 @@ def test_ids_are_short_and_can_be_sent_back(name: str) -> None:
 
 
 def test_a_string_is_a_command_to_score() -> None:
-    state = {"task": "t", "observation": "o"}
+    past = {"observation": "before", "action": "go"}
+    state = {"task": "t", "observation": "o", "history": [past]}
     asked = ScoreRequest.model_validate(
         {
             "choices": [{"state": state, "actions": ["look", {"reason": "r", "command": "go"}]}],
@@ -49,5 +50,6 @@ def test_a_string_is_a_command_to_score() -> None:
     look = Action(command="look")
     assert asked.choices[0].actions == [look, Action(reason="r", command="go")]
     assert asked.pairs[0].action == look
+    assert asked.pairs[0].state.history[0].action == Action(command="go")
     with pytest.raises(ValidationError, match=r"actions\.0\.command"):
         Choice.model_validate({"state": state, "actions": ["x" * 501]})

@@ -85,6 +85,23 @@ def test_where_one_refuses_all_serve_what_they_did_before(tmp_path: Path, broken
         assert fleet.version == "prm/0"
 
 
+def test_another_runs_checkpoint_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    """As where `current`, which the services follow, still means a run before."""
+    ours = checkpoints(tmp_path / "ours")
+    with ours.write("prm/2") as draft:
+        (draft / "weights.txt").write_text("ours")
+    theirs = checkpoints(tmp_path / "theirs")
+    with theirs.write("prm/2") as draft:
+        (draft / "weights.txt").write_text("theirs")
+    with serving(replica(theirs)) as url, PRMClient(url, deadline=20) as client:
+        fleet = Fleet([client], ours)
+        fleet.load("prm/0")  # the same files
+        with pytest.raises(ServiceError, match="reads the checkpoints of another run") as caught:
+            fleet.load("prm/2")
+        assert caught.value.status == 409
+        assert fleet.version == "prm/0"
+
+
 def test_a_stage_that_begins_while_a_service_restarts_waits_for_it(tmp_path: Path) -> None:
     registry = checkpoints(tmp_path)
     with serving(replica(registry)) as url:

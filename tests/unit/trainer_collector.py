@@ -30,7 +30,7 @@ class Served:
     def health(self) -> Health:
         return Health(service="policy", status="healthy", package_version="0", version=self.version)
 
-    def load(self, version: str) -> Loaded:
+    def load(self, version: str, mark: str | None = None) -> Loaded:
         self.loaded.append(version)
         previous, self.version = self.version, version
         return Loaded(version=version, previous=previous, load_seconds=0, pause_seconds=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from agentprm.environment import Environment, Frame
 from agentprm.protocol import (
@@ -157,6 +157,11 @@ class OwnEngine:
                     f"the rewards of the episode add up to {total:.7g}, and may to 1: divide them "
                     "by the largest sum"
                 )
+            if frame.done and frame.won and total == 0:
+                raise ValueError(
+                    "the episode is won, and its rewards add up to 0: Q is learned from rewards, "
+                    "so give the frame that wins reward=1.0"
+                )
             reward = min(frame.reward, max(1.0 - self._rewards, 0.0))
             self._rewards += reward
             return Frame(**dict(frame) | {"reward": reward})
@@ -186,3 +191,13 @@ class _Carried(Record):
     done: bool
     won: bool
     advice: Action | None
+
+    @model_validator(mode="after")
+    def _advice_can_be_followed(self) -> _Carried:
+        command = "" if self.advice is None else self.advice.command
+        if "\n" in command and command not in self.admissible:
+            raise ValueError(
+                "advice: a command that is not among the admissible ones is one line, as the "
+                "policy writes it behind ACTION"
+            )
+        return self

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
+from pydantic import ValidationError
 
 from agentprm.config import Demonstrations
 from agentprm.protocol import Episode, JobResult, Split
 from agentprm.registry import Registry
 from agentprm.runs import DEMONSTRATIONS
+from agentprm.validation import first_error
 from services.trainer.rollouts.collect import Collector
 from services.trainer.rollouts.records import Records, job_id
 from services.trainer.seeds import derive, shuffled
@@ -62,18 +65,14 @@ def require_won(records: Records) -> None:
 def read_episodes(path: Path) -> list[Episode]:
     """The episodes of a JSONL file, or of all such files in a directory.
 
-    A line is an episode, or a job result as runs record them. A line that a file has twice counts
-    once: it is one result, which two trainers have recorded.
+    A line is an episode, or a job result as runs record them; empty ones are passed over. A line
+    that a file has twice counts once: it is one result, which two trainers have recorded.
 
     Raises:
         DemonstrationsError: there is none, a line is neither, or a game is no train game.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    given = [file.read_bytes().splitlines() for file in files if file.is_file()]
-    try:
-        episodes = [e for lines in given for line in dict.fromkeys(lines) for e in _episodes(line)]
-    except ValueError as error:
-        raise DemonstrationsError(f"{path}: a line is no episode: {error}") from error
+    episodes = [episode for file in files if file.is_file() for episode in _episodes_in(file)]
     if not episodes:
         raise DemonstrationsError(f"{path} holds no demonstrations: neither JSONL nor a policy")
     foreign = next((e.game.id for e in episodes if e.game.split != Split.TRAIN), None)
@@ -100,7 +99,27 @@ def _take(collector: Collector, path: Path, count: int) -> None:
     collector.progress.end({"episodes": len(episodes)})
 
 
+def _episodes_in(file: Path) -> Iterator[Episode]:
+    seen = {b""}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if line.strip() in seen:
+            continue
+        seen.add(line.strip())
+        try:
+            yield from _episodes(line)
+        except ValidationError as error:
+            raise DemonstrationsError(
+                f"{file}: line {number} is no episode: {first_error(error)}"
+            ) from error
+        except ValueError as error:
+            raise DemonstrationsError(f"{file}: line {number} is no JSON: {error}") from error
+
+
 def _episodes(line: bytes) -> list[Episode]:
     if "episodes" in orjson.loads(line):
-        return JobResult.model_validate_json(line).episodes
-    return [Episode.model_validate_json(line)]
+        episodes = JobResult.model_validate_json(line).episodes
+    else:
+        episodes = [Episode.model_validate_json(line)]
+    for episode in episodes:
+        episode.transcript()  # no longer than the services take; records have no bounds
+    return episodes

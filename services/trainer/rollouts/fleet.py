@@ -11,6 +11,7 @@ import structlog
 
 from agentprm.client import PolicyClient, PRMClient, ServiceError
 from agentprm.protocol import Loaded
+from agentprm.registry import Registry
 
 C = TypeVar("C", PolicyClient, PRMClient)
 
@@ -18,9 +19,13 @@ log = structlog.get_logger()
 
 
 class Fleet(Generic[C]):
-    """Clients of all replicas of the policy or of the PRM service."""
+    """Clients of all replicas of the policy or of the PRM service.
 
-    def __init__(self, clients: Sequence[C]) -> None:
+    With a `registry`, that of the run, they serve no checkpoint of another run by the same name.
+    """
+
+    def __init__(self, clients: Sequence[C], registry: Registry | None = None) -> None:
+        self._registry = registry
         self._clients: list[C] = list(clients)
         self._turns: Iterator[C] = itertools.cycle(self._clients)
 
@@ -41,10 +46,12 @@ class Fleet(Generic[C]):
         """Have every replica serve `version`, at the same time.
 
         Raises:
-            ServiceError: one did not; those that had swapped serve again what they did before.
+            ServiceError: one did not, as where it reads the registry of another run; those that
+                had swapped serve again what they did before.
         """
+        mark = None if self._registry is None else self._registry.mark(version)
         with ThreadPoolExecutor(len(self._clients)) as threads:
-            results = list(threads.map(lambda client: _tried(client, version), self._clients))
+            results = list(threads.map(lambda client: _tried(client, version, mark), self._clients))
         error = next((r for r in results if isinstance(r, ServiceError)), None)
         if error is None:
             return
@@ -61,9 +68,9 @@ def _version(client: C) -> str | None:
         return None
 
 
-def _tried(client: C, version: str) -> Loaded | ServiceError:
+def _tried(client: C, version: str, mark: str | None) -> Loaded | ServiceError:
     try:
-        return client.load(version)
+        return client.load(version, mark)
     except ServiceError as error:
         return error
 
