@@ -19,7 +19,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from agentprm.client import EnvClient, PRMClient
 from agentprm.prompts import load_prompt, parse_action
-from agentprm.protocol import CreateSessions, Split, State, StepSession, StepSessions
+from agentprm.protocol import CreateSessions, Split, State, Step, StepSession, StepSessions
 
 Chat = list[ChatCompletionMessageParam]
 
@@ -36,30 +36,31 @@ def best_answer(llm: OpenAI, model: str, prm: PRMClient, messages: Chat, n: int)
 def play(options: argparse.Namespace) -> None:
     """One game, a turn a line."""
     llm = OpenAI(base_url=options.llm, api_key=os.environ.get("OPENAI_API_KEY", "none"))
-    prompt = load_prompt("chat")  # how the PRM was trained to see an episode
+    prompt = load_prompt(options.prompt)
     with PRMClient(options.prm) as prm, EnvClient(options.env) as env:
         request = CreateSessions(
             split=Split(options.split), seed=options.seed, max_steps=options.max_steps
         )
         [session] = env.create(request)
-        print(session.game.task)
-        state = State(task=session.game.task, observation=session.observation)
-        messages: list[Any] = [message.model_dump() for message in prompt.messages(state)]
-        while not session.done:
-            answer, thought = best_answer(llm, options.model, prm, messages, options.n)
-            action, _ = parse_action(answer)
-            print(f"[{session.turn}] {action.command or '(no command)'} - {thought}")
-            step = StepSession(id=session.id, turn=session.turn, command=action.command)
-            [result] = env.step(StepSessions(steps=[step]))
-            if result.session is None:
-                raise RuntimeError(str(result.problem))
-            session = result.session
-            messages += [
-                {"role": "assistant", "content": answer},
-                {"role": "user", "content": session.observation},
-            ]
-        env.close_sessions([session.id])
-        print("won" if session.won else "lost", "after", session.turn, "turns")
+        try:
+            task, history = session.game.task, list[Step]()
+            print(task)
+            while not session.done:
+                seen, commands = session.observation, session.admissible
+                state = State(task=task, history=history, observation=seen, admissible=commands)
+                messages: list[Any] = [message.model_dump() for message in prompt.messages(state)]
+                answer, thought = best_answer(llm, options.model, prm, messages, options.n)
+                action, _ = parse_action(answer)
+                print(f"[{session.turn}] {action.command or '(no command)'} - {thought}")
+                history.append(Step(observation=seen, action=action))
+                step = StepSession(id=session.id, turn=session.turn, command=action.command)
+                [result] = env.step(StepSessions(steps=[step]))
+                if result.session is None:
+                    raise RuntimeError(str(result.problem))
+                session = result.session
+            print("won" if session.won else "lost", "after", session.turn, "turns")
+        finally:
+            env.close_sessions([session.id])
 
 
 if __name__ == "__main__":
@@ -68,6 +69,11 @@ if __name__ == "__main__":
     arguments.add_argument("--llm", default="http://127.0.0.1:8002/v1")
     arguments.add_argument("--model", default="policy")
     arguments.add_argument("--prm", default="http://127.0.0.1:8003")
+    arguments.add_argument(
+        "--prompt",
+        default="chat",
+        help="the run's, as its PRM was trained to see an episode: chat, state, or a template file",
+    )
     arguments.add_argument("--n", type=int, default=8)
     arguments.add_argument("--split", default="valid_seen")
     arguments.add_argument("--seed", type=int, default=0)
