@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +23,9 @@ import structlog
 from pydantic import ValidationError
 
 from agentprm.calls import HEALTH_SECONDS
+from agentprm.cli.log_file import LogFile
 from agentprm.cli.ports import answers, require_free
+from agentprm.cli.restarts import Restarts
 from agentprm.files import write_atomic
 from agentprm.keys import SENT, own_key
 from agentprm.lineage import bound
@@ -38,14 +40,11 @@ _START_SECONDS = 1200.0
 """Until a service must be up, beside its load: imports take seconds, SGLang servers up to 900 s."""
 _STOP_SECONDS = 15.0
 """Seconds until a process that was told to end is killed."""
-_MAX_RESTARTS = 5
-"""Restarts of one process within its window after which the machine gives up."""
 _WINDOW = 300.0
-"""Seconds of that window."""
+"""Seconds within which restarts of a process are counted."""
 _WINDOW_OF_WATCHED = 24 * 3600.0
 """The same for what `watch` waits for: a trainer that memory does not suffice for is killed late,
 in a fit."""
-
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # Tensors from the heap, which keeps what is freed: else every large one is new pages, zeroed.
@@ -64,12 +63,15 @@ class _Process:
     name: str
     argv: list[str]
     url: str | None
-    output: Path | None
+    log: LogFile | None
+    """None of one that prints to this terminal."""
     handle: subprocess.Popen[bytes]
     stdout: int | None
-    logged: int
-    """Bytes of `output` that earlier starts wrote."""
-    starts: list[float] = field(default_factory=list)
+    starts: Restarts
+
+    def tail(self) -> str:
+        """The last that its last start has logged."""
+        return "" if self.log is None else self.log.tail()
 
 
 class Machine:
@@ -97,7 +99,7 @@ class Machine:
         self._environment = {**_ENVIRONMENT, **os.environ, **given}
         self._processes: dict[str, _Process] = {}
         self._redis: RedisServer | None = None
-        self._redis_starts: list[float] = []
+        self._redis_starts = Restarts(_WINDOW)
 
     def __enter__(self) -> Self:
         return self
@@ -159,16 +161,13 @@ class Machine:
         in_terminal: bool = False,
         quiet: bool = False,
     ) -> str:
-        output = None if in_terminal else self.logs / f"{name}.log"
+        output = None if in_terminal else LogFile(self.logs / f"{name}.log")
         stdout = subprocess.DEVNULL if quiet else None
-        logged = _size(output)
         try:
             handle = self._spawn(argv, output, stdout)
         except OSError as error:
             raise ProcessFailed(f"{name} cannot be started: {error}") from error
-        self._processes[name] = _Process(
-            name, argv, url, output, handle, stdout, logged, [time.monotonic()]
-        )
+        self._processes[name] = _Process(name, argv, url, output, handle, stdout, Restarts(_WINDOW))
         self._publish()
         return url or ""
 
@@ -198,12 +197,12 @@ class Machine:
             while True:
                 # Before it is asked: where another process has its port, it ends.
                 if process.handle.poll() is not None:
-                    raise ProcessFailed(f"{name} ended while starting.\n{self._tail(process)}")
+                    raise ProcessFailed(f"{name} ended while starting.\n{process.tail()}")
                 if process.url and answers(process.url, process.handle.pid):
                     break
                 if time.monotonic() > deadline:
                     raise ProcessFailed(
-                        f"{name} is not up after {timeout:.0f} s.\n{self._tail(process)}"
+                        f"{name} is not up after {timeout:.0f} s.\n{process.tail()}"
                     )
                 time.sleep(0.1)
 
@@ -221,10 +220,10 @@ class Machine:
             answer = httpx.get(url, headers=headers, timeout=HEALTH_SECONDS, trust_env=False)
             health = Health.model_validate_json(answer.raise_for_status().content)
         except httpx.HTTPError as error:
-            tail = self._tail(self._processes[name])
+            tail = self._processes[name].tail()
             raise ProcessFailed(f"{name} does not say what it serves: {error}\n{tail}") from error
         if health.version != version:
-            reason = health.details.get("refused") or self._tail(self._processes[name])
+            reason = health.details.get("refused") or self._processes[name].tail()
             raise ProcessFailed(f"{name} does not serve {version}: {reason}")
 
     def watch(self, name: str, *, unless: Callable[[], bool] = lambda: False) -> int | None:
@@ -235,6 +234,8 @@ class Machine:
         Raises:
             ProcessFailed: a process dies again and again.
         """
+        if name in self._processes:
+            self._processes[name].starts.window = _WINDOW_OF_WATCHED
         while not unless():
             if self._redis is not None and self._redis.pid is None:
                 self._restart_redis(self._redis)
@@ -244,8 +245,7 @@ class Machine:
                     continue
                 if process.name == name and code >= 0:
                     return code
-                window = _WINDOW_OF_WATCHED if process.name == name else _WINDOW
-                self._restart(process, code, window)
+                self._restart(process, code)
             time.sleep(0.2)
         return None
 
@@ -270,40 +270,34 @@ class Machine:
             self._redis.close()
 
     def _restart_redis(self, redis: RedisServer) -> None:
-        now = time.monotonic()
-        self._redis_starts = [t for t in self._redis_starts if now - t < _WINDOW]
-        if len(self._redis_starts) >= _MAX_RESTARTS:
+        if not self._redis_starts.another():
             raise ProcessFailed(
-                f"redis-server ended {_MAX_RESTARTS + 1} times within {_WINDOW:.0f} s, as it does "
-                f"where the disk is full; {redis.log} says why"
+                f"redis-server ended {len(self._redis_starts)} times within {_WINDOW:.0f} s, as it "
+                f"does where the disk is full; {redis.log} says why"
             )
         log.warning("restarting a redis-server that ended")
         redis.start()
-        self._redis_starts.append(now)
         self._publish()
 
-    def _restart(self, process: _Process, code: int, window: float) -> None:
-        now = time.monotonic()
-        process.starts = [t for t in process.starts if now - t < window]
-        if len(process.starts) > _MAX_RESTARTS:
+    def _restart(self, process: _Process, code: int) -> None:
+        if not process.starts.another():
             killed = (
                 " (killed, as happens where memory runs out)" if code == -signal.SIGKILL else ""
             )
             raise ProcessFailed(
-                f"{process.name} ended {len(process.starts)} times within {window:.0f} s, "
-                f"last with code {code}{killed}.\n{self._tail(process)}"
+                f"{process.name} ended {len(process.starts)} times within "
+                f"{process.starts.window:.0f} s, last with code {code}{killed}.\n"
+                f"{process.tail()}"
             )
         log.warning("restarting a process that ended", process=process.name, code=code)
-        process.logged = _size(process.output)
-        process.handle = self._spawn(process.argv, process.output, process.stdout)
-        process.starts.append(now)
+        process.handle = self._spawn(process.argv, process.log, process.stdout)
         self._publish()
 
     def _spawn(
-        self, argv: list[str], output: Path | None, stdout: int | None
+        self, argv: list[str], output: LogFile | None, stdout: int | None
     ) -> subprocess.Popen[bytes]:
         with ExitStack() as stack:
-            file = stack.enter_context(output.open("ab")) if output else None
+            file = stack.enter_context(output.open()) if output else None
             return subprocess.Popen(
                 bound(argv, self._environment),
                 env=self._environment,
@@ -325,23 +319,12 @@ class Machine:
         except OSError as error:  # it is for people to look at
             log.warning("what runs where is not written down", why=str(error))
 
-    def _tail(self, process: _Process, lines: int = 15) -> str:
-        """The last that its last start has logged."""
-        if process.output is None or not process.output.exists():
-            return ""
-        text = process.output.read_bytes()[process.logged :].decode(errors="replace")
-        return "\n".join([f"The end of {process.output}:", *text.splitlines()[-lines:]])
-
 
 def _load_timeout() -> float:
     try:
         return LoadSettings().load_timeout
     except ValidationError as error:
         raise ProcessFailed(f"in the environment: {first_error(error)}") from None
-
-
-def _size(output: Path | None) -> int:
-    return output.stat().st_size if output is not None and output.exists() else 0
 
 
 def _require_free(name: str, host: str, port: int) -> None:

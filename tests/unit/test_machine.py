@@ -97,8 +97,8 @@ def test_a_trainer_that_is_killed_again_and_again_is_given_up(
     """Though each time it ran for half an hour, as one does whose fit is too large."""
     clock = itertools.count(0.0, 1800.0)
     with Machine(tmp_path) as machine:
-        fake = SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep)
-        monkeypatch.setattr("agentprm.cli.processes.time", fake)
+        fake = SimpleNamespace(monotonic=lambda: next(clock))
+        monkeypatch.setattr("agentprm.cli.restarts.time", fake)
         code = "import os; os.kill(os.getpid(), 9)"
         machine.start_command("trainer", [sys.executable, "-c", code], port=free_port())
         with pytest.raises(ProcessFailed, match=r"trainer ended 6 times .* where memory runs out"):
