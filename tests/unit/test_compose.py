@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,35 @@ FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
 def services(name: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / name).read_text())["services"]
     return found
+
+
+class _Health(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Into no test's output."""
+
+
+@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize("service", ["env", "policy", "prm"])
+def test_the_health_check_asks_the_service_and_no_proxy(service: str, status: int) -> None:
+    text = (ROOT / f"services/{service}/Dockerfile").read_text()
+    [port] = re.findall(r"^EXPOSE (\d+)", text, re.M)
+    [check] = re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", text, re.M)
+    python, *arguments = json.loads(check)
+    assert python == "python"
+    handler = type("Health", (_Health,), {"status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = [part.replace(f":{port}/", f":{server.server_port}/") for part in arguments]
+        nowhere = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+        done = subprocess.run([sys.executable, *here], env=os.environ | nowhere, timeout=60)
+        server.shutdown()
+    assert (done.returncode == 0) == (status == 200)
 
 
 @pytest.mark.parametrize("name", FILES)

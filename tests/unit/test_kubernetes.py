@@ -131,6 +131,18 @@ def test_compose_and_kubernetes_run_the_same(overlay: str) -> None:
             assert ports == exposed, name
 
 
+def test_a_start_may_take_as_long_as_in_compose() -> None:
+    sglang = compose(*COMPOSE["gpu"])["sglang"]["healthcheck"]["start_period"]
+    periods = {"sglang": 60 * int(sglang.removesuffix("m"))}
+    for name in ("env", "policy", "prm"):
+        text = (ROOT / f"services/{name}/Dockerfile").read_text()
+        [period] = re.findall(r"^HEALTHCHECK .*--start-period=(\d+)s", text, re.M)
+        periods[name] = int(period)
+    for name, period in periods.items():
+        probe = containers("gpu")[name]["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] == period, name
+
+
 @OVERLAYS
 def test_the_variables_are_those_of_compose(overlay: str) -> None:
     found = containers(overlay)
