@@ -61,6 +61,13 @@ def test_no_secret_is_in_the_arguments_of_a_process(name: str) -> None:
         assert not re.search(r"(?<!\$)\$\{?\w*(PASSWORD|KEY|TOKEN|AUTH)", arguments), service
 
 
+def test_textworld_can_load_its_planner_from_the_temporary_directory() -> None:
+    [tmp] = services("docker-compose.yml")["env"]["tmpfs"]
+    path, _, options = tmp.partition(":")
+    assert path == "/tmp"
+    assert "exec" in options.split(",")
+
+
 def test_every_setting_is_in_the_example() -> None:
     text = "".join((ROOT / name).read_text() for name in FILES)
     listed = re.findall(r"^#([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.M)
