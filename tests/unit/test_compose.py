@@ -71,4 +71,22 @@ def test_textworld_can_load_its_planner_from_the_temporary_directory() -> None:
 def test_every_setting_is_in_the_example() -> None:
     text = "".join((ROOT / name).read_text() for name in FILES)
     listed = re.findall(r"^#([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.M)
-    assert set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", text)) == set(listed)
+    handed_on = {
+        variable
+        for name in FILES
+        for service in services(name).values()
+        for variable, value in service.get("environment", {}).items()
+        if value is None
+    }
+    assert handed_on | set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", text)) == set(listed)
+
+
+def test_all_that_wait_for_a_load_get_its_limit_or_nothing() -> None:
+    """An empty value they would refuse."""
+    variable = "AGENTPRM_LOAD_TIMEOUT"
+    given = {
+        name: service["environment"][variable]
+        for name, service in services("docker-compose.yml").items()
+        if variable in service.get("environment", {})
+    }
+    assert given == {"policy": None, "prm": None, "trainer": None}
