@@ -61,6 +61,15 @@ def test_no_secret_is_in_the_arguments_of_a_process(name: str) -> None:
         assert not re.search(r"(?<!\$)\$\{?\w*(PASSWORD|KEY|TOKEN|AUTH)", arguments), service
 
 
+def test_every_log_is_bounded() -> None:
+    first, second = map(services, FILES)
+    for name in first.keys() | second.keys():
+        logging = first.get(name, {}).get("logging") or second.get(name, {}).get("logging")
+        assert logging is not None, name
+        assert logging["driver"] == "json-file", name
+        assert logging["options"] == {"max-size": "10m", "max-file": "3"}, name
+
+
 def test_textworld_can_load_its_planner_from_the_temporary_directory() -> None:
     [tmp] = services("docker-compose.yml")["env"]["tmpfs"]
     path, _, options = tmp.partition(":")
