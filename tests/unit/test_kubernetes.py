@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,12 +14,15 @@ from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
+import redis
 import yaml
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from agentprm.config import load_config
 from agentprm.protocol import JobResult, RolloutJob
 from agentprm.queue import Queue
-from agentprm.redis_server import RedisServer
+from agentprm.redis_server import RedisServer, find_redis_server
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes"
@@ -62,7 +66,7 @@ def containers(overlay: str) -> dict[str, Resource]:
 
 
 def environment(overlay: str, container: Resource) -> dict[str, str | None]:
-    """Its variables; None is a value from the Secret."""
+    """Its variables; None is a value from the Secret, or from the ConfigMap where it has one."""
     maps = of_kind(overlay, "ConfigMap")
     found: dict[str, str | None] = {}
     for source in container.get("envFrom", []):
@@ -127,6 +131,18 @@ def test_compose_and_kubernetes_run_the_same(overlay: str) -> None:
             assert ports == exposed, name
 
 
+def test_a_start_may_take_as_long_as_in_compose() -> None:
+    sglang = compose(*COMPOSE["gpu"])["sglang"]["healthcheck"]["start_period"]
+    periods = {"sglang": 60 * int(sglang.removesuffix("m"))}
+    for name in ("env", "policy", "prm"):
+        text = (ROOT / f"services/{name}/Dockerfile").read_text()
+        [period] = re.findall(r"^HEALTHCHECK .*--start-period=(\d+)s", text, re.M)
+        periods[name] = int(period)
+    for name, period in periods.items():
+        probe = containers("gpu")[name]["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] == period, name
+
+
 @OVERLAYS
 def test_the_variables_are_those_of_compose(overlay: str) -> None:
     found = containers(overlay)
@@ -137,18 +153,75 @@ def test_the_variables_are_those_of_compose(overlay: str) -> None:
             if variable in ("AGENTPRM_NO_AUTH", "AGENTPRM_LOG_REQUESTS"):
                 assert variable not in ours
                 continue
+            if value is None:  # handed on where it is set, by its name or with all the others
+                assert variable in ours or "envFrom" in found[name], (name, variable)
+                continue
             assert variable in ours, (name, variable)
             if variable != "REDIS_URL" and not variable.endswith("_URL") and default(value):
                 assert ours[variable] == default(value), (name, variable)
 
 
 def test_redis_is_run_as_compose_runs_it() -> None:
-    [given] = [service["command"] for service in [compose("docker-compose.yml")["redis"]]]
+    given = [default(part) for part in compose("docker-compose.yml")["redis"]["command"]]
     ours = containers("base")["redis"]["args"]
     pairs = {tuple(pair) for pair in zip(ours[::2], ours[1::2], strict=True)}
     theirs = set(zip(given[::2], given[1::2], strict=True))
-    assert {pair for pair in theirs if pair[0] != "--requirepass"} <= pairs
-    assert ("--requirepass", "$(REDISCLI_AUTH)") in pairs
+    # In a cluster there always is a password, and without one it has to be as it is.
+    assert theirs - {("--protected-mode", "no")} <= pairs
+
+
+def start_of_redis(source: str) -> list[str]:
+    """The arguments that start it there, without the directory of its data."""
+    if source == "compose":
+        service = compose("docker-compose.yml")["redis"]
+        parts = [*service["entrypoint"], *service["command"]]
+        return [default(part).replace("$$", "$") for part in parts]
+    container = containers("base")["redis"]
+    assert container["args"][:2] == ["--dir", "/data"]
+    return [*container["command"], *container["args"][2:]]
+
+
+@pytest.mark.parametrize("source", ["compose", "kubernetes"])
+@pytest.mark.parametrize("password", ["", "s3cretOfATest"])
+def test_redis_takes_its_password_from_the_environment(
+    source: str, password: str, tmp_path: Path
+) -> None:
+    arguments = [*start_of_redis(source), "--port", "0", "--unixsocket", "redis.sock"]
+    path = f"{find_redis_server().parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        arguments,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "REDISCLI_AUTH": password},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        url = f"unix://{tmp_path}/redis.sock"
+        patient = Retry(ConstantBackoff(0.05), 1000)  # until it listens
+        with redis.Redis.from_url(
+            url, password=password or None, protocol=2, retry=patient
+        ) as client:
+            assert client.config_get("maxmemory") == {"maxmemory": str(700 * 2**20)}
+            assert client.config_get("save") == {"save": ""}
+        if password:
+            with (
+                redis.Redis.from_url(url, protocol=2) as stranger,
+                pytest.raises(redis.AuthenticationError),
+            ):
+                stranger.ping()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_redis_refuses_before_the_kernel_kills_it() -> None:
+    limits = {"1g": 2**30, "1Gi": 2**30}
+    service, container = compose("docker-compose.yml")["redis"], containers("base")["redis"]
+    for limit, arguments in (
+        (default(service["mem_limit"]), [default(part) for part in service["command"]]),
+        (container["resources"]["limits"]["memory"], container["args"]),
+    ):
+        most = arguments[arguments.index("--maxmemory") + 1]
+        assert 0.6 < int(most.removesuffix("mb")) * 2**20 / limits[limit] < 0.75
 
 
 @OVERLAYS
@@ -189,7 +262,12 @@ def test_what_is_referred_to_is_there(overlay: str) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} == there
         for entry in container.get("env", []):
             if "valueFrom" in entry:
-                source = entry["valueFrom"]["secretKeyRef"]
+                [(kind, source)] = entry["valueFrom"].items()
+                if kind == "configMapKeyRef":
+                    assert source["name"] in of_kind(overlay, "ConfigMap")
+                    assert (source["key"], source["optional"]) == (entry["name"], True)
+                    continue
+                assert kind == "secretKeyRef"
                 assert source["name"] == example["metadata"]["name"]
                 assert source["key"] in example["stringData"]
         ports = {port["name"] for port in container.get("ports", [])}
