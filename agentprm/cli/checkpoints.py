@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agentprm.canary import FILE
-from agentprm.cli.common import Json, fail, print_json
+from agentprm.cli.common import Json, fail, print_json, require_unwanted
 from agentprm.export import Dtype, export
 from agentprm.registry import KINDS, CheckpointError, Registry
 
@@ -46,6 +46,7 @@ def adopt(
 ) -> None:
     """Copy a checkpoint of your own into the registry, where services can load it."""
     try:
+        require_unwanted(registry, version)
         Registry(registry).adopt(source, version)
     except (CheckpointError, OSError) as error:
         fail(str(error))

@@ -27,7 +27,7 @@ from agentprm.files import DamagedFile, write_atomic
 from agentprm.prompts import load_prompt
 from agentprm.protocol import MAX_STEPS, Sampling, Split
 from agentprm.redis_server import RedisServerError
-from agentprm.registry import CheckpointError
+from agentprm.registry import CheckpointError, Registry, number
 from agentprm.results import read_results
 from agentprm.runs import is_begun
 from agentprm.studies import StudyError
@@ -85,8 +85,8 @@ def explained(
     structlog.configure(
         wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
     )
-    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, _interrupt) for number in ending}
+    ending = [each for each in _ENDING if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {each: signal.signal(each, _interrupt) for each in ending}
     try:
         yield
     except _MENDED as error:
@@ -101,13 +101,13 @@ def explained(
             console.print(f"interrupted; {interrupted}")
         raise typer.Exit(130) from None
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def _interrupt(_: int, __: FrameType | None) -> NoReturn:
-    for number in _ENDING:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the orderly end short
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)  # a second one must not cut the orderly end short
     raise KeyboardInterrupt
 
 
@@ -148,6 +148,23 @@ def new_or_same(run: Path, config: Config, go_on: str) -> None:
                 f"{run} holds a run with other settings ({name} is {there.get(name)} there, "
                 f"{asked.get(name)} here): {go_on}, or give another --run"
             )
+
+
+def require_unwanted(registry: Path, version: str) -> None:
+    """Go on only where no fit of the run whose registry it is will make `version` itself: the loop
+    would take what is there for its own.
+
+    Raises:
+        CheckpointError: `version` is none.
+    """
+    Registry(registry).path(version)
+    run = registry.parent
+    if not (run / "config.json").exists() or (run / "chats.json").exists():
+        return  # nobody's, or that of a PRM from logs, which is fitted once
+    iterations, kind = config_of(run).iterations, version.partition("/")[0]
+    first = {"policy": iterations + 1, "prm": iterations}.get(kind, 0)
+    if number(version)[0] < first:
+        fail(f"the training of {run} makes {version} itself: take {kind}/{first} or a later one")
 
 
 def digest_of(games: str, prompt: str, *settings: str) -> str:

@@ -26,6 +26,7 @@ from agentprm.cli.common import (
     fail,
     new_or_same,
     print_results,
+    require_unwanted,
     settings,
 )
 from agentprm.cli.games import app as games_app
@@ -301,5 +302,6 @@ def ensemble(
 ) -> None:
     """Name several PRMs as one: it answers with their mean and their standard deviation."""
     with explained():
+        require_unwanted(run / "checkpoints", version)
         write_ensemble(Registry(run / "checkpoints"), version, members)
     console.print(f"{version}: {', '.join(members)}")

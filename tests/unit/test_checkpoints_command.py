@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from agentprm.cli import app
 from agentprm.registry import Registry
+from tests.finished_run import finished_run
 
 
 def test_a_checkpoint_is_adopted_once_and_listed(tmp_path: Path) -> None:
@@ -29,6 +30,25 @@ def test_a_checkpoint_is_adopted_once_and_listed(tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["checkpoints", "list", "--registry", str(root), "--json"])
     (row,) = orjson.loads(listed.stdout)
     assert (row["version"], row["canary"]) == ("prm/3", False)
+
+
+def test_a_version_that_the_run_makes_itself_is_not_given_to_another(tmp_path: Path) -> None:
+    """Before it is made: the loop would take it for its own, and fit none."""
+    run, source = tmp_path / "run", tmp_path / "mine"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "llama"}')
+    finished_run(run)  # of one iteration: policy/0, policy/1 and prm/0
+    adopt = ["checkpoints", "adopt", str(source), "--registry", str(run / "checkpoints")]
+    for version, free in (("policy/1", "policy/2"), ("prm/0.1", "prm/1")):
+        refused = CliRunner().invoke(app, [*adopt, version])
+        assert refused.exit_code == 2
+        assert f"take {free}" in " ".join(refused.output.split())
+        assert CliRunner().invoke(app, [*adopt, free]).exit_code == 0
+    refused = CliRunner().invoke(app, ["ensemble", "prm/0", "prm/1", "prm/2", "--run", str(run)])
+    assert refused.exit_code == 2
+    assert "take prm/1" in " ".join(refused.output.split())
+    (run / "chats.json").touch()  # a PRM from logs, to which a policy is added
+    assert CliRunner().invoke(app, [*adopt, "prm/0.1"]).exit_code == 0
 
 
 def test_a_registry_that_is_not_there_is_told_from_an_empty_one(tmp_path: Path) -> None:
