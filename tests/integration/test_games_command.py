@@ -15,6 +15,7 @@ from rich.console import Console
 from agentprm.cli import games as games_cli
 from services.env.games.index import TASK_TYPES
 from services.env.games.provide import provide
+from tests.synced import require_synced, synced
 
 COUNT = 12
 
@@ -200,7 +201,9 @@ def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(
     tmp_path: Path,
 ) -> None:
     (tmp_path / ".draft-killed" / "json_2.1.1" / "train").mkdir(parents=True)
-    provide(tmp_path, 0.001)
+    with synced() as paths:
+        provide(tmp_path, 0.001)
+    require_synced(paths, ".draft-", tmp_path / "json_2.1.1")
     found = sorted(tmp_path.glob("json_2.1.1/*/*/*/game.tw-pddl"))
     assert len(found) == 5
     times = [path.stat().st_mtime_ns for path in found]

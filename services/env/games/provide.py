@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from agentprm.files import locked
+from agentprm.files import locked, sync, sync_tree
 from agentprm.protocol import Split
 from services.env.games.generate import GenerationError, generate
 from services.env.games.index import LAYOUT, DataError
@@ -36,13 +36,16 @@ def provide(directory: Path, fraction: float = 1.0) -> None:
             return
         structlog.get_logger().info("generating games", directory=str(directory))
         with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as temporary:
+            draft = Path(temporary)
             try:
                 for split, count in COUNTS.items():
-                    games = generate(split, max(1, round(fraction * count)), SEED, Path(temporary))
+                    games = generate(split, max(1, round(fraction * count)), SEED, draft)
                     deque(games, maxlen=0)
             except GenerationError as error:
                 raise DataError(str(error)) from error
-            Path(temporary, LAYOUT).rename(directory / LAYOUT)
+            sync_tree(draft)
+            (draft / LAYOUT).rename(directory / LAYOUT)
+            sync(directory)
 
 
 def _provided(directory: Path) -> bool:
