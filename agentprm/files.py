@@ -61,13 +61,16 @@ def sync_tree(directory: Path) -> None:
 def fresh_draft(directory: Path) -> Iterator[Path]:
     """A directory to fill within `directory`; what is not moved out of it goes with the block.
 
-    Those that killed processes left go first. So the caller has `directory` locked.
+    Those that killed processes left go first; one that is written is locked, on this machine.
     """
     for left in directory.glob(".draft-*"):
-        log.warning("removing a draft whose process was killed", directory=str(left))
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as draft:
-        yield Path(draft)
+        if not is_locked(left):
+            log.warning("removing a draft whose process was killed", directory=str(left))
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as name:
+        draft = Path(name)
+        with locked(draft):
+            yield draft
 
 
 class DamagedFile(ValueError):
