@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import tempfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +49,30 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(directory: Path) -> None:
+    """Bring a directory to the disk with all that it holds, before a name says it is complete."""
+    paths = [path for path in directory.rglob("*") if path.is_file() or path.is_dir()]
+    # the disk brings what is asked at once in one go: thousands of files take a tenth of the time
+    with ThreadPoolExecutor(8, "sync") as threads:
+        deque(threads.map(sync, [*paths, directory]), maxlen=0)
+
+
+@contextmanager
+def fresh_draft(directory: Path) -> Iterator[Path]:
+    """A directory to fill within `directory`; what is not moved out of it goes with the block.
+
+    Those that killed processes left go first; one that is written is locked, on this machine.
+    """
+    for left in directory.glob(".draft-*"):
+        if not is_locked(left):
+            log.warning("removing a draft whose process was killed", directory=str(left))
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as name:
+        draft = Path(name)
+        with locked(draft):
+            yield draft
+
+
 class DamagedFile(ValueError):
     """A file of a run holds what was never written to it."""
 
@@ -81,9 +109,14 @@ def drop_torn_line(path: Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One process (or thread) at a time in this block."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def locked(path: Path) -> Iterator[None]:
+    """One process (or thread) at a time in this block, of those that lock the same path.
+
+    It is a directory, or a file, which is made where it is missing and stays. What several machines
+    write needs a file: NFS keeps the lock of a directory to the machine that has it, and takes one
+    only of files that are open for writing.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

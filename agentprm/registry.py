@@ -21,7 +21,7 @@ from pathlib import Path
 import orjson
 import structlog
 
-from agentprm.files import is_locked, locked, sync, write_atomic
+from agentprm.files import is_locked, locked, sync, sync_tree, write_atomic
 
 STABLE = "STABLE"
 KINDS = {
@@ -265,14 +265,12 @@ def _left_behind(_: str, names: list[str]) -> list[str]:
 
 def _seal(draft: Path) -> bytes:
     """Bring all files to the disk; return the mark that lists them."""
+    sync_tree(draft)
     mark = {}
     for file in sorted(_files(draft)):
         if file.suffix in _PICKLE:
             raise CheckpointError(f"{file.name} is a pickle; checkpoints are safetensors only")
-        sync(file)
         mark[_name(file, draft)] = _digest(file)
-    for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
-        sync(folder)
     return orjson.dumps(mark, option=orjson.OPT_INDENT_2)
 
 

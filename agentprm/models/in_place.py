@@ -116,7 +116,13 @@ class InPlaceServing(Serving[W]):
             await asyncio.sleep(MEND_SECONDS)
             if self._served is not None:
                 async with self._lock:
-                    await asyncio.to_thread(self.replicas.mend, self._served.weights)
+                    await self._mend_once(self._served.weights)
+
+    async def _mend_once(self, weights: W) -> None:
+        try:
+            await asyncio.to_thread(self.replicas.mend, weights)
+        except Exception:  # else nothing would put a replica back from then on
+            log.exception("replicas could not be mended, trying again")
 
     def _refusal(self, version: str, error: Exception) -> ProblemError:
         if isinstance(error, ReplicasError) and not error.refused:

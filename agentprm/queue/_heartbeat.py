@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+_log = structlog.get_logger()
 
 
 class Heartbeat:
     """Calls `touch(entry id)` for every entry held, every `interval` seconds, in a thread.
 
-    `touch` says whether the entry is still ours; one that is not is held no longer.
+    `touch` says whether the entry is still ours; one that is not is held no longer. Where it fails,
+    the next beat is the retry: one entry's error must not cost us all the others.
     """
 
     def __init__(self, touch: Callable[[str], bool], interval: float) -> None:
@@ -42,4 +48,12 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._closed.wait(self._interval):
             with self._lock:
-                self._held = {entry_id for entry_id in self._held if self._touch(entry_id)}
+                self._held = {entry_id for entry_id in self._held if self._ours(entry_id)}
+
+    def _ours(self, entry_id: str) -> bool:
+        try:
+            return self._touch(entry_id)
+        except Exception:
+            with suppress(OSError):  # of a terminal that was closed
+                _log.exception("a heartbeat failed", entry=entry_id)
+            return True

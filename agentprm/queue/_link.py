@@ -67,8 +67,11 @@ class Link:
                 socket_connect_timeout=SOCKET_TIMEOUT,
                 retry=Retry(NoBackoff(), 0),
             )
-        except ValueError as error:
-            raise QueueError(f"not the URL of a Redis: {error}") from error
+        except ValueError:  # of which the message may hold a part of the password
+            raise QueueError(
+                "not the URL of a Redis, such as redis://:PASSWORD@HOST:6379/0, where special "
+                "characters of the password are percent-encoded"
+            ) from None
         self._patience = patience
         self._stopped = stopped
         self._lock = threading.Lock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ def configure_logging(service: str, *, requests: bool = True) -> None:
     """Structured logs on stderr, one JSON object a line, each with the service's name.
 
     Without `requests` those that were answered get no line, only those that were refused or failed.
+    A line that cannot be written, as on a full disk, is lost.
     """
     structlog.configure(
         processors=[
@@ -26,9 +28,20 @@ def configure_logging(service: str, *, requests: bool = True) -> None:
             structlog.processors.JSONRenderer(serializer=lambda v, **_: orjson.dumps(v).decode()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
     )
     structlog.contextvars.bind_contextvars(service=service)
+
+
+class _Lines(structlog.PrintLogger):
+    """An error of the disk ends no thread that has something to say, such as a heartbeat."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 def _drop_answered(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

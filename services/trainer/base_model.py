@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig
 
 from agentprm.config import Algorithm, Config
+from agentprm.files import sync, sync_tree
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, State, Step
 from agentprm.registry import CheckpointError
@@ -46,7 +47,9 @@ def base_model(run: Path, config: Config, texts: Iterable[str] | None = None) ->
     if not directory.exists():
         shutil.rmtree(draft, ignore_errors=True)  # of a trainer that was killed
         create_tiny(draft, derive(config.seed, "model"), config.scratch, texts)
+        sync_tree(draft)
         draft.rename(directory)
+        sync(run)
     return directory
 
 

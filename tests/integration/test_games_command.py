@@ -1,9 +1,11 @@
 """`agentprm games` as a process, and what it writes in the stock alfworld package."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ from rich.console import Console
 
 from agentprm.cli import games as games_cli
 from services.env.games.index import TASK_TYPES
-from services.env.games.provide import provide
+from services.env.games.provide import LOCK, provide
+from tests.synced import require_synced, synced
 
 COUNT = 12
 
@@ -200,12 +203,30 @@ def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(
     tmp_path: Path,
 ) -> None:
     (tmp_path / ".draft-killed" / "json_2.1.1" / "train").mkdir(parents=True)
-    provide(tmp_path, 0.001)
+    with synced() as paths:
+        provide(tmp_path, 0.001)
+    require_synced(paths, ".draft-", tmp_path / "json_2.1.1")
+    assert not list(tmp_path.glob(".draft-*"))
     found = sorted(tmp_path.glob("json_2.1.1/*/*/*/game.tw-pddl"))
     assert len(found) == 5
     times = [path.stat().st_mtime_ns for path in found]
     provide(tmp_path, 0.5)
     assert [path.stat().st_mtime_ns for path in found] == times
+
+
+def test_who_asks_for_games_while_they_are_made_waits_for_them(tmp_path: Path) -> None:
+    draft = tmp_path / ".draft-being-written"
+    (draft / "json_2.1.1" / "train").mkdir(parents=True)
+    other = threading.Thread(target=provide, args=(tmp_path, 0.001), daemon=True)
+    with (tmp_path / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        (draft / "json_2.1.1").rename(tmp_path / "json_2.1.1")
+    other.join(30)
+    assert not other.is_alive()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [draft.name, LOCK, "json_2.1.1"]
 
 
 def test_no_room_for_generated_games_is_told(

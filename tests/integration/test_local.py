@@ -121,7 +121,31 @@ def test_containers_and_machines_nearby_are_served_by_their_names(network: int, 
 
 
 @pytest.mark.parametrize(
-    "headers", [{"host": "evil.example"}, {"host": "prm:8003", "origin": "https://evil.example"}]
+    "origin",
+    ["http://policy", "http://192.168.1.7", "http://[fe80::1]", "http://[::ffff:10.0.0.1]:3000"],
+)
+def test_pages_of_the_network_are_served(network: int, origin: str) -> None:
+    headers = {"host": "prm:8003", "origin": origin}
+    assert httpx.post(f"http://127.0.0.1:{network}/work", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["203.0.113.5", "[2001:db8::5]"])
+def test_a_public_address_serves_its_own_pages(network: int, host: str) -> None:
+    headers = {"host": f"{host}:8003", "origin": f"http://{host}"}
+    assert httpx.post(f"http://127.0.0.1:{network}/work", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "prm:8003", "origin": "https://evil.example"},
+        {"host": "prm:8003", "origin": "null"},
+        {"host": "192.168.1.7:8003", "origin": "http://203.0.113.5"},
+        {"host": "192.168.1.7:8003", "origin": "http://8.8.8.8:8003"},
+        {"host": "192.168.1.7:8003", "origin": "http://[::ffff:cb00:7105]"},
+        {"host": "[fd00::7]:8003", "origin": "http://[2001:db8::5]"},
+    ],
 )
 def test_without_keys_a_web_page_is_not_served_for_the_network_either(
     network: int, headers: dict[str, str]

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
-from typer.testing import CliRunner
+import pytest
+from transformers import LlamaForCausalLM
+from typer.testing import CliRunner, Result
 
 from agentprm.cli import app
 from agentprm.registry import Registry
 from tests.finished_run import finished_run
+from tests.models import tiny_causal_lm
+from tests.synced import require_synced, synced
 
 
 def test_a_checkpoint_is_adopted_once_and_listed(tmp_path: Path) -> None:
@@ -57,3 +66,80 @@ def test_a_registry_that_is_not_there_is_told_from_an_empty_one(tmp_path: Path) 
     missing = CliRunner().invoke(app, [*found[:-1], str(tmp_path / "nowhere")])
     assert missing.exit_code == 2
     assert "there is no directory" in missing.output
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Two policies."""
+    registry = Registry(tmp_path / "checkpoints")
+    for k in range(2):
+        registry.adopt(tiny_causal_lm(tmp_path / f"model-{k}", k), f"policy/{k}")
+    return registry
+
+
+def export(registry: Registry, out: Path) -> Result:
+    return CliRunner().invoke(
+        app, ["checkpoints", "export", str(out), "--registry", str(registry.root)]
+    )
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.glob("*/*"))
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Files take `size` bytes in this block."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+
+
+def test_an_export_that_was_interrupted_can_be_done_again(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, out = LlamaForCausalLM.save_pretrained, tmp_path / "out"
+    (out / ".draft-killed" / "policy" / "0").mkdir(parents=True)
+
+    def interrupted(self: LlamaForCausalLM, directory: Path, **options: Any) -> None:
+        save(self, directory, **options)
+        if directory.name == "1":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LlamaForCausalLM, "save_pretrained", interrupted)
+        assert export(registry, out).exit_code != 0
+    assert list(out.iterdir()) == []
+    with synced() as paths:
+        assert export(registry, out).exit_code == 0
+    require_synced(paths, ".draft-", out / "policy" / "1")
+    assert names(out) == ["policy/0", "policy/1"]
+    assert [path.name for path in out.iterdir()] == ["policy"]
+
+
+def test_an_export_that_finds_the_disk_full_says_so(registry: Registry, tmp_path: Path) -> None:
+    weights = (registry.path("policy/0") / "model.safetensors").stat().st_size
+    with small_disk(weights // 4):
+        full = export(registry, tmp_path / "out")
+    assert (full.exit_code, type(full.exception)) == (2, SystemExit)
+    assert "policy/0 cannot be exported" in full.output
+    assert "File too large" in full.output
+    assert names(tmp_path / "out") == []
+    assert export(registry, tmp_path / "out").exit_code == 0
+
+
+def test_what_was_exported_before_is_left_alone(registry: Registry, tmp_path: Path) -> None:
+    assert export(registry, tmp_path / "out").exit_code == 0
+    (tmp_path / "out" / "policy" / "0" / "config.json").unlink()
+    again = export(registry, tmp_path / "out")
+    assert again.exit_code == 2
+    assert "policy/0 exists already" in again.output
+    assert not (tmp_path / "out" / "policy" / "0" / "config.json").exists()

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,29 @@ def test_servers_keep_their_weights_until_the_answers_under_way_have_ended(
                 assert (served.version, server.version) == ("prm/0", "0")
             assert (await loading).previous == "prm/0"
 
+    asyncio.run(main())
+
+
+def test_mending_goes_on_after_what_nobody_expected(
+    url: str, server: FakeSGLang, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentprm.models.in_place.MEND_SECONDS", 0.01)
+    server.read.set()
+    replicas = Replicas([url])
+    one = InPlaceServing("prm", registry, Named, lambda *_: None, replicas)
+    mended = threading.Semaphore(0)
+
+    def mend(weights: Named) -> None:
+        mended.release()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def main() -> None:
+        async with one.running():
+            await one.load("prm/0")
+            for _ in range(3):
+                assert await asyncio.to_thread(mended.acquire, timeout=10)
+
+    monkeypatch.setattr(replicas, "mend", mend)
     asyncio.run(main())
 
 

@@ -6,6 +6,7 @@ import math
 import random
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -464,6 +465,17 @@ def test_a_refused_password_is_told_at_once(server: RedisServer) -> None:
     with pytest.raises(QueueError, match="password"):
         Queue(f"{server.url}?username=nobody&password=wrong", "run", settings=patient)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:pa/ss@redis", "redis://:pa#ss@redis:6379/0", "http://:pass@redis"]
+)
+def test_a_url_that_is_none_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(QueueError, match="not the URL of a Redis") as told:
+        Queue(url, "run")
+    said = "".join(traceback.format_exception(told.value))
+    assert "'pa" not in said
+    assert "pass@" not in said
 
 
 def test_a_result_does_not_wait_for_room_in_a_run_that_nobody_wants(connect: Open) -> None:

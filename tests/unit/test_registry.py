@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from agentprm.registry import STABLE, CheckpointError, NoCheckpointError, Registry, number
+from tests.synced import synced
 
 VERSION = "policy/1"
 
@@ -42,14 +43,14 @@ def test_services_of_another_user_may_read_a_checkpoint(registry: Registry) -> N
     assert stat.S_IMODE(write(registry).stat().st_mode) == 0o755
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_is_marked(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[Path] = []
-    monkeypatch.setattr("agentprm.registry.sync", synced.append)
-    path = write(registry)
-    assert {file.name for file in synced} >= {"model.safetensors", "config.json", "extra"}
-    assert synced[-1] == path.parent, "the new name"
+def test_a_checkpoint_is_on_the_disk_before_it_is_marked(registry: Registry) -> None:
+    with synced() as paths:
+        path = write(registry)
+    *before, named, mark, marked = paths
+    assert {file.name for file in before} >= {"model.safetensors", "config.json", "extra"}
+    assert all(".draft-" in str(file) for file in before)
+    assert mark.name.startswith(f".{STABLE}")
+    assert (named, marked) == (path.parent, path)
 
 
 def test_a_checkpoint_is_immutable(registry: Registry) -> None:

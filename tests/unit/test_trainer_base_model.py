@@ -27,6 +27,7 @@ from services.trainer.progress import Progress
 from services.trainer.rollouts.collect import Services
 from services.trainer.rollouts.records import Records
 from tests.models import tiny_causal_lm
+from tests.synced import require_synced, synced
 from tests.unit.trainer_episodes import create_small
 
 CHAT = load_prompt("chat")
@@ -110,7 +111,9 @@ def test_a_base_model_that_was_half_written_is_written_again(
         patched.setattr(LlamaForCausalLM, "save_pretrained", killed)
         with pytest.raises(KeyboardInterrupt):
             base_model(tmp_path, config)
-    directory = base_model(tmp_path, config)
+    with synced() as paths:
+        directory = base_model(tmp_path, config)
+    require_synced(paths, ".base-draft", directory)
     AutoModelForCausalLM.from_pretrained(directory)
     written = {file: file.stat().st_mtime_ns for file in directory.iterdir()}
     assert base_model(tmp_path, config) == directory
