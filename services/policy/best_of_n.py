@@ -13,7 +13,7 @@ import numpy as np
 from prometheus_client import Counter
 
 from agentprm.client import AsyncPRMClient, ServiceError
-from agentprm.protocol import ActRequest, ActResult, Choice, ScoreRequest
+from agentprm.protocol import CONTEXT_TOO_LONG, ActRequest, ActResult, Choice, ScoreRequest
 from agentprm.service import ProblemError
 from services.policy.engine.sampling import generator
 
@@ -23,6 +23,8 @@ DEGRADED = Counter(
 
 _REFUSED = (413, 422)
 """What the PRM answers where the request itself is at fault."""
+_TOO_LONG = "Too long"
+"""Title of the PRM's problem where a conversation with a candidate is more than it reads."""
 
 
 class PRMUnavailableError(ProblemError):
@@ -37,7 +39,8 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
 
     Raises:
         PRMUnavailableError: there is no PRM, or it does not answer with a score for each candidate.
-        ProblemError: 413 or 422, it refuses what it is asked to read.
+        ProblemError: 413 or 422, it refuses what it is asked to read; `CONTEXT_TOO_LONG` where
+            that is too long for it, as for the policy itself.
     """
     if prm is None:
         raise PRMUnavailableError("this server was started without --prm-url")
@@ -45,7 +48,7 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
         answer = await prm.score(request)
     except ServiceError as error:
         if error.status in _REFUSED:
-            raise ProblemError(error.status, "Refused by the PRM", str(error)) from error
+            raise _refused(error.status, error) from error
         raise PRMUnavailableError(f"the PRM did not answer: {error}") from error
     asked = [len(choice.actions) for choice in request.choices]
     asked += [len(each.answers) for each in request.continuations]
@@ -53,6 +56,13 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
     if [len(q) for q in found] != asked:
         raise PRMUnavailableError("the PRM did not score every candidate")
     return answer.prm_version, found
+
+
+def _refused(status: int, error: ServiceError) -> ProblemError:
+    """What the PRM refused, as the policy's own problem; its URL is nobody else's business."""
+    title = CONTEXT_TOO_LONG if error.title == _TOO_LONG else "Refused by the PRM"
+    said = str(error).partition(f": {status} ")[2]
+    return ProblemError(status, title, f"the PRM refused it: {said}")
 
 
 async def choose_best(

@@ -1,0 +1,78 @@
+"""The policy service in this process: what a chat asks for, and what stands in its way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from agentprm.protocol import CONTEXT_TOO_LONG, ActRequest, Decoding, Sampling
+from agentprm.registry import Registry
+from services.policy.app import build_app
+from services.policy.settings import PolicySettings
+from services.prm.app import build_app as build_prm
+from services.prm.settings import PRMServiceSettings
+from tests.fake_services import serving
+from tests.models import tiny_causal_lm
+from tests.scorers import tiny_scorer
+from tests.states import STATE
+
+CHAT = {"model": "policy", "messages": [{"role": "user", "content": "You see a mug 1."}]}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A policy, and a PRM that reads less than it."""
+    registry = Registry(tmp_path_factory.mktemp("run") / "checkpoints")
+    registry.adopt(tiny_causal_lm(tmp_path_factory.mktemp("model"), 0), "policy/0")
+    with registry.write("prm/0") as draft:
+        tiny_scorer(draft, seed=0, positions=256)
+    return registry
+
+
+@contextmanager
+def policy(registry: Registry, **settings: Any) -> Iterator[str]:
+    """The service with its checkpoint; its URL."""
+    given = {"registry": registry.root, "checkpoint": "policy/0", "device": "cpu"} | settings
+    with serving(build_app(PolicySettings.model_validate(given))) as url:
+        wait_healthy(url)
+        yield url
+
+
+def wait_healthy(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while httpx.get(f"{url}/health").json()["status"] != "healthy":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def chat(url: str, **change: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=CHAT | change, timeout=60)
+
+
+def act(url: str, seen: str, **options: Any) -> httpx.Response:
+    state = STATE.model_copy(update={"observation": seen})
+    sampling = Sampling(decoding=Decoding.FREE, max_tokens=8)
+    request = ActRequest(states=[state], sampling=sampling, **options)
+    return httpx.post(f"{url}/v1/act", json=request.model_dump(mode="json"), timeout=60)
+
+
+def test_what_is_too_long_for_the_prm_is_too_long_as_for_the_policy(registry: Registry) -> None:
+    """Rollouts and chat models' players give up a conversation that is told to be so, alone."""
+    prm = PRMServiceSettings(registry=registry.root, checkpoint="prm/0", device="cpu")
+    seen = "You see a mug 1. " * 50
+    with serving(build_prm(prm)) as prm_url, policy(registry, prm_url=prm_url) as url:
+        wait_healthy(prm_url)
+        native = act(url, seen, n=2, prm=True)
+        messages = [{"role": "user", "content": seen}]
+        answer = chat(url, model="best-of-2", messages=messages, max_tokens=8)
+    problem, error = native.json(), answer.json()["error"]
+    assert (native.status_code, problem["title"]) == (422, CONTEXT_TOO_LONG)
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    for said in (problem["detail"], error["message"]):
+        assert "the model reads 256" in said
+        assert "http" not in said
