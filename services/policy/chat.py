@@ -32,6 +32,8 @@ ALIAS = "policy"
 LONG = 50_000
 """Characters of a conversation whose encoding takes longer than a thread more: a tenth of a second
 or so, in which nobody else should wait for the model."""
+SERVED = "OpenAI's clients find POST /v1/chat/completions here, with a base_url that ends in /v1"
+"""What is said to who asks for anything else."""
 LISTED = (1, 2, 4, 8, 16, 32, 64)
 """N of the models `best-of-N` that are listed; every N up to the last is served."""
 
@@ -94,6 +96,7 @@ def add_routes(
 
     for path in ("/v1/models", "/v1/models/", "/v1/chat/completions"):
         shape_problems(app, path, _problem)
+    shape_problems(app, "", _not_served)
 
     @app.get("/v1/models", responses=_ERRORS)
     async def _models() -> Response:
@@ -266,9 +269,23 @@ def _problem(error: ProblemError) -> Response:
     return _error(status, problem.detail or problem.title, code=code)
 
 
+def _not_served(error: ProblemError) -> Response:
+    """A problem with OpenAI's error beside it: who asks for what is not here may be any client."""
+    problem = error.problem
+    body = problem.model_dump(exclude_none=True)
+    body["error"] = _said(problem.status, f"{problem.detail}. {SERVED}")
+    return Response(orjson.dumps(body), problem.status, media_type="application/problem+json")
+
+
 def _error(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Response:
+    return _json({"error": _said(status, message, param=param, code=code)}, status)
+
+
+def _said(
+    status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     kind = (
         "invalid_request_error"
         if status < 429
@@ -276,8 +293,7 @@ def _error(
         if status == 429
         else "server_error"
     )
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return _json({"error": error}, status)
+    return {"message": message, "type": kind, "param": param, "code": code}
 
 
 def _json(content: Any, status: int = 200) -> Response:

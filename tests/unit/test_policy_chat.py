@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import openai
 import pytest
+from openai import OpenAI
 
 from agentprm.protocol import CONTEXT_TOO_LONG, ActRequest, Decoding, Sampling
 from agentprm.registry import Registry
@@ -61,6 +63,13 @@ def act(url: str, seen: str, **options: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/act", json=request.model_dump(mode="json"), timeout=60)
 
 
+@pytest.fixture(scope="module")
+def alone(registry: Registry) -> Iterator[str]:
+    """The service without a PRM."""
+    with policy(registry) as url:
+        yield url
+
+
 def test_what_is_too_long_for_the_prm_is_too_long_as_for_the_policy(registry: Registry) -> None:
     """Rollouts and chat models' players give up a conversation that is told to be so, alone."""
     prm = PRMServiceSettings(registry=registry.root, checkpoint="prm/0", device="cpu")
@@ -76,3 +85,35 @@ def test_what_is_too_long_for_the_prm_is_too_long_as_for_the_policy(registry: Re
     for said in (problem["detail"], error["message"]):
         assert "the model reads 256" in said
         assert "http" not in said
+
+
+def test_a_path_that_is_not_served_is_told_to_openais_clients_too(alone: str) -> None:
+    """Without its base_url's `/v1`, with another of OpenAI's protocols, or another method."""
+    messages: Any = CHAT["messages"]
+
+    def ask(path: str) -> OpenAI:
+        return OpenAI(base_url=alone + path, api_key="none", max_retries=0)
+
+    with pytest.raises(openai.NotFoundError, match=r"no POST /chat/completions.* ends in /v1"):
+        ask("").chat.completions.create(model="policy", messages=messages)
+    with pytest.raises(openai.NotFoundError, match=r"no POST /v1/responses.*/v1/chat/completions"):
+        ask("/v1").responses.create(model="policy", input="x")
+    with pytest.raises(openai.NotFoundError, match=r"no POST /v1/completions.*/v1/chat/") as found:
+        ask("/v1").completions.create(model="policy", prompt="x")
+    assert (found.value.type, found.value.param, found.value.code) == (
+        "invalid_request_error",
+        None,
+        None,
+    )
+    body = found.value.response.json()
+    assert (body["status"], body["title"]) == (404, "Not Found")
+    assert body["instance"].endswith(found.value.response.headers["x-request-id"])
+    assert found.value.response.headers["content-type"] == "application/problem+json"
+    other = httpx.get(f"{alone}/v1/act")
+    assert (other.status_code, other.headers["allow"]) == (405, "POST")
+    assert "no GET /v1/act" in other.json()["error"]["message"]
+
+
+def test_what_a_served_path_does_not_find_is_a_problem_alone(alone: str) -> None:
+    load = httpx.post(f"{alone}/v1/checkpoints/load", json={"version": "policy/7"})
+    assert (load.status_code, "error" in load.json()) == (404, False)
