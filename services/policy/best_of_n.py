@@ -23,6 +23,7 @@ DEGRADED = Counter(
 
 _REFUSED = (413, 422)
 """What the PRM answers where the request itself is at fault."""
+_NO_PRM = "this server was started without --prm-url"
 _TOO_LONG = "Too long"
 """Title of the PRM's problem where a conversation with a candidate is more than it reads."""
 
@@ -34,6 +35,16 @@ class PRMUnavailableError(ProblemError):
         super().__init__(503, "PRM unavailable", detail, retry_after=1)
 
 
+def require_prm(prm: AsyncPRMClient | None, *, allow_degraded: bool) -> None:
+    """Refuse what nothing is there to score, before it is sampled for nothing.
+
+    Raises:
+        PRMUnavailableError: there is no PRM, and a plain sample would not do.
+    """
+    if prm is None and not allow_degraded:
+        raise PRMUnavailableError(_NO_PRM)
+
+
 async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str, list[list[float]]]:
     """The PRM's version, and Q of every candidate: of each choice, then of each continuation.
 
@@ -43,7 +54,7 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
             that is too long for it, as for the policy itself.
     """
     if prm is None:
-        raise PRMUnavailableError("this server was started without --prm-url")
+        raise PRMUnavailableError(_NO_PRM)
     try:
         answer = await prm.score(request)
     except ServiceError as error:

@@ -23,7 +23,14 @@ from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, Scor
 from agentprm.service import ProblemError, request_body, shape_problems, unless_left
 from agentprm.validation import first_error, first_field
 from services.policy.batching import Batcher
-from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
+from services.policy.best_of_n import (
+    DEGRADED,
+    PRMUnavailableError,
+    ranking,
+    regularised,
+    require_prm,
+    score,
+)
 from services.policy.chat_request import ChatRequest, best_of_named
 from services.policy.engine import Draw, Engine, Prompt, Sample
 
@@ -122,6 +129,8 @@ def add_routes(
         return _json(await unless_left(http, _answer(request)))
 
     async def _answer(request: ChatRequest) -> dict[str, Any]:
+        if request.candidates is not None:
+            require_prm(prm, allow_degraded=request.allow_degraded)
         seed = secrets.randbits(31) if request.seed is None else request.seed % 2**31
         prompt = Prompt(tuple(m.plain() for m in request.messages), (seed, 0))
         version, drawn = await _sample(prompt, request.draw(), logprobs=request.logprobs)

@@ -117,3 +117,22 @@ def test_a_path_that_is_not_served_is_told_to_openais_clients_too(alone: str) ->
 def test_what_a_served_path_does_not_find_is_a_problem_alone(alone: str) -> None:
     load = httpx.post(f"{alone}/v1/checkpoints/load", json={"version": "policy/7"})
     assert (load.status_code, "error" in load.json()) == (404, False)
+
+
+def batches(url: str) -> str:
+    """How many the model has computed."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return next(line for line in lines if line.startswith("agentprm_policy_batch_items_count"))
+
+
+def test_nothing_is_sampled_for_a_prm_that_is_not_there(alone: str) -> None:
+    before = batches(alone)
+    native, answer = act(alone, "mug", n=2, prm=True), chat(alone, model="best-of-2")
+    assert native.status_code == answer.status_code == 503
+    assert "without --prm-url" in native.json()["detail"]
+    assert answer.json()["error"]["code"] == "prm_unavailable"
+    assert batches(alone) == before
+    assert act(alone, "mug", n=2, prm=True, allow_degraded=True).json()["degraded"] is True
+    marked = chat(alone, model="best-of-2", allow_degraded=True, max_tokens=4)
+    assert (marked.status_code, marked.json()["degraded"]) == (200, True)
+    assert batches(alone) != before
