@@ -47,7 +47,7 @@ LISTED = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A sample, with the text of its tokens where that was asked for."""
+    """A sample, with the text of the tokens of its text where that was asked for."""
 
     sample: Sample
     tokens: list[str] | None
@@ -156,7 +156,7 @@ def add_routes(
         def work(engine: Engine, items: Sequence[Prompt]) -> list[list[_Drawn]]:
             texts = engine.token_texts if logprobs else None
             return [
-                [_Drawn(sample, texts(sample.ids) if texts else None) for sample in samples]
+                [_Drawn(sample, texts(sample) if texts else None) for sample in samples]
                 for samples in engine.generate(items, draw)
             ]
 
@@ -254,9 +254,10 @@ def _completion(
 
 
 def _logprobs(sample: Sample, tokens: Sequence[str]) -> dict[str, Any]:
+    """As OpenAI's, of the tokens of the text alone: not of what ended it."""
     content = [
         {"token": token, "logprob": value, "bytes": _bytes(token), "top_logprobs": []}
-        for token, value in zip(tokens, sample.log_probs, strict=True)
+        for token, value in zip(tokens, sample.log_probs, strict=False)
     ]
     return {"content": content, "refusal": None}
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from agentprm.protocol import MAX_CANDIDATES, MAX_MESSAGES, ChatMessage, Many
 from services.policy.engine import Draw
 
-_NOT_DONE = ("top_p", "frequency_penalty", "presence_penalty", "logit_bias")
-"""Options of OpenAI's that would sample otherwise. They are refused: no answer would tell."""
+_NOT_DONE = ("top_p", "frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+"""Options of OpenAI's that would sample otherwise, or tell more. They are refused: no answer would
+say that nothing was done."""
 _BEST_OF = re.compile(r"best-of-([1-9][0-9]?)")
 
 
@@ -41,6 +42,7 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     stop: str | Annotated[Many[str], Field(max_length=16)] | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
     stream: bool = False
     top_p: float = 1.0
     frequency_penalty: float = 0.0
