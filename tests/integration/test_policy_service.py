@@ -200,6 +200,7 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
         ({"logprobs": True, "top_logprobs": 2}, 400, "top_logprobs", None),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", None),
         ({"messages": [CHAT["messages"][0]] * 501}, 400, "messages", None),
+        ({"stop": ["x"] * 17}, 400, "stop", None),
         ({"model": "gpt-4"}, 404, "model", "model_not_found"),
         ({"messages": []}, 400, "messages", None),
         (
