@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -65,6 +65,8 @@ def json_response(body: BaseModel) -> Response:
 def shape_problems(app: FastAPI, path: str, shape: Shape) -> None:
     """Let `shape` make the body of every problem at `path`, and at those below it where it ends in
     a slash: for protocols with their own errors.
+
+    Where `path` is empty, of the 404 or 405 of every path that is not served.
     """
     app.state.shapes[path] = shape
 
@@ -102,7 +104,7 @@ def add_handlers(app: FastAPI, service: str) -> None:
             asked = f"{request.method} {request.url.path[:MAX_PART]}"
             detail = f"this is the {service} service; it has no {asked}; /docs lists what it has"
         problem = ProblemError(error.status_code, str(error.detail), detail)
-        response = _answer(request.scope, problem)
+        response = _answer(request.scope, problem, served=error.status_code not in (404, 405))
         response.headers.update(error.headers or {})
         if error.status_code == 405:  # by itself, a route lists its own methods alone
             response.headers["Allow"] = ", ".join(sorted(_methods(app, request.scope)))
@@ -126,12 +128,17 @@ def _methods(app: FastAPI, scope: Scope) -> set[str]:
     return {method for route in same for method in getattr(route, "methods", None) or ()}
 
 
-def _answer(scope: Scope, error: ProblemError) -> Response:
+def _answer(scope: Scope, error: ProblemError, *, served: bool = True) -> Response:
     state = scope["app"].state
     PROBLEMS.labels(state.service, _slug(error.problem.title)).inc()
-    above = next((p for p in state.shapes if p.endswith("/") and scope["path"].startswith(p)), None)
-    shape = state.shapes.get(above or scope["path"], _as_problem)
-    response: Response = shape(error)
+    occurrence = request_id.current()
+    error.problem = error.problem.model_copy(
+        update={
+            "detail": _legible(error.problem.detail, MAX_DETAIL),
+            "instance": occurrence and f"urn:agentprm:request:{occurrence}",
+        }
+    )
+    response = _shape(state.shapes, scope["path"], served=served)(error)
     if error.problem.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
@@ -139,17 +146,16 @@ def _answer(scope: Scope, error: ProblemError) -> Response:
     return response
 
 
+def _shape(shapes: Mapping[str, Shape], path: str, *, served: bool) -> Shape:
+    above = next((p for p in shapes if p.endswith("/") and path.startswith(p)), None)
+    default = _as_problem if served else shapes.get("", _as_problem)
+    return shapes.get(above or path, default)
+
+
 def _as_problem(error: ProblemError) -> Response:
-    occurrence = request_id.current()
-    problem = error.problem.model_copy(
-        update={
-            "detail": _legible(error.problem.detail, MAX_DETAIL),
-            "instance": occurrence and f"urn:agentprm:request:{occurrence}",
-        }
-    )
     return Response(
-        problem.model_dump_json(exclude_none=True),
-        problem.status,
+        error.problem.model_dump_json(exclude_none=True),
+        error.problem.status,
         media_type="application/problem+json",
     )
 

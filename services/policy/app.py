@@ -18,7 +18,7 @@ from agentprm.service import create_app, json_response, problems, unless_left
 from services.policy import chat
 from services.policy.backend import open_backend
 from services.policy.batching import Batcher
-from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best
+from services.policy.best_of_n import DEGRADED, PRMUnavailableError, choose_best, require_prm
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine
 from services.policy.settings import PolicySettings
@@ -78,6 +78,8 @@ def build_app(settings: PolicySettings) -> FastAPI:
 
     @app.post("/v1/act", response_model=ActResponse, responses=problems(429))
     async def _act(request: ActRequest, http: Request) -> Response:
+        if request.prm:
+            require_prm(prm, allow_degraded=request.allow_degraded)
         seed = secrets.randbits(31) if request.seed is None else request.seed
         hints = request.hints or [""] * len(request.states)
         queries = [

@@ -13,7 +13,7 @@ import numpy as np
 from prometheus_client import Counter
 
 from agentprm.client import AsyncPRMClient, ServiceError
-from agentprm.protocol import ActRequest, ActResult, Choice, ScoreRequest
+from agentprm.protocol import CONTEXT_TOO_LONG, ActRequest, ActResult, Choice, ScoreRequest
 from agentprm.service import ProblemError
 from services.policy.engine.sampling import generator
 
@@ -23,6 +23,9 @@ DEGRADED = Counter(
 
 _REFUSED = (413, 422)
 """What the PRM answers where the request itself is at fault."""
+_NO_PRM = "this server was started without --prm-url"
+_TOO_LONG = "Too long"
+"""Title of the PRM's problem where a conversation with a candidate is more than it reads."""
 
 
 class PRMUnavailableError(ProblemError):
@@ -32,20 +35,31 @@ class PRMUnavailableError(ProblemError):
         super().__init__(503, "PRM unavailable", detail, retry_after=1)
 
 
+def require_prm(prm: AsyncPRMClient | None, *, allow_degraded: bool) -> None:
+    """Refuse what nothing is there to score, before it is sampled for nothing.
+
+    Raises:
+        PRMUnavailableError: there is no PRM, and a plain sample would not do.
+    """
+    if prm is None and not allow_degraded:
+        raise PRMUnavailableError(_NO_PRM)
+
+
 async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str, list[list[float]]]:
     """The PRM's version, and Q of every candidate: of each choice, then of each continuation.
 
     Raises:
         PRMUnavailableError: there is no PRM, or it does not answer with a score for each candidate.
-        ProblemError: 413 or 422, it refuses what it is asked to read.
+        ProblemError: 413 or 422, it refuses what it is asked to read; `CONTEXT_TOO_LONG` where
+            that is too long for it, as for the policy itself.
     """
     if prm is None:
-        raise PRMUnavailableError("this server was started without --prm-url")
+        raise PRMUnavailableError(_NO_PRM)
     try:
         answer = await prm.score(request)
     except ServiceError as error:
         if error.status in _REFUSED:
-            raise ProblemError(error.status, "Refused by the PRM", str(error)) from error
+            raise _refused(error.status, error) from error
         raise PRMUnavailableError(f"the PRM did not answer: {error}") from error
     asked = [len(choice.actions) for choice in request.choices]
     asked += [len(each.answers) for each in request.continuations]
@@ -53,6 +67,13 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
     if [len(q) for q in found] != asked:
         raise PRMUnavailableError("the PRM did not score every candidate")
     return answer.prm_version, found
+
+
+def _refused(status: int, error: ServiceError) -> ProblemError:
+    """What the PRM refused, as the policy's own problem; its URL is nobody else's business."""
+    title = CONTEXT_TOO_LONG if error.title == _TOO_LONG else "Refused by the PRM"
+    said = str(error).partition(f": {status} ")[2]
+    return ProblemError(status, title, f"the PRM refused it: {said}")
 
 
 async def choose_best(

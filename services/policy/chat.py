@@ -23,7 +23,14 @@ from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, Scor
 from agentprm.service import ProblemError, request_body, shape_problems, unless_left
 from agentprm.validation import first_error, first_field
 from services.policy.batching import Batcher
-from services.policy.best_of_n import DEGRADED, PRMUnavailableError, ranking, regularised, score
+from services.policy.best_of_n import (
+    DEGRADED,
+    PRMUnavailableError,
+    ranking,
+    regularised,
+    require_prm,
+    score,
+)
 from services.policy.chat_request import ChatRequest, best_of_named
 from services.policy.engine import Draw, Engine, Prompt, Sample
 
@@ -32,13 +39,15 @@ ALIAS = "policy"
 LONG = 50_000
 """Characters of a conversation whose encoding takes longer than a thread more: a tenth of a second
 or so, in which nobody else should wait for the model."""
+SERVED = "OpenAI's clients find POST /v1/chat/completions here, with a base_url that ends in /v1"
+"""What is said to who asks for anything else."""
 LISTED = (1, 2, 4, 8, 16, 32, 64)
 """N of the models `best-of-N` that are listed; every N up to the last is served."""
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A sample, with the text of its tokens where that was asked for."""
+    """A sample, with the text of the tokens of its text where that was asked for."""
 
     sample: Sample
     tokens: list[str] | None
@@ -94,6 +103,7 @@ def add_routes(
 
     for path in ("/v1/models", "/v1/models/", "/v1/chat/completions"):
         shape_problems(app, path, _problem)
+    shape_problems(app, "", _not_served)
 
     @app.get("/v1/models", responses=_ERRORS)
     async def _models() -> Response:
@@ -119,6 +129,8 @@ def add_routes(
         return _json(await unless_left(http, _answer(request)))
 
     async def _answer(request: ChatRequest) -> dict[str, Any]:
+        if request.candidates is not None:
+            require_prm(prm, allow_degraded=request.allow_degraded)
         seed = secrets.randbits(31) if request.seed is None else request.seed % 2**31
         prompt = Prompt(tuple(m.plain() for m in request.messages), (seed, 0))
         version, drawn = await _sample(prompt, request.draw(), logprobs=request.logprobs)
@@ -144,7 +156,7 @@ def add_routes(
         def work(engine: Engine, items: Sequence[Prompt]) -> list[list[_Drawn]]:
             texts = engine.token_texts if logprobs else None
             return [
-                [_Drawn(sample, texts(sample.ids) if texts else None) for sample in samples]
+                [_Drawn(sample, texts(sample) if texts else None) for sample in samples]
                 for samples in engine.generate(items, draw)
             ]
 
@@ -242,9 +254,10 @@ def _completion(
 
 
 def _logprobs(sample: Sample, tokens: Sequence[str]) -> dict[str, Any]:
+    """As OpenAI's, of the tokens of the text alone: not of what ended it."""
     content = [
         {"token": token, "logprob": value, "bytes": _bytes(token), "top_logprobs": []}
-        for token, value in zip(tokens, sample.log_probs, strict=True)
+        for token, value in zip(tokens, sample.log_probs, strict=False)
     ]
     return {"content": content, "refusal": None}
 
@@ -266,9 +279,23 @@ def _problem(error: ProblemError) -> Response:
     return _error(status, problem.detail or problem.title, code=code)
 
 
+def _not_served(error: ProblemError) -> Response:
+    """A problem with OpenAI's error beside it: who asks for what is not here may be any client."""
+    problem = error.problem
+    body = problem.model_dump(exclude_none=True)
+    body["error"] = _said(problem.status, f"{problem.detail}. {SERVED}")
+    return Response(orjson.dumps(body), problem.status, media_type="application/problem+json")
+
+
 def _error(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Response:
+    return _json({"error": _said(status, message, param=param, code=code)}, status)
+
+
+def _said(
+    status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     kind = (
         "invalid_request_error"
         if status < 429
@@ -276,8 +303,7 @@ def _error(
         if status == 429
         else "server_error"
     )
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return _json({"error": error}, status)
+    return {"message": message, "type": kind, "param": param, "code": code}
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from agentprm.protocol import MAX_CANDIDATES, MAX_MESSAGES, ChatMessage, Many
 from services.policy.engine import Draw
 
-_NOT_DONE = ("top_p", "frequency_penalty", "presence_penalty", "logit_bias")
-"""Options of OpenAI's that would sample otherwise. They are refused: no answer would tell."""
+_NOT_DONE = ("top_p", "frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+"""Options of OpenAI's that would sample otherwise, or tell more. They are refused: no answer would
+say that nothing was done."""
+_MAX_STOPS = 16
 _BEST_OF = re.compile(r"best-of-([1-9][0-9]?)")
 
 
@@ -39,8 +42,9 @@ class ChatRequest(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
     seed: int | None = None
-    stop: str | Annotated[Many[str], Field(max_length=16)] | None = None
+    stop: str | Annotated[Many[str], Field(max_length=_MAX_STOPS)] | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
     stream: bool = False
     top_p: float = 1.0
     frequency_penalty: float = 0.0
@@ -60,6 +64,20 @@ class ChatRequest(BaseModel):
         if not isinstance(data, dict):
             return data
         return {name: value for name, value in data.items() if value is not None}
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _few_stops(cls, value: Any) -> Any:
+        """In words, as pydantic would tell why the list is no text."""
+        texts = [value] if isinstance(value, str) else value
+        if (
+            not isinstance(texts, list)
+            or len(texts) > _MAX_STOPS
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            why = "give a text, or a list of at most {most} texts"
+            raise PydanticCustomError("stop", why, {"most": _MAX_STOPS})
+        return value
 
     @property
     def candidates(self) -> int | None:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from openai import APIStatusError, DefaultHttpxClient, OpenAI, OpenAIError
+import structlog
+from openai import (
+    APIStatusError,
+    BadRequestError,
+    DefaultHttpxClient,
+    OpenAI,
+    OpenAIError,
+    omit,
+)
 
 from agentprm.addresses import by_proxy
 from agentprm.client import ServiceError
@@ -14,9 +24,21 @@ from agentprm.prompts import PromptTemplate, parse_action
 from agentprm.protocol import Action, Sampling, State
 from agentprm.side_by_side import side_by_side
 
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+
 KEY = "OPENAI_API_KEY"
 _RETRIES = 6
 """Tries after the first, further and further apart, where the endpoint is busy or not reached."""
+_UNSUPPORTED = {
+    ("unsupported_parameter", "max_tokens"),
+    ("unsupported_parameter", "temperature"),
+    ("unsupported_value", "temperature"),
+}
+"""Codes and options in which OpenAI's reasoning models say what they do not take: they have
+`max_completion_tokens`, and a temperature of their own."""
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,8 @@ class ChatModel:
         http = DefaultHttpxClient(trust_env=by_proxy(url))
         self._client = OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, http_client=http)
         self._prompt = prompt
+        self._unsupported: defaultdict[str, set[str]] = defaultdict(set)
+        """By model the options that it has refused."""
 
     @property
     def template_hash(self) -> str:
@@ -54,15 +78,8 @@ class ChatModel:
         """
 
         def ask(k: int) -> ChatAnswer | None:
-            messages = [message.model_dump() for message in self._prompt.messages(states[k])]
             try:
-                answer = self._client.chat.completions.create(
-                    model=model,
-                    messages=messages,  # type: ignore[arg-type]  # roles are checked by `Message`
-                    temperature=sampling.temperature,
-                    max_tokens=sampling.max_tokens,
-                    seed=(seed + k) % 2**31,
-                )
+                answer = self._complete(model, states[k], sampling, (seed + k) % 2**31)
             except APIStatusError as error:
                 if _too_long(error):
                     return None
@@ -74,6 +91,28 @@ class ChatModel:
             return side_by_side(ask, range(len(states)))
         except OpenAIError as error:
             raise ServiceError(getattr(error, "status_code", None), str(error)) from error
+
+    def _complete(self, model: str, state: State, sampling: Sampling, seed: int) -> ChatCompletion:
+        """What the model answers; asked again without an option that it says it does not take."""
+        messages = [message.model_dump() for message in self._prompt.messages(state)]
+        while True:
+            without = frozenset(self._unsupported[model])
+            tokens, renamed = sampling.max_tokens, "max_tokens" in without
+            try:
+                return self._client.chat.completions.create(
+                    model=model,
+                    messages=messages,  # type: ignore[arg-type]  # roles are checked by `Message`
+                    temperature=omit if "temperature" in without else sampling.temperature,
+                    max_tokens=omit if renamed else tokens,
+                    max_completion_tokens=tokens if renamed else omit,
+                    seed=seed,
+                )
+            except BadRequestError as error:
+                option = error.param or ""
+                if (error.code, option) not in _UNSUPPORTED or option in without:
+                    raise
+                _log.warning("the model does not take an option", model=model, option=option)
+                self._unsupported[model].add(option)
 
 
 def _too_long(error: APIStatusError) -> bool:

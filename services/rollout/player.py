@@ -33,9 +33,10 @@ from agentprm.protocol import (
 from agentprm.world import WorldModel
 from services.rollout.actors import Actor, ChatActor, ExpertActor, LookAheadActor, PolicyActor
 from services.rollout.game import Decision, LiveGame, PlayError
+from services.rollout.halves import those_that_fit
 from services.rollout.planning import LearnedModel, Model, TrueModel
 from services.rollout.policy import JobPolicy, seed_for
-from services.rollout.preferences import groups, preferences
+from services.rollout.preferences import Scored, groups, preferences
 from services.rollout.privileged import whereabouts
 from services.rollout.reasons import SAMPLES, rationalised
 
@@ -251,11 +252,18 @@ class Player:
         self._wait_for("policy", self._policy, job.policy_version)
         if self._prm:
             self._wait_for("prm", self._prm, job.prm_version)
-        answer = JobPolicy(self._policy, job).act(job.states, job.n, job.seed)
+        policy = JobPolicy(self._policy, job)
+
+        def ask(states: Sequence[State], half: str) -> list[Scored]:
+            seed = seed_for(job.seed, half) if half else job.seed
+            answer = policy.act([*states], job.n, seed)
+            return [Scored(result, answer) for result in answer.results]
+
+        found = those_that_fit(job.states, ask)
         if job.groups:
-            kept = groups(job, answer)
+            kept = groups(job, found)
             return Played(groups=kept, dropped=len(job.states) - len(kept))
-        pairs = preferences(job, answer)
+        pairs = preferences(job, found)
         return Played(preferences=pairs, dropped=len(job.states) - len(pairs))
 
     # --- waiting --------------------------------------------------------------------------------

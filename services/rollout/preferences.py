@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 from agentprm.protocol import (
     ActResponse,
     ActResult,
@@ -12,22 +15,42 @@ from agentprm.protocol import (
 )
 
 
-def preferences(job: PreferenceJob, answer: ActResponse) -> list[Preference]:
-    """The pairs of those states whose scores tell their candidates apart."""
+@dataclass(frozen=True)
+class Scored:
+    """The candidates of a state, and the answer that they came in, which tells the versions."""
+
+    result: ActResult
+    answer: ActResponse
+
+
+def preferences(job: PreferenceJob, found: Sequence[Scored | None]) -> list[Preference]:
+    """The pairs of those states whose scores tell their candidates apart.
+
+    `found` has the candidates of each of the job's states, None of one that gave none.
+    """
     pairs = (
-        _best_against_worst(job, i, state, result, answer)
-        for i, (state, result) in enumerate(zip(job.states, answer.results, strict=True))
+        _best_against_worst(job, i, state, scored.result, scored.answer)
+        for i, state, scored in _with_candidates(job, found)
     )
     return [pair for pair in pairs if pair]
 
 
-def groups(job: PreferenceJob, answer: ActResponse) -> list[Group]:
-    """All candidates of each state whose candidates were all scored."""
-    found = (
-        _group(job, i, state, result, answer)
-        for i, (state, result) in enumerate(zip(job.states, answer.results, strict=True))
+def groups(job: PreferenceJob, found: Sequence[Scored | None]) -> list[Group]:
+    """All candidates of each state whose candidates were all scored; see `preferences`."""
+    made = (
+        _group(job, i, state, scored.result, scored.answer)
+        for i, state, scored in _with_candidates(job, found)
     )
-    return [group for group in found if group]
+    return [group for group in made if group]
+
+
+def _with_candidates(
+    job: PreferenceJob, found: Sequence[Scored | None]
+) -> Iterator[tuple[int, State, Scored]]:
+    """The states that have candidates, each with its place in the job."""
+    for i, (state, scored) in enumerate(zip(job.states, found, strict=True)):
+        if scored is not None:
+            yield i, state, scored
 
 
 def _best_against_worst(

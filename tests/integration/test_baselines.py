@@ -47,6 +47,7 @@ from services.trainer.rollouts.records import Records
 from tests.env_server import KITCHEN
 from tests.fake_services import EAST, Rooms, Walker, serving
 from tests.integration.conftest import ADMIN, READ, Guarded
+from tests.states import STATE
 from tests.unit.trainer_episodes import create_small
 from tests.workers import working
 
@@ -167,17 +168,7 @@ def test_a_game_too_long_for_a_chat_model_is_lost_and_no_other(
         asked.append(len(body["messages"]))
         if len(body["messages"]) > 3 and body["seed"] % 2:  # one of two games that began alike
             return JSONResponse({"error": error}, status)
-        message = {"role": "assistant", "content": "REASON: none\nACTION: look"}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        return JSONResponse(
-            {
-                "id": "c",
-                "object": "chat.completion",
-                "created": 0,
-                "model": "m",
-                "choices": [choice],
-            }
-        )
+        return a_look()
 
     with serving(app) as url:
         chat = ChatModel(url, load_prompt("chat"))
@@ -186,6 +177,75 @@ def test_a_game_too_long_for_a_chat_model_is_lost_and_no_other(
         )
     assert (len(lost.turns), lost.won) == (1, False)
     assert len(played.turns) == 3
+
+
+def a_look() -> Response:
+    """An answer of OpenAI's with an action."""
+    message = {"role": "assistant", "content": "REASON: none\nACTION: look"}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    answer = {"id": "c", "object": "chat.completion", "created": 0, "model": "m"}
+    return JSONResponse(answer | {"choices": [choice]})
+
+
+@pytest.mark.parametrize(
+    ("refused", "sent"),
+    [
+        ({}, {"max_tokens": 12, "temperature": 0.5}),
+        (
+            {"max_tokens": "unsupported_parameter"},
+            {"max_completion_tokens": 12, "temperature": 0.5},
+        ),
+        (
+            {"max_tokens": "unsupported_parameter", "temperature": "unsupported_value"},
+            {"max_completion_tokens": 12},
+        ),
+        ({"temperature": "unsupported_parameter"}, {"max_tokens": 12}),
+    ],
+)
+def test_a_model_that_does_not_take_an_option_is_asked_without_it(
+    refused: dict[str, str], sent: dict[str, Any]
+) -> None:
+    """As OpenAI's reasoning models are."""
+    app = create_app("chat", lambda: Health(service="chat", status="healthy", package_version="0"))
+    asked: list[dict[str, Any]] = []
+
+    @app.post("/chat/completions")
+    def complete(body: dict[str, Any]) -> Response:
+        asked.append(body)
+        if body["model"] == "m" and (option := next((o for o in refused if o in body), None)):
+            error = {"message": "not with this model", "type": "invalid_request_error"}
+            return JSONResponse({"error": error | {"param": option, "code": refused[option]}}, 400)
+        return a_look()
+
+    sampling = Sampling(max_tokens=12, temperature=0.5)
+    with serving(app) as url:
+        chat = ChatModel(url, load_prompt("chat"))
+        for turn in range(2):  # it is remembered
+            [answer] = chat.act("m", [STATE], sampling, seed=turn)
+            assert answer is not None
+            assert answer.action.command == "look"
+        chat.act("another", [STATE], sampling, seed=2)
+    assert [body["seed"] for body in asked] == [0] * (len(refused) + 1) + [1, 2]
+    messages = [message.model_dump() for message in load_prompt("chat").messages(STATE)]
+    for body in asked[len(refused) : -1]:
+        assert body == {"model": "m", "messages": messages, "seed": body["seed"]} | sent
+    assert asked[-1].items() >= {"max_tokens": 12, "temperature": 0.5}.items()
+
+
+@pytest.mark.parametrize("param", ["seed", "max_tokens"])
+def test_an_option_that_is_refused_all_the_same_fails_the_job(param: str) -> None:
+    app = create_app("chat", lambda: Health(service="chat", status="healthy", package_version="0"))
+    asked: list[dict[str, Any]] = []
+
+    @app.post("/chat/completions")
+    def complete(body: dict[str, Any]) -> Response:
+        asked.append(body)
+        error = {"message": f"no {param}", "param": param, "code": "unsupported_parameter"}
+        return JSONResponse({"error": error}, 400)
+
+    with serving(app) as url, pytest.raises(ServiceError, match=f"no {param}"):
+        ChatModel(url, load_prompt("chat")).act("m", [STATE], SAMPLING, seed=0)
+    assert len(asked) == (2 if param == "max_tokens" else 1)
 
 
 # --- baselines that train -------------------------------------------------------------------------

@@ -175,7 +175,10 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
     assert usage["total_tokens"] == usage["prompt_tokens"] + tokens
     options["stop"] = [answer["choices"][0]["logprobs"]["content"][2]["token"]]
     stopped = httpx.post(f"{url}/v1/chat/completions", json=CHAT | options, timeout=30).json()
-    assert stopped["choices"][0]["finish_reason"] == "stop"
+    choice = stopped["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    shown = "".join(token["token"] for token in choice["logprobs"]["content"])
+    assert shown == choice["message"]["content"]
     models = httpx.get(f"{url}/v1/models").json()
     assert [model["id"] for model in models["data"]][:2] == ["policy", "policy/0"]
     for model in models["data"]:
@@ -194,8 +197,10 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty", None),
         ({"presence_penalty": -1}, 400, "presence_penalty", None),
         ({"logit_bias": {"17": 5}}, 400, "logit_bias", None),
+        ({"logprobs": True, "top_logprobs": 2}, 400, "top_logprobs", None),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", None),
         ({"messages": [CHAT["messages"][0]] * 501}, 400, "messages", None),
+        ({"stop": ["x"] * 17}, 400, "stop", None),
         ({"model": "gpt-4"}, 404, "model", "model_not_found"),
         ({"messages": []}, 400, "messages", None),
         (

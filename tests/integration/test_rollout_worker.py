@@ -18,7 +18,16 @@ import httpx
 import pytest
 
 from agentprm.cli.ports import free_port
-from agentprm.protocol import Decoding, Episode, PreferenceJob, RolloutJob, Sampling, State
+from agentprm.protocol import (
+    Action,
+    Decoding,
+    Episode,
+    PreferenceJob,
+    RolloutJob,
+    Sampling,
+    State,
+    Step,
+)
 from agentprm.queue import CurrentRun, Queue, QueueSettings
 from agentprm.redis_server import RedisServer
 from services.rollout.game import PlayError
@@ -172,6 +181,31 @@ def test_a_group_has_every_candidate_with_its_count_and_q(world: World) -> None:
     assert (preference.chosen, preference.chosen_q) == (two.best.action, two.best.q)
     with pytest.raises(PlayError, match="serves policy/0, not policy/1"):
         world.player(patience=0.1).play(job.model_copy(update={"policy_version": "policy/1"}))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_state_too_long_for_a_model_is_dropped_and_no_other(world: World, grouped: bool) -> None:
+    world.walker.longest = 0
+    both = State(task="t", observation="room", admissible=(EAST, WEST))
+    before = Step(observation="room", action=Action(command=WEST))
+    long = both.model_copy(update={"history": (before,)})
+    job = PreferenceJob(
+        id="p/0",
+        attempt="1",
+        states=[both, long, both, both],
+        seed=1,
+        n=16,
+        prm_version="prm/0",
+        groups=grouped,
+    )
+    played = world.player().play(job)
+    found = played.groups if grouped else played.preferences
+    assert [each.id for each in found] == ["p/0/0", "p/0/2", "p/0/3"]
+    assert {each.state for each in found} == {both}
+    assert {(each.policy_version, each.prm_version) for each in found} == {("policy/0", "prm/0")}
+    assert played.dropped == 1
+    all_long = world.player().play(job.model_copy(update={"states": [long]}))
+    assert (all_long.groups, all_long.preferences, all_long.dropped) == ([], [], 1)
 
 
 def test_a_tie_gives_the_first_sample_as_both(world: World) -> None:

@@ -32,6 +32,7 @@ from agentprm.protocol import (
 )
 from agentprm.registry import Registry
 from agentprm.service import ProblemError, create_app
+from agentprm.validation import first_error, first_field
 from services.policy.batching import Batcher
 from services.policy.best_of_n import PRMUnavailableError, best, choose_best, ranking, score
 from services.policy.chat_request import ChatRequest, best_of_named
@@ -282,6 +283,17 @@ def test_contradictions_of_a_chat_request_name_the_field(
     body = {"messages": [{"role": "user", "content": "x"}], **options}
     found = ChatRequest.model_validate(body).contradiction()
     assert (found and found[0]) == param
+
+
+@pytest.mark.parametrize("stop", [["x"] * 17, [None], [1], 1, {"text": "x"}, [["x"]]])
+def test_stops_that_are_no_few_texts_are_told_in_words(stop: Any) -> None:
+    body = {"model": "policy", "messages": [{"role": "user", "content": "x"}]}
+    for taken in ("x", ["x"] * 16, [], None):
+        ChatRequest.model_validate(body | {"stop": taken})
+    with pytest.raises(ValidationError) as refused:
+        ChatRequest.model_validate(body | {"stop": stop})
+    assert first_error(refused.value) == "stop: give a text, or a list of at most 16 texts"
+    assert first_field(refused.value) == "stop"
 
 
 def test_waiting_jobs_share_a_batch_but_not_each_others_faults(tmp_path: Path) -> None:

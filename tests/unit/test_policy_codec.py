@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from agentprm.encoding import Encoded, encode
 from agentprm.protocol import Message
 from agentprm.service import ProblemError
+from services.policy.engine import Sample
 from services.policy.engine.codec import Codec
 from tests.llama import llama_tokenizer
 from tests.models import word_tokenizer
@@ -209,3 +210,21 @@ def test_the_texts_of_tokens_joined_are_the_text() -> None:
     parts = tokenizer.encode("t\u20ac o<|end|>g", add_special_tokens=False)
     replaced = ["\ufffd"] * 3
     assert codec.tokens(parts) == ["t", *replaced, " ", "o", "<|end|>", "g"]
+
+
+def test_the_tokens_that_are_shown_are_those_of_the_text() -> None:
+    """A stop text may begin within a token; where the limit cut an answer, all is its text."""
+    tokenizer = sentencepiece_tokenizer(["\u2581", "g", "o", "t", ".", "A", "t."])
+    codec = Codec(tokenizer, eos=(), max_length=100)
+
+    def shown(answer: str, text: str, *, finished: bool = True) -> list[str]:
+        ids = tokenizer.encode(answer, add_special_tokens=False)
+        return codec.shown(Sample(text, ids, [0.0] * len(ids), 1, finished))
+
+    assert shown("go<|end|>", "go") == ["g", "o"]
+    assert shown("got\u20ac<|end|>", "got\u20ac") == ["g", "o", "t", *["\ufffd"] * 3]
+    assert shown("go to", "go") == ["g", "o"]
+    both = tokenizer.convert_tokens_to_ids(["g", "o", "t."])
+    assert codec.shown(Sample("got", both, [0.0] * 3, 1, True)) == ["g", "o", "t."]
+    assert shown("<|end|>", "") == []
+    assert shown("go<|end|>", "go", finished=False) == ["g", "o", "<|end|>"]

@@ -122,7 +122,7 @@ def test_commands_are_drawn_by_their_whole_probability(
 
 def test_fixed_phrases_with_their_space_may_be_tokens(phrases: Path) -> None:
     engine = EmbeddedEngine.load(phrases, device="cpu", dtype="auto", cache_bytes=2**23)
-    assert engine.token_texts(engine.codec.opening("REASON: ")) == ["REASON: "]
+    assert engine.codec.tokens(engine.codec.opening("REASON: ")) == ["REASON: "]
     (result,) = Decoder(load_prompt("chat")).act(engine, [Query(STATE, (1, 0))], 3, Sampling())
     for candidate in result.candidates:
         opening, totals = brute_force(phrases, STATE, candidate.action.reason, "chat")

@@ -203,6 +203,7 @@ def test_an_answer_ends_at_a_stop_text_or_at_the_models_end(tmp_path: Path) -> N
     assert stopped.ids == free.ids[: len(stopped.ids)]
     assert len(stopped.ids) <= 5
     assert stop not in stopped.text
+    assert "".join(engine.token_texts(stopped)) == stopped.text
 
 
 class Watched:

@@ -114,8 +114,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, special ones included."""
+    def token_texts(self, sample: Sample) -> list[str]:
+        """The text of each token that the sample's text is made of: of its first `ids`, without
+        the end-of-turn mark and the stop text.
+        """
 
     @abstractmethod
     def check(self) -> None:

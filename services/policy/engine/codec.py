@@ -18,7 +18,7 @@ from agentprm.models.prefix_cache import common_length
 from agentprm.protocol import Message
 from agentprm.rendering import render, segments
 from agentprm.service import ProblemError
-from services.policy.engine import Prompt, require_room
+from services.policy.engine import Prompt, Sample, require_room
 
 MAX_BYTES = 64 * 2**20
 """Most that known conversations take, and most that known segments of text do: a few thousand
@@ -122,6 +122,16 @@ class Codec:
             for before, own, pair in zip(alone, alone[1:], pairs, strict=False)
         ]
         return [alone[0], *behind]
+
+    def shown(self, sample: Sample) -> list[str]:
+        """The text of each token that the sample's is made of: `tokens` without the end-of-turn
+        mark and the stop text. A token that has the end of the one and the start of the other is
+        among them, whole.
+        """
+        ids = sample.ids
+        while sample.finished and ids and self.text(ids[:-1]).startswith(sample.text):
+            ids = ids[:-1]
+        return self.tokens(ids)
 
     def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         text: str = self._tokenizer.decode(

@@ -193,9 +193,9 @@ class EmbeddedEngine(Engine):
         """Encode a conversation before its turn."""
         self.codec.prompt(messages)
 
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, special ones included."""
-        return self.codec.tokens(ids)
+    def token_texts(self, sample: Sample) -> list[str]:
+        """The text of each token that the sample's text is made of."""
+        return self.codec.shown(sample)
 
     @torch.inference_mode()
     def check(self) -> None:

@@ -147,10 +147,10 @@ class SGLangEngine(Engine):
         with self._tokenizing:
             self.codec.prompt(messages)
 
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, special ones included."""
+    def token_texts(self, sample: Sample) -> list[str]:
+        """The text of each token that the sample's text is made of."""
         with self._tokenizing:
-            return self.codec.tokens(ids)
+            return self.codec.shown(sample)
 
     def check(self) -> None:
         """The canary, on every server that serves this checkpoint."""
