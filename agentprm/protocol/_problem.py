@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentprm.protocol._base import Record
 
 CONTEXT_TOO_LONG = "Conversation too long"
-"""Title of the problem that a conversation beyond the model's length is."""
+"""Title of the problem that a conversation beyond the model's length is, of policy and PRM."""
 
 
 class FieldError(Record):

@@ -24,8 +24,6 @@ DEGRADED = Counter(
 _REFUSED = (413, 422)
 """What the PRM answers where the request itself is at fault."""
 _NO_PRM = "this server was started without --prm-url"
-_TOO_LONG = "Too long"
-"""Title of the PRM's problem where a conversation with a candidate is more than it reads."""
 
 
 class PRMUnavailableError(ProblemError):
@@ -71,7 +69,7 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
 
 def _refused(status: int, error: ServiceError) -> ProblemError:
     """What the PRM refused, as the policy's own problem; its URL is nobody else's business."""
-    title = CONTEXT_TOO_LONG if error.title == _TOO_LONG else "Refused by the PRM"
+    title = CONTEXT_TOO_LONG if error.title == CONTEXT_TOO_LONG else "Refused by the PRM"
     said = str(error).partition(f": {status} ")[2]
     return ProblemError(status, title, f"the PRM refused it: {said}")
 

@@ -26,7 +26,17 @@ from agentprm.encoding import answer_mark, closed, encode, encode_answers
 from agentprm.models.remembering import RememberingTokenizer
 from agentprm.models.surplus_tokens import without_surplus
 from agentprm.prompts import PromptTemplate
-from agentprm.protocol import Action, Choice, Message, Pair, ScoreRequest, State, Step, Transcript
+from agentprm.protocol import (
+    CONTEXT_TOO_LONG,
+    Action,
+    Choice,
+    Message,
+    Pair,
+    ScoreRequest,
+    State,
+    Step,
+    Transcript,
+)
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
 from services.prm.model import Classifier
@@ -244,7 +254,9 @@ class BaseScorer(ABC):
     def _fits(self, tokens: int, what: str) -> None:
         if self.max_tokens is not None and tokens > self.max_tokens:
             raise ProblemError(
-                422, "Too long", f"{what} is {tokens} tokens, the model reads {self.max_tokens}"
+                422,
+                CONTEXT_TOO_LONG,
+                f"{what} is {tokens} tokens, the model reads {self.max_tokens}",
             )
 
 
