@@ -338,6 +338,26 @@ def test_a_draw_between_two_greedy_tokens_may_fall_either_way(
         try_policy(path)
 
 
+@pytest.mark.parametrize(("margin", "taken"), [(0.3, True), (0.5, True), (1.5, False)])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_greedy_token_may_differ_by_some_steps_of_bfloat16(
+    copy: Callable[[str], Path], margin: float, taken: bool, at: int
+) -> None:
+    """They are 1/8 or 1/4 where logits are as large as those of published models. What was drawn
+    before it may be off by as much, though it be a single token."""
+    path = copy("policy")
+    canary = read_canary(path, "policy")
+    assert canary is not None
+    greedy = list(canary.greedy)
+    greedy[at] = greedy[at].model_copy(update={"id": 7, "margin": margin})
+    if at:
+        greedy[0] = greedy[0].model_copy(update={"log_prob": greedy[0].log_prob - 0.25})
+    canary.model_copy(update={"greedy": tuple(greedy), "dtype": "bfloat16"}).write(path)
+    refused = pytest.raises(CheckpointError, match=rf"greedy token {at} is \d+ here and was 7")
+    with nullcontext() if taken else refused:
+        try_policy(path)
+
+
 @pytest.mark.parametrize(("off", "taken"), [([0.25] + [0.0] * 7, True), ([0.25] * 8, False)])
 def test_rounded_log_probs_are_compared_over_all_greedy_tokens(
     copy: Callable[[str], Path], off: list[float], taken: bool
