@@ -20,6 +20,10 @@ from services.trainer.tiny import create_tiny
 from services.trainer.training.fitting import load_tokenizer
 from services.trainer.training.rows import action_row
 
+_NOT_FETCHED = ["original/*", "*.pth", "*.pt", "*.bin", "*.gguf", "*.h5", "*.msgpack", "*.onnx"]
+"""Weights in other formats than safetensors, which is all that services read: a published model may
+hold each weight twice."""
+
 
 class BaseModelError(Exception):
     """The model cannot be trained as the run asks. Says what is wrong, and what to do."""
@@ -36,7 +40,9 @@ def base_model(run: Path, config: Config, texts: Iterable[str] | None = None) ->
     if config.model != "tiny":
         local = Path(config.model)
         try:
-            return local if local.is_dir() else Path(snapshot_download(config.model))
+            if local.is_dir():
+                return local
+            return Path(snapshot_download(config.model, ignore_patterns=_NOT_FETCHED))
         except (OSError, ValueError) as error:
             raise BaseModelError(
                 f"there is no directory {config.model}, and of that name nothing can be fetched "

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import trl
+from huggingface_hub.utils import filter_repo_objects
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -92,6 +93,29 @@ def test_inverse_prm_refuses_a_window_at_once(tmp_path: Path) -> None:
     require_trainable(mistral, CHAT, Algorithm.AGENT_PRM)
     with pytest.raises(BaseModelError, match="needs full attention"):
         require_trainable(mistral, CHAT, Algorithm.INVERSE_PRM)
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+def test_weights_are_fetched_once_and_as_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = [
+        *("config.json", "tokenizer.json", "chat_template.jinja", "original/params.json"),
+        *("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+        *("original/consolidated.00.pth", "pytorch_model-00001-of-00002.bin", "model-q4.gguf"),
+    ]
+    fetched: list[str] = []
+
+    def fetch(_: str, ignore_patterns: list[str]) -> str:
+        fetched.extend(filter_repo_objects(published, ignore_patterns=ignore_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("services.trainer.base_model.snapshot_download", fetch)
+    config = load_config("smoke", overrides={"model": "nobody/has-such-a-directory"})
+    assert base_model(tmp_path, config) == tmp_path
+    assert fetched == [*published[:3], *published[4:6]]
 
 
 # --- writing --------------------------------------------------------------------------------------
