@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -24,6 +26,36 @@ def require_visible(name: str) -> None:
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(f"device = {name!r}, and this process sees no such GPU")
+
+
+def require_gpus(asked: Mapping[str, str]) -> None:
+    """See that this machine has the GPUs that settings ask for; each device by its setting's name.
+
+    Raises:
+        DeviceError: it has not, or a name means no device.
+    """
+    gpus = torch.cuda.device_count()
+    lacking = [setting for setting, name in asked.items() if _gpu_of(setting, name) >= gpus]
+    if not lacking:
+        return
+    shown = f"cuda:0 to cuda:{gpus - 1}" if gpus > 1 else "only cuda:0" if gpus else "no GPU"
+    there = "cuda:0" if gpus else "cpu"
+    raise DeviceError(
+        f"this machine shows {shown}, which is not enough for "
+        + " and ".join(f"{setting} = {asked[setting]!r}" for setting in lacking)
+        + ": set what is there, as by "
+        + " ".join(f"--set {setting}={there}" for setting in lacking)
+        + "; fits and services may share a GPU that holds them all"
+    )
+
+
+def _gpu_of(setting: str, name: str) -> int:
+    """The number of a GPU; -1 is another device."""
+    try:
+        device = pick_device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{setting} = {name!r} is no device: {error}") from None
+    return (device.index or 0) if device.type == "cuda" else -1
 
 
 def processes_of_fits(asked: int, device: str, accelerate: str) -> int:
