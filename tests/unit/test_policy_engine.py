@@ -24,7 +24,7 @@ from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
 from tests.models import tiny_causal_lm
 
-KINDS = ["llama", "qwen2", "mistral", "gpt2", "gpt_neox", "gemma2"]
+KINDS = ["llama", "qwen2", "mistral", "gpt2", "gpt_neox", "gemma2", "gemma3"]
 OBSERVATIONS = [
     "You are in the middle of a room. You see a cabinet 1, a fridge 1.",
     "You arrive at cabinet 1. In it, you see nothing.",
@@ -258,6 +258,44 @@ def test_padded_batches_answer_as_packed_ones_do(
         for a, b in zip(packed.score(questions), padded.score(questions), strict=True):
             assert [s.ids for s in a] == [s.ids for s in b]
             np.testing.assert_allclose([s.log_prob for s in a], [s.log_prob for s in b], atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("gemma3", {}),
+        ("mistral", {"sliding_window": 16}),
+        ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}),
+        ("qwen2", {"sliding_window": 16, "use_sliding_window": False}),
+        ("gemma2", {"sliding_window": 16}),
+    ],
+)
+def test_conversations_may_be_longer_than_a_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, more: dict[str, Any], *, padded: bool
+) -> None:
+    """Samples side by side and trees, behind what is kept and what is not."""
+    path = tiny_causal_lm(tmp_path, 0, kind=kind, **more)
+    if padded:
+        monkeypatch.setattr("services.policy.engine.forward.takes_segments", lambda *_: False)
+    engine = load(path)
+    texts = ["REASON: find mug\nACTION: go to 3", "REASON: find mug\nACTION: look", "REASON: a"]
+    for turns in (2, 3, 5):
+        messages = [conversation(turns, k) for k in range(2)]
+        prompts = [Prompt(m, (turns, k)) for k, m in enumerate(messages)]
+        answers = engine.generate(prompts, Draw(n=3, max_tokens=24))
+        for m, samples in zip(messages, answers, strict=True):
+            ids = prompt_ids(path, m)
+            assert len(ids) > 16
+            for sample in samples:
+                expected = plain_log_probs(path, ids, sample.ids)
+                np.testing.assert_allclose(sample.log_probs, expected, atol=1e-4)
+        asked = [Question(m, tuple(("", text) for text in texts)) for m in messages]
+        for question, scores in zip(asked, engine.score(asked), strict=True):
+            ids = prompt_ids(path, question.messages)
+            for score in scores:
+                expected = sum(plain_log_probs(path, ids, score.ids))
+                assert score.log_prob == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("padded", [False, True])
