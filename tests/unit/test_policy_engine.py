@@ -272,7 +272,12 @@ def test_padded_batches_answer_as_packed_ones_do(
     ],
 )
 def test_conversations_may_be_longer_than_a_window(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, more: dict[str, Any], *, padded: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    more: dict[str, Any],
+    *,
+    padded: bool,
 ) -> None:
     """Samples side by side and trees, behind what is kept and what is not."""
     path = tiny_causal_lm(tmp_path, 0, kind=kind, **more)
