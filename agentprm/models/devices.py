@@ -96,6 +96,17 @@ def bytes_to_keep(
     return int((on_cpu if gib is None else gib) * 2**30)
 
 
+def tokens_to_hold(device: torch.device, bytes_per_token: int, most: int) -> int:
+    """Tokens whose keys and values a batch may hold: `most`, and no more than an eighth of a GPU.
+
+    They lie in storage with up to a quarter more room than they take.
+    """
+    if device.type != "cuda":
+        return most
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return min(most, memory // (8 * bytes_per_token * 5 // 4))
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16; without them it is slower than float32."""
     if device.type == "cuda":

@@ -101,6 +101,7 @@ def test_what_the_trainer_wrote_is_accepted_in_any_precision(
 def test_models_of_other_architectures_are_trained_and_served(tmp_path: Path, kind: str) -> None:
     small = create_small(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(small)
+    first = "sliding_attention" if kind == "gemma3_text" else "full_attention"
     config = AutoConfig.for_model(
         kind,
         vocab_size=len(tokenizer),
@@ -111,8 +112,7 @@ def test_models_of_other_architectures_are_trained_and_served(tmp_path: Path, ki
         head_dim=8,
         intermediate_size=64,
         max_position_embeddings=1024,
-        layer_types=["sliding_attention" if kind == "gemma3_text" else "full_attention"]
-        + ["full_attention"],
+        layer_types=[first, "full_attention"],
         sliding_window=16,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -20,6 +20,7 @@ from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
 from services.policy.engine.forward import Batch
 from services.policy.engine.kept import Entry, Row, Store, Tail
+from services.policy.engine.kv import BatchKV
 from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
 from tests.models import tiny_causal_lm
@@ -476,6 +477,45 @@ def test_an_engine_without_memory_forgets_what_it_kept_and_goes_on(
     monkeypatch.setattr(layer, "forward", crowded_for_ever)
     with pytest.raises(torch.OutOfMemoryError):
         engine.generate(prompts, draw)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_is_too_much_at_once_is_computed_in_parts(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, *, padded: bool
+) -> None:
+    if padded:
+        monkeypatch.setattr("services.policy.engine.forward.takes_segments", lambda *_: False)
+    engine = load(llama)
+    layer, most = engine.model.model.layers[1], 200
+    forward = layer.forward
+
+    def small(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if hidden.shape[:-1].numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", small)
+    draw, messages = Draw(n=2, max_tokens=6), [conversation(3, k) for k in range(8)]
+    prompts = [Prompt(m, (3, k)) for k, m in enumerate(messages)]
+    assert sum(len(prompt_ids(llama, m)) for m in messages) > most
+    same(engine.generate(prompts, draw), load(llama).generate(prompts, draw))
+    engine._kept.clear()
+    questions = [Question(m, (("REASON:", " find mug"),)) for m in messages]
+    for found, expected in zip(engine.score(questions), load(llama).score(questions), strict=True):
+        assert found[0].log_prob == pytest.approx(expected[0].log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_storage_of_a_padded_batch_has_a_quarter_of_spare_room(steps: int) -> None:
+    kv = BatchKV(1, [(Store(), 0)], room=0)
+    held = torch.zeros(2, 3, 0, 4)
+    for k in range(0, 100, steps):
+        new = torch.full((2, 3, steps, 4), float(k))
+        held = torch.cat([held, new], dim=2)
+        keys, values = kv.update(new, new, 0)
+        assert torch.equal(keys, held)
+        assert torch.equal(values, held)
+        assert kv.layers[0].keys.shape[2] <= held.shape[2] * 5 / 4 + 1
 
 
 def crowded_for_ever(*_: Any, **__: Any) -> Any:
