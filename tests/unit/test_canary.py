@@ -123,9 +123,16 @@ def test_models_of_other_architectures_are_trained_and_served(tmp_path: Path, ki
     sft = SFTSettings(epochs=3, learning_rate=1e-2, precision="fp32")
     prm = PRMSettings(epochs=3, batch_tokens=600, validation_fraction=0, precision="fp32")
     fit_sft(small, EPISODES, tmp_path / "policy", sft, prompt, seed=0)
-    seeds = {"seed": 0, "split_seed": 0}
     fit_prm(
-        tmp_path / "policy", EPISODES, targets, tmp_path / "prm", prm, prompt, **seeds, gamma=0.8
+        tmp_path / "policy",
+        EPISODES,
+        targets,
+        tmp_path / "prm",
+        prm,
+        prompt,
+        seed=0,
+        split_seed=0,
+        gamma=0.8,
     )
     dpo = DPOSettings(max_steps=1, batch_pairs=2, precision="fp32")
     policy, pairs = tmp_path / "policy", preferences()

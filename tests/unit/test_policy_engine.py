@@ -300,8 +300,8 @@ def test_conversations_may_be_longer_than_a_window(
         for question, scores in zip(asked, engine.score(asked), strict=True):
             ids = prompt_ids(path, question.messages)
             for score in scores:
-                expected = sum(plain_log_probs(path, ids, score.ids))
-                assert score.log_prob == pytest.approx(expected, abs=1e-3)
+                total = sum(plain_log_probs(path, ids, score.ids))
+                assert score.log_prob == pytest.approx(total, abs=1e-3)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import trl
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,

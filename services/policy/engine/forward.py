@@ -125,8 +125,8 @@ class Padded:
         mask = np.zeros((len(segments), width, past + width), dtype=np.bool_)
         mask[:, range(width), range(past, past + width)] = True
         longest = max(segment.start + len(segment) for segment in segments)
-        window = self._forward.window
-        near = mask.copy() if window is not None and window < longest else None
+        window = self._forward.window or longest
+        near = mask.copy() if window < longest else None
         for number, segment in enumerate(segments):
             begin = width - len(segment)
             tokens[number, begin:] = segment.tokens
