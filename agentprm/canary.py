@@ -34,6 +34,11 @@ EXACT = 1e-3
 """Tolerance where trainer and server both compute in float32."""
 ROUNDED_LOG_PROB = 0.1
 """Tolerance of a log-probability in reduced precision, per token of the answer."""
+ROUNDED_MARGIN = 0.75
+"""By how much a greedy token may have been likelier, in reduced precision, and yet not be the
+greedy one elsewhere. The logits of the likeliest tokens are 16 to 64 in published models, and there
+bfloat16 has steps of 1/8 and 1/4. Trainer and server each round both logits, to half a step: two
+steps in all, 1/4 and 1/2, and what was rounded on the way to the logits comes on top."""
 ROUNDED_LOGIT = 0.2
 """Tolerance of the logit of Q in reduced precision."""
 

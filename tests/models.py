@@ -10,6 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.gemma2 import Gemma2Config
+from transformers.models.gemma3 import Gemma3TextConfig
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.gpt_neox import GPTNeoXConfig
 from transformers.models.llama import LlamaConfig
@@ -71,8 +72,9 @@ def tiny_causal_lm(
 ) -> Path:
     """Save a random model with its tokenizer to `path`.
 
-    A `llama`, `qwen2` (grouped heads), `mistral`, `gpt2`, `gpt_neox`, or a `gemma2`, whose capped
-    attention scores are not exchangeable.
+    A `llama`, `qwen2` (grouped heads), `mistral`, `gpt2`, `gpt_neox`, a `gemma2`, whose capped
+    attention scores are not exchangeable, or a `gemma3`, whose attention slides in one of two
+    layers.
     """
     tokenizer = word_tokenizer(phrases=phrases)
     torch.manual_seed(seed)
@@ -97,6 +99,12 @@ def tiny_causal_lm(
         "mistral": lambda: MistralConfig(**settings | {"num_key_value_heads": 2} | config),
         "gemma2": lambda: Gemma2Config(
             **settings | {"num_key_value_heads": 2, "head_dim": size // 4} | config
+        ),
+        "gemma3": lambda: Gemma3TextConfig(
+            **settings
+            | {"num_key_value_heads": 2, "head_dim": size // 4, "sliding_window": 16}
+            | {"layer_types": ["sliding_attention", "full_attention"] * (layers // 2)}
+            | config
         ),
     }
     model = AutoModelForCausalLM.from_config(kinds[kind]())

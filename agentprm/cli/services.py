@@ -77,6 +77,13 @@ class Options:
         own = {POLICY: self.policy_device, PRM: self.prm_device}
         return own.get(service) or self.device
 
+    def devices(self) -> dict[str, str]:
+        """Where fits and embedded models compute, by the names of the settings."""
+        asked = {"device": self.device, "prm_device": self.prm_device}
+        if self.policy_engine is PolicyEngine.EMBEDDED:
+            asked["policy_device"] = self.policy_device
+        return {setting: device for setting, device in asked.items() if device is not None}
+
 
 @dataclass(frozen=True)
 class Endpoints:
@@ -115,12 +122,13 @@ def start_services(machine: Machine, games: str | None, options: Options) -> End
     Where a chat model plays, the environment alone.
 
     Raises:
-        ProcessFailed: one of them does not come up.
+        ProcessFailed: one of them does not come up, or its GPU is not there.
     """
     if options.chat_url is not None:
         env = _start_env_of_run(machine, games, options)
         machine.wait_reachable([ENV])
         return Endpoints(env)
+    _require_gpus(options)
     prm = start_model(machine, PRM, free_port(), machine.run, options, [])
     policies = [POLICY, *(f"{POLICY}-{k}" for k in range(2, options.policy_replicas + 1))]
     urls = [
@@ -132,6 +140,23 @@ def start_services(machine: Machine, games: str | None, options: Options) -> End
     env = _start_env_of_run(machine, games, options)
     machine.wait_reachable([ENV, *policies, PRM])
     return Endpoints(env=env, policy=",".join(urls), prm=prm)
+
+
+def _require_gpus(options: Options) -> None:
+    """Models are loaded when there is something to load: of a policy, after hours of fitting.
+
+    Raises:
+        ProcessFailed: a device is not there.
+    """
+    asked = options.devices()
+    if all(device in ("auto", "cpu") for device in asked.values()):
+        return
+    from agentprm.models.devices import DeviceError, require_gpus  # torch takes seconds to import
+
+    try:
+        require_gpus(asked)
+    except DeviceError as error:
+        raise ProcessFailed(str(error)) from error
 
 
 def _start_env_of_run(machine: Machine, games: str | None, options: Options) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -27,6 +29,36 @@ def require_visible(name: str) -> None:
             f"device = {name!r}, and this process sees no such GPU: give device = 'auto' or 'cpu', "
             "in the preset or by --set device=cpu"
         )
+
+
+def require_gpus(asked: Mapping[str, str]) -> None:
+    """See that this machine has the GPUs that settings ask for; each device by its setting's name.
+
+    Raises:
+        DeviceError: it has not, or a name means no device.
+    """
+    gpus = torch.cuda.device_count()
+    lacking = [setting for setting, name in asked.items() if _gpu_of(setting, name) >= gpus]
+    if not lacking:
+        return
+    shown = f"cuda:0 to cuda:{gpus - 1}" if gpus > 1 else "only cuda:0" if gpus else "no GPU"
+    there = "cuda:0" if gpus else "cpu"
+    raise DeviceError(
+        f"this machine shows {shown}, which is not enough for "
+        + " and ".join(f"{setting} = {asked[setting]!r}" for setting in lacking)
+        + ": set what is there, as by "
+        + " ".join(f"--set {setting}={there}" for setting in lacking)
+        + "; fits and services may share a GPU that holds them all"
+    )
+
+
+def _gpu_of(setting: str, name: str) -> int:
+    """The number of a GPU; -1 is another device."""
+    try:
+        device = pick_device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{setting} = {name!r} is no device: {error}") from None
+    return (device.index or 0) if device.type == "cuda" else -1
 
 
 def processes_of_fits(asked: int, device: str, accelerate: str) -> int:
@@ -65,6 +97,17 @@ def bytes_to_keep(
         memory: int = torch.cuda.get_device_properties(device).total_memory
         return memory // (8 * models)
     return int((on_cpu if gib is None else gib) * 2**30)
+
+
+def tokens_to_hold(device: torch.device, bytes_per_token: int, most: int) -> int:
+    """Tokens whose keys and values a batch may hold: `most`, and no more than an eighth of a GPU.
+
+    They lie in storage with up to a quarter more room than they take.
+    """
+    if device.type != "cuda":
+        return most
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return min(most, memory // (8 * bytes_per_token * 5 // 4))
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -13,16 +13,17 @@ def without_surplus(path: Path, tokenizer: Any, size: int) -> Any:
     """The tokenizer, if it has no id that a model of `size` embeddings lacks.
 
     Trainers add a padding token and leave the embeddings as they are, since padding is never read
-    (open-instruct does, and so the paper's scripts). Such a token is taken out again: the same
-    letters in a text would be an id that the model cannot look up.
+    (open-instruct does, and so the paper's scripts); Gemma 3 1B reads text alone and has the token
+    for images of the larger ones. Special tokens that no conversation is made of are taken out
+    again: the same letters in a text would be an id that the model cannot look up.
 
     Raises:
         CheckpointError: other tokens are missing from the model.
     """
     if len(tokenizer) <= size:
         return tokenizer
-    surplus = {token for token, k in tokenizer.get_vocab().items() if k >= size}
-    if surplus != {tokenizer.pad_token}:
+    surplus = {token: k for token, k in tokenizer.get_vocab().items() if k >= size}
+    if any(_read(tokenizer, token, k) for token, k in surplus.items()):
         raise CheckpointError(
             f"{path}: the tokenizer knows {len(tokenizer)} tokens, the model {size}"
         )
@@ -35,5 +36,15 @@ def without_surplus(path: Path, tokenizer: Any, size: int) -> Any:
         tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
+        pad_token=None if tokenizer.pad_token in surplus else tokenizer.pad_token,
         chat_template=tokenizer.chat_template,
     )
+
+
+def _read(tokenizer: Any, token: str, number: int) -> bool:
+    """Whether a model may have to read the token: a text, or the chat template, may hold it."""
+    if token == tokenizer.pad_token:
+        return False
+    added = tokenizer.added_tokens_decoder.get(number)
+    ends = token in (tokenizer.bos_token, tokenizer.eos_token)
+    return added is None or not added.special or ends or token in str(tokenizer.chat_template)

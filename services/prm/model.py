@@ -17,7 +17,7 @@ import torch
 from prometheus_client import Counter, Gauge
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from agentprm.models.devices import pick_device, pick_dtype
+from agentprm.models.devices import pick_device, pick_dtype, tokens_to_hold
 from agentprm.models.prefix_cache import PrefixCache
 from agentprm.models.segments import NAME, bytes_per_token, takes_segments
 from agentprm.models.weights import copy_from_file, require_all
@@ -29,7 +29,8 @@ FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Most tokens computed at once. A CPU is no faster on more, and a short request waits for the pass
 before it."""
 HELD_PER_COMPUTED = 32
-"""Most tokens whose keys and values a pass reads, per token it may compute."""
+"""Most tokens whose keys and values a pass reads, per token it may compute. On a GPU it may read
+fewer."""
 
 TOKENS = Counter("agentprm_prm_tokens_total", "Tokens of scored rows by source", ["source"])
 PREFIXES = Counter(
@@ -83,12 +84,15 @@ class Classifier:
         self.vocabulary: int = text.vocab_size
         self.max_tokens: int | None = getattr(text, "max_position_embeddings", None)
         self.forward_tokens = FORWARD_TOKENS.get(self.device.type, FORWARD_TOKENS["cuda"])
+        per_token = bytes_per_token(model)
+        most = HELD_PER_COMPUTED * self.forward_tokens
+        self.held_tokens = tokens_to_hold(self.device, per_token, most)
         self.packs = takes_segments(self._body, text)
         """Whether it scores several actions behind one state, and keeps what it computed."""
         self._attention: str = model.config._attn_implementation
         if self.packs:
             model.set_attn_implementation(NAME)
-        self._cache: PrefixCache[Entry] = PrefixCache(cache_bytes // bytes_per_token(model))
+        self._cache: PrefixCache[Entry] = PrefixCache(cache_bytes // per_token)
 
     def cost(self, row: Row) -> int:
         """Tokens of `row` that are to be computed, at most. Any thread may ask."""
@@ -118,10 +122,7 @@ class Classifier:
         new = held = 0
         for row in rows:
             cost = self.cost(row)
-            full = (
-                new + cost > self.forward_tokens
-                or held + len(row) > HELD_PER_COMPUTED * self.forward_tokens
-            )
+            full = new + cost > self.forward_tokens or held + len(row) > self.held_tokens
             if part and full:
                 yield part
                 part, new, held = [], 0, 0

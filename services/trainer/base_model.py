@@ -9,8 +9,9 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from jinja2 import TemplateError
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from agentprm.config import Algorithm, Config
+from agentprm.config import Algorithm, Config, PolicyEngine
 from agentprm.files import sync, sync_tree
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, State, Step
@@ -20,6 +21,13 @@ from services.trainer.seeds import derive
 from services.trainer.tiny import create_tiny
 from services.trainer.training.fitting import load_tokenizer
 from services.trainer.training.rows import action_row
+
+_NOT_FETCHED = ["original/*", "*.pth", "*.pt", "*.bin", "*.gguf", "*.h5", "*.msgpack", "*.onnx"]
+"""Weights in other formats than safetensors, which is all that services read: a published model may
+hold each weight twice."""
+_EMBEDDED = {"full_attention", "sliding_attention"}
+"""The types of layers that the embedded engine runs: what it keeps of a conversation are keys and
+values, and what a token sees depends on a window at most."""
 
 
 class BaseModelError(Exception):
@@ -37,7 +45,9 @@ def base_model(run: Path, config: Config, texts: Iterable[str] | None = None) ->
     if config.model != "tiny":
         local = Path(config.model)
         try:
-            return local if local.is_dir() else Path(snapshot_download(config.model))
+            if local.is_dir():
+                return local
+            return Path(snapshot_download(config.model, ignore_patterns=_NOT_FETCHED))
         except (OSError, ValueError) as error:
             raise BaseModelError(
                 f"there is no directory {config.model}, and of that name nothing can be fetched "
@@ -82,3 +92,23 @@ def require_trainable(base: Path, prompt: PromptTemplate, algorithm: Algorithm) 
             "the directory with another chat_template.jinja: one that only adds to what it "
             "rendered before, and takes the prompt's messages one by one from the first"
         ) from error
+
+
+def require_layers(base: Path, config: Config) -> None:
+    """Refuse a model of which there is no PRM, or whose layers the policy's engine does not run.
+
+    Raises:
+        BaseModelError: it is one.
+    """
+    model = AutoConfig.from_pretrained(base)
+    if config.has_prm and type(model) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise BaseModelError(
+            f"{base} is of the type {model.model_type}, for which transformers has no sequence "
+            "classifier: no PRM can be made of it"
+        )
+    layers = set(getattr(model.get_text_config(), "layer_types", None) or ()) - _EMBEDDED
+    if config.policy_engine is PolicyEngine.EMBEDDED and layers:
+        raise BaseModelError(
+            f"{base} has layers of {', '.join(sorted(layers))}, and the embedded engine runs those "
+            'of attention alone: have the policy served by SGLang, by policy_engine = "sglang"'
+        )

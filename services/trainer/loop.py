@@ -16,7 +16,7 @@ from agentprm.protocol import Split
 from agentprm.registry import Registry
 from agentprm.results import Row, write_results
 from agentprm.runs import DEMONSTRATIONS, evaluation_stage, rollouts_stage
-from services.trainer.base_model import base_model, require_trainable
+from services.trainer.base_model import base_model, require_layers, require_trainable
 from services.trainer.fits.jobs import FitJob, FitKind, Fits
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
@@ -117,7 +117,9 @@ class Loop:
             BaseModelError: they will not.
         """
         if not self.registry.exists("policy/0") and not self._learns_words():
-            require_trainable(self._base_model(), self._prompt, self.config.algorithm)
+            base = self._base_model()
+            require_trainable(base, self._prompt, self.config.algorithm)
+            require_layers(base, self.config)
 
     def try_games(self) -> None:
         """Before anything is played: whether there will be something to evaluate on, and games

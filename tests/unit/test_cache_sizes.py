@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agentprm.ensembles import write_ensemble
-from agentprm.models.devices import bytes_to_keep
+from agentprm.models.devices import bytes_to_keep, tokens_to_hold
 from agentprm.prompts import load_prompt
 from agentprm.registry import Registry
 from services.policy import backend as policy
@@ -77,6 +77,20 @@ def test_members_of_an_ensemble_share_what_there_is_on_a_gpu(tmp_path: Path) -> 
     with pytest.raises(Told) as told:
         prm.open_backend(settings, load_prompt("chat")).serving._build(registry.open("prm/4"))
     assert told.value.args == (2.5 * GIB,)
+
+
+@pytest.mark.parametrize(
+    ("device", "per_token", "expected"),
+    [
+        ("cpu", 114_688, 131_072),
+        ("cuda", 1024, 131_072),
+        ("cuda", 114_688, 80 * GIB // 8 * 4 // 5 // 114_688),  # a Llama 3.2 3B in bfloat16
+    ],
+)
+def test_a_batch_holds_no_more_than_an_eighth_of_a_gpu(
+    device: str, per_token: int, expected: int
+) -> None:
+    assert tokens_to_hold(torch.device(device), per_token, 131_072) == expected
 
 
 def test_a_mac_counts_as_a_cpu() -> None:

@@ -20,11 +20,12 @@ from services.policy.engine import Draw, Prompt, Question, Sample
 from services.policy.engine.embedded import EmbeddedEngine
 from services.policy.engine.forward import Batch
 from services.policy.engine.kept import Entry, Row, Store, Tail
+from services.policy.engine.kv import BatchKV
 from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
 from tests.models import tiny_causal_lm
 
-KINDS = ["llama", "qwen2", "mistral", "gpt2", "gpt_neox", "gemma2"]
+KINDS = ["llama", "qwen2", "mistral", "gpt2", "gpt_neox", "gemma2", "gemma3"]
 OBSERVATIONS = [
     "You are in the middle of a room. You see a cabinet 1, a fridge 1.",
     "You arrive at cabinet 1. In it, you see nothing.",
@@ -262,6 +263,49 @@ def test_padded_batches_answer_as_packed_ones_do(
 
 
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("gemma3", {}),
+        ("mistral", {"sliding_window": 16}),
+        ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}),
+        ("qwen2", {"sliding_window": 16, "use_sliding_window": False}),
+        ("gemma2", {"sliding_window": 16}),
+    ],
+)
+def test_conversations_may_be_longer_than_a_window(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    more: dict[str, Any],
+    *,
+    padded: bool,
+) -> None:
+    """Samples side by side and trees, behind what is kept and what is not."""
+    path = tiny_causal_lm(tmp_path, 0, kind=kind, **more)
+    if padded:
+        monkeypatch.setattr("services.policy.engine.forward.takes_segments", lambda *_: False)
+    engine = load(path)
+    texts = ["REASON: find mug\nACTION: go to 3", "REASON: find mug\nACTION: look", "REASON: a"]
+    for turns in (2, 3, 5):
+        messages = [conversation(turns, k) for k in range(2)]
+        prompts = [Prompt(m, (turns, k)) for k, m in enumerate(messages)]
+        answers = engine.generate(prompts, Draw(n=3, max_tokens=24))
+        for m, samples in zip(messages, answers, strict=True):
+            ids = prompt_ids(path, m)
+            assert len(ids) > 16
+            for sample in samples:
+                expected = plain_log_probs(path, ids, sample.ids)
+                np.testing.assert_allclose(sample.log_probs, expected, atol=1e-4)
+        asked = [Question(m, tuple(("", text) for text in texts)) for m in messages]
+        for question, scores in zip(asked, engine.score(asked), strict=True):
+            ids = prompt_ids(path, question.messages)
+            for score in scores:
+                total = sum(plain_log_probs(path, ids, score.ids))
+                assert score.log_prob == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize("padded", [False, True])
 def test_a_bound_on_logits_is_one_on_tokens_that_have_any(
     llama: Path, monkeypatch: pytest.MonkeyPatch, *, padded: bool
 ) -> None:
@@ -434,6 +478,45 @@ def test_an_engine_without_memory_forgets_what_it_kept_and_goes_on(
     monkeypatch.setattr(layer, "forward", crowded_for_ever)
     with pytest.raises(torch.OutOfMemoryError):
         engine.generate(prompts, draw)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_is_too_much_at_once_is_computed_in_parts(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, *, padded: bool
+) -> None:
+    if padded:
+        monkeypatch.setattr("services.policy.engine.forward.takes_segments", lambda *_: False)
+    engine = load(llama)
+    layer, most = engine.model.model.layers[1], 200
+    forward = layer.forward
+
+    def small(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if hidden.shape[:-1].numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", small)
+    draw, messages = Draw(n=2, max_tokens=6), [conversation(3, k) for k in range(8)]
+    prompts = [Prompt(m, (3, k)) for k, m in enumerate(messages)]
+    assert sum(len(prompt_ids(llama, m)) for m in messages) > most
+    same(engine.generate(prompts, draw), load(llama).generate(prompts, draw))
+    engine._kept.clear()
+    questions = [Question(m, (("REASON:", " find mug"),)) for m in messages]
+    for found, expected in zip(engine.score(questions), load(llama).score(questions), strict=True):
+        assert found[0].log_prob == pytest.approx(expected[0].log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_storage_of_a_padded_batch_has_a_quarter_of_spare_room(steps: int) -> None:
+    kv = BatchKV(1, [(Store(), 0)], room=0)
+    held = torch.zeros(2, 3, 0, 4)
+    for k in range(0, 100, steps):
+        new = torch.full((2, 3, steps, 4), float(k))
+        held = torch.cat([held, new], dim=2)
+        keys, values = kv.update(new, new, 0)
+        assert torch.equal(keys, held)
+        assert torch.equal(values, held)
+        assert kv.layers[0].keys.shape[2] <= held.shape[2] * 5 / 4 + 1
 
 
 def crowded_for_ever(*_: Any, **__: Any) -> Any:

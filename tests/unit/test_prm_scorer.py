@@ -20,7 +20,6 @@ from agentprm.protocol import (
 )
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
-from services.prm import model as computing
 from services.prm import scorer as module
 from services.prm.attention import Segment, Store
 from services.prm.model import Entry
@@ -179,7 +178,7 @@ def test_a_pass_keeps_to_its_tokens(checkpoints: Path, monkeypatch: pytest.Monke
     sizes = (3, 900, 120, 5, 1000, 800, 4, 650)
     scorer.score([Row([1] * n, [n - 1], n) for n in sizes])
     assert watched.passes == [[3, 900, 120], [5, 1000], [800, 4], [650]]
-    monkeypatch.setattr(computing, "HELD_PER_COMPUTED", 1)
+    monkeypatch.setattr(scorer.model, "held_tokens", 100)
     monkeypatch.setattr(scorer.model, "forward_tokens", 100)
     watched.passes.clear()
     scorer.score([Row([1] * n, [n - 1], n) for n in (150, 20, 80, 10)])

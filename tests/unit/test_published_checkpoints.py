@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -42,6 +43,8 @@ from services.prm.scorer import Scorer
 from services.trainer.training.fitting import load_tokenizer
 from services.trainer.training.prm_model import load_prm
 from tests.llama import TEMPLATE, publish
+from tests.models import TEMPLATE as WORDS_TEMPLATE
+from tests.models import word_tokenizer
 
 STEPS = [
     Step(
@@ -97,6 +100,32 @@ def test_a_padding_token_that_the_model_lacks_is_plain_text(
     assert (held.eos_token_id, held.pad_token_id) == (tokenizer.eos_token_id, None)
     with pytest.raises(CheckpointError, match=rf"knows {size + 1} tokens, the model {size - 1}"):
         without_surplus(published.root, tokenizer, size - 1)
+
+
+@pytest.mark.parametrize(
+    ("token", "special", "template", "taken"),
+    [
+        ("<image_soft_token>", True, WORDS_TEMPLATE, True),
+        ("<turn>", True, f"<turn>{WORDS_TEMPLATE}", False),
+        ("cupboard", False, WORDS_TEMPLATE, False),
+    ],
+)
+def test_a_special_token_that_no_conversation_is_made_of_is_plain_text(
+    tmp_path: Path, token: str, special: bool, template: str, taken: bool
+) -> None:
+    """As the token for images is of Gemma 3 1B, whose padding is another one."""
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    number = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(token, special=special)])
+    if not taken:
+        with pytest.raises(CheckpointError, match=f"knows {number + 1} tokens, the model {number}"):
+            without_surplus(tmp_path, tokenizer, number)
+        return
+    held = without_surplus(tmp_path, tokenizer, number)
+    assert max(held.encode(f"take {token}")) < number == tokenizer.encode(token)[-1]
+    assert (held.pad_token, held.eos_token) == (tokenizer.pad_token, tokenizer.eos_token)
+    assert held.decode(held.encode("take mug<|end|>"), skip_special_tokens=True) == "take mug"
 
 
 def whole_ids(tokenizer: Any, messages: list[Message], *, answer: bool = False) -> list[int]:

@@ -11,15 +11,22 @@ from typing import Any, cast
 
 import pytest
 import trl
+from huggingface_hub.utils._paths import filter_repo_objects
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Lfm2Config,
     LlamaForCausalLM,
 )
 
 from agentprm.config import Algorithm, load_config
 from agentprm.prompts import load_prompt
-from services.trainer.base_model import BaseModelError, base_model, require_trainable
+from services.trainer.base_model import (
+    BaseModelError,
+    base_model,
+    require_layers,
+    require_trainable,
+)
 from services.trainer.baselines import MoreSFT
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
@@ -93,6 +100,50 @@ def test_inverse_prm_refuses_a_window_at_once(tmp_path: Path) -> None:
     require_trainable(mistral, CHAT, Algorithm.AGENT_PRM)
     with pytest.raises(BaseModelError, match="needs full attention"):
         require_trainable(mistral, CHAT, Algorithm.INVERSE_PRM)
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+def test_layers_that_an_engine_does_not_run_are_refused_at_once(tmp_path: Path) -> None:
+    Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(BaseModelError, match=r"type lfm2, .*no sequence classifier"):
+        require_layers(tmp_path, load_config("smoke"))
+    without_prm = {"algorithm": "sft"}
+    with pytest.raises(BaseModelError, match="layers of conv, and the embedded engine"):
+        require_layers(tmp_path, load_config("smoke", overrides=without_prm))
+    on_servers = {"policy_engine": "sglang", "sglang_urls": ["http://a:1"]}
+    require_layers(tmp_path, load_config("smoke", overrides={**without_prm, **on_servers}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma2", "gemma3"])
+def test_layers_of_attention_are_taken(tmp_path: Path, kind: str) -> None:
+    require_layers(tiny_causal_lm(tmp_path, 0, kind=kind), load_config("smoke"))
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+def test_weights_are_fetched_once_and_as_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = [
+        *("config.json", "tokenizer.json", "chat_template.jinja", "original/params.json"),
+        *("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+        *("original/consolidated.00.pth", "pytorch_model-00001-of-00002.bin", "model-q4.gguf"),
+    ]
+    fetched: list[str] = []
+
+    def fetch(_: str, ignore_patterns: list[str]) -> str:
+        fetched.extend(filter_repo_objects(published, ignore_patterns=ignore_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("services.trainer.base_model.snapshot_download", fetch)
+    config = load_config("smoke", overrides={"model": "nobody/has-such-a-directory"})
+    assert base_model(tmp_path, config) == tmp_path
+    assert fetched == [*published[:3], *published[4:6]]
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.encoding import eos_tokens
-from agentprm.models.devices import pick_device, pick_dtype
+from agentprm.models.devices import pick_device, pick_dtype, tokens_to_hold
 from agentprm.models.prefix_cache import common_length
 from agentprm.models.segments import bytes_per_token
 from agentprm.models.surplus_tokens import without_surplus
@@ -34,7 +34,7 @@ from services.policy.engine.branches import Branch, Branches
 from services.policy.engine.codec import Codec, cut, stopper
 from services.policy.engine.forward import Batch, Forward
 from services.policy.engine.kept import Kept, Row, Store, Tail
-from services.policy.engine.layout import Planted, batches
+from services.policy.engine.layout import Bounds, Planted, batches
 from services.policy.engine.limits import max_length
 from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
@@ -44,6 +44,8 @@ NEW_TOKENS = 16_384
 """Most tokens of one forward pass, padding included."""
 NEW_TOKENS_CPU = 1024
 """`NEW_TOKENS` on a CPU: more would only fall out of its caches."""
+HELD_TOKENS = 131_072
+"""Most tokens whose keys and values a batch holds, padding included. On a GPU it may hold fewer."""
 LOGITS = 2**28
 """Most logits of one forward pass: 1 GiB. Few of its tokens have any: the last ones of prompts,
 those of answers."""
@@ -52,6 +54,8 @@ TREE_NODES = 256
 wider row is mostly mask: 512 takes 1.4 times as long for the commands behind 16 reasons."""
 GUESS = 16
 """Most tokens of an answer that are computed with its prompt, in the hope that they are drawn."""
+RETRIES = 3
+"""How often what a device had no memory for is computed again, each time in batches of half."""
 
 FORWARD_TOKENS = Counter(
     "agentprm_policy_forward_tokens_total", "Tokens through the model, padding included", ["phase"]
@@ -74,8 +78,11 @@ class EmbeddedEngine(Engine):
         self.model = model.eval()
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._forward = Forward(self.model)
-        self._new_tokens = NEW_TOKENS_CPU if model.device.type == "cpu" else NEW_TOKENS
-        self._logits = LOGITS // text_config.vocab_size
+        self._bounds = Bounds(
+            new=NEW_TOKENS_CPU if model.device.type == "cpu" else NEW_TOKENS,
+            logits=LOGITS // text_config.vocab_size,
+            held=tokens_to_hold(model.device, bytes_per_token(model), HELD_TOKENS),
+        )
         self._kept = Kept(cache_bytes // bytes_per_token(model))
         self.max_length = max_length(text_config)
         eos = eos_tokens(model.generation_config, tokenizer)
@@ -113,25 +120,32 @@ class EmbeddedEngine(Engine):
 
     def generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
         """Samples of each prompt, which goes on where a kept conversation ends."""
-        return self._with_memory(lambda: self._generate(prompts, draw))
+        return self._with_memory(lambda bounds: self._generate(prompts, draw, bounds))
 
     def score(self, questions: Sequence[Question]) -> list[list[Score]]:
         """All answers to a question as one tree (or a few) behind the prompt's keys and values."""
-        return self._with_memory(lambda: self._score(questions))
+        return self._with_memory(lambda bounds: self._score(questions, bounds))
 
-    def _with_memory(self, compute: Callable[[], R]) -> R:
-        """What `compute` gives; where the device is out of memory, once more with nothing kept."""
-        try:
-            return compute()
-        except torch.OutOfMemoryError as error:
-            log.warning("out of memory, kept conversations are forgotten", reason=str(error))
-        # Here, as the error holds the tensors of the failed pass.
-        self._kept.clear()
-        torch.cuda.empty_cache()
-        return compute()
+    def _with_memory(self, compute: Callable[[Bounds], R]) -> R:
+        """What `compute` gives; where the device is out of memory, with nothing kept and less
+        at once.
+        """
+        bounds = self._bounds
+        for _ in range(RETRIES):
+            try:
+                return compute(bounds)
+            except torch.OutOfMemoryError as error:
+                log.warning("out of memory, kept conversations are forgotten", reason=str(error))
+            # Here, as the error holds the tensors of the failed pass.
+            self._kept.clear()
+            torch.cuda.empty_cache()
+            bounds = bounds.halved()
+        return compute(bounds)
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Prompt], draw: Draw) -> list[list[Sample]]:
+    def _generate(
+        self, prompts: Sequence[Prompt], draw: Draw, bounds: Bounds
+    ) -> list[list[Sample]]:
         """Compute what is not known yet, then sample, in batches of prompts of similar length."""
         lengths = []
         encoded = []
@@ -143,7 +157,7 @@ class EmbeddedEngine(Engine):
         samples: list[list[Sample]] = [[] for _ in prompts]
         room = draw.n * min(draw.max_tokens, self.max_length)
         waiting = (self._branches(row, prompts[row.number], draw) for row in self._rows(encoded))
-        for group in batches(waiting, self._forward.cost, self._new_tokens, self._logits, room):
+        for group in batches(waiting, self._forward.cost, bounds, room):
             self._decode(group, draw)
             for branches in group:
                 row = branches.row
@@ -154,7 +168,7 @@ class EmbeddedEngine(Engine):
         return samples
 
     @torch.inference_mode()
-    def _score(self, questions: Sequence[Question]) -> list[list[Score]]:
+    def _score(self, questions: Sequence[Question], bounds: Bounds) -> list[list[Score]]:
         encoded = []
         answers: list[list[list[int]]] = []
         for question in questions:
@@ -174,7 +188,7 @@ class EmbeddedEngine(Engine):
             for q in questions
         ]
         scores: list[dict[int, Score]] = [{} for _ in questions]
-        for group in batches(trees, self._forward.cost, self._new_tokens, self._logits):
+        for group in batches(trees, self._forward.cost, bounds):
             for planted, log_probs in zip(group, self._edges(group), strict=True):
                 number = planted.row.number
                 for answer, path in zip(planted.answers, planted.tree.paths, strict=True):

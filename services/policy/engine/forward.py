@@ -15,6 +15,7 @@ import torch
 
 from agentprm.models.segments import NAME, takes_segments
 from services.policy.engine.kv import BatchKV
+from services.policy.engine.limits import window
 from services.policy.engine.segment import Segment
 
 STEPS = 16
@@ -42,6 +43,9 @@ class Forward:
         self.model = model
         self.packs = model.device.type == "cpu" and takes_segments(model.base_model, config)
         """Whether it computes without padding, and stores all keys and values."""
+        self.window = window(config)
+        self.slides_in_some = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        """Whether the model takes a mask for each type of layer; without types all are alike."""
         self._attention: str = model.config._attn_implementation
         if self.packs:
             model.set_attn_implementation(NAME)
@@ -120,27 +124,44 @@ class Padded:
         # Padding sees itself: a token that sees nothing would become NaN.
         mask = np.zeros((len(segments), width, past + width), dtype=np.bool_)
         mask[:, range(width), range(past, past + width)] = True
+        longest = max(segment.start + len(segment) for segment in segments)
+        window = self._forward.window or longest
+        near = mask.copy() if window < longest else None
         for number, segment in enumerate(segments):
             begin = width - len(segment)
             tokens[number, begin:] = segment.tokens
             positions[number, begin:] = segment.positions
             columns = self._columns[number]
             columns[segment.start :] = range(past + begin, past + width)
-            mask[number, begin:, columns] = segment.seen().T
-        logits = self._run(kv, tokens, positions, mask, max(last))
+            seen = segment.seen()
+            mask[number, begin:, columns] = seen.T
+            if near is not None:
+                near[number, begin:, columns] = (seen & segment.near(window)).T
+        logits = self._run(kv, tokens, positions, self._masks(mask, near), max(last))
         if keep:
             self._save(kv, segments)
         return torch.cat([row[-count:] for row, count in zip(logits, last, strict=True)])
 
-    def _run(self, kv: BatchKV, tokens: Any, positions: Any, mask: Any, last: int) -> torch.Tensor:
+    def _masks(self, mask: Any, near: Any | None) -> Any:
+        """What the model takes as its mask, where layers that slide see `near` only."""
+        if near is None:
+            return self._additive(mask)
+        if not self._forward.slides_in_some:
+            return self._additive(near)
+        return {"full_attention": self._additive(mask), "sliding_attention": self._additive(near)}
+
+    def _additive(self, mask: Any) -> torch.Tensor:
         model = self._forward.model
         seen = torch.as_tensor(mask, device=model.device)
         additive = torch.zeros(seen.shape, dtype=model.dtype, device=model.device)
-        additive.masked_fill_(~seen, torch.finfo(model.dtype).min)
+        return additive.masked_fill_(~seen, torch.finfo(model.dtype).min)[:, None]
+
+    def _run(self, kv: BatchKV, tokens: Any, positions: Any, mask: Any, last: int) -> torch.Tensor:
+        model = self._forward.model
         logits: torch.Tensor = model(
             input_ids=torch.as_tensor(tokens, device=model.device),
             position_ids=torch.as_tensor(positions, device=model.device),
-            attention_mask=additive[:, None],
+            attention_mask=mask,
             past_key_values=kv,
             use_cache=True,
             logits_to_keep=last,

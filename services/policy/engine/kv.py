@@ -1,7 +1,7 @@
 """The keys and values of a padded batch.
 
 transformers' own dynamic layer copies everything it holds for each token; this one writes into
-storage that grows by doubling, and hands out views of it.
+storage that grows by a quarter at a time, and hands out views of it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class _Layer(DynamicLayer):
             self.dtype, self.device = keys.dtype, keys.device
             self.is_initialized = True
         elif columns > self.keys.shape[2]:
+            more = -(-columns * 5 // 4) - self.keys.shape[2]
             self.keys, self.values = (
-                torch.cat([x, torch.zeros_like(x)], dim=2) for x in (self.keys, self.values)
+                torch.cat([x, x.new_zeros(x.shape[0], x.shape[1], more, x.shape[3])], dim=2)
+                for x in (self.keys, self.values)
             )
-            self.reserve(columns, keys, values)
 
     def get_seq_length(self) -> int:
         return self.length

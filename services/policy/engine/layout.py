@@ -11,8 +11,21 @@ from services.policy.engine.kept import Row, Tail
 from services.policy.engine.segment import Segment
 from services.policy.engine.tree import Tree
 
-HELD_TOKENS = 131_072
-"""Most tokens whose keys and values a batch holds, padding included."""
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a batch has at most, padding included."""
+
+    new: int
+    """Tokens of one forward pass."""
+    logits: int
+    """Those of them that have logits."""
+    held: int
+    """Tokens whose keys and values it holds."""
+
+    def halved(self) -> Bounds:
+        """Those of half the memory."""
+        return Bounds(self.new // 2, self.logits // 2, self.held // 2)
 
 
 @dataclass(frozen=True)
@@ -60,22 +73,21 @@ R = TypeVar("R", Branches, Planted)
 def batches(
     items: Iterable[R],
     cost: Callable[[Sequence[int]], int],
-    new_tokens: int,
-    logits: int,
+    bounds: Bounds,
     room: int = 0,
 ) -> Iterator[list[R]]:
-    """Items in their order, at most `new_tokens` computed and HELD_TOKENS held at once.
+    """Items in their order, as many together as the bounds allow.
 
-    Of the computed ones at most `logits` have logits. `cost` counts tokens of items side by side.
-    Each item holds up to `room` further ones. A single item may be larger than a batch.
+    `cost` counts tokens of items side by side. Each item holds up to `room` further ones. A single
+    item may be larger than a batch.
     """
+    most = (bounds.new, bounds.logits, bounds.held)
     batch: list[R] = []
     sizes: list[tuple[int, int, int]] = []
     for item in items:
         sizes.append((item.new, item.logits, item.held + room))
         costs = map(cost, zip(*sizes, strict=True))
-        bounds = (new_tokens, logits, HELD_TOKENS)
-        if batch and any(taken > most for taken, most in zip(costs, bounds, strict=True)):
+        if batch and any(taken > bound for taken, bound in zip(costs, most, strict=True)):
             yield batch
             batch, sizes = [], sizes[-1:]
         batch.append(item)

@@ -6,14 +6,13 @@ from typing import Any
 
 
 def max_length(config: Any) -> int:
-    """Tokens that the model takes; where attention slides, no more than its window.
+    """Tokens that the model takes."""
+    return int(getattr(config, "max_position_embeddings", None) or 2**20)
 
-    Explicit masks do not slide, so beyond the window they would differ from training.
-    """
-    lengths = [
-        getattr(config, "max_position_embeddings", None),
-        getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True)
-        else None,
-    ]
-    return min((length for length in lengths if length), default=2**20)
+
+def window(config: Any) -> int | None:
+    """Over how many tokens attention slides, its own among them, in the layers where it does."""
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    found: int | None = getattr(config, "sliding_window", None)
+    return found

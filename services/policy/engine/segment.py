@@ -48,6 +48,12 @@ class Segment(segments.Segment):
         seen[:, self.trunk :] = self.tree
         return seen
 
+    def near(self, window: int) -> npt.NDArray[np.bool_]:
+        """[tokens, columns]: whether the column is in a window that ends with the token."""
+        at = np.array(self.column_positions())
+        near: npt.NDArray[np.bool_] = at[self.start :, None] - at < window
+        return near
+
     def column_positions(self) -> list[int]:
         """Those of the trunk are their numbers."""
         return [*range(self.trunk), *self.between, *self.positions]
