@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from agentprm.canary import FILE
-from agentprm.cli.common import Json, fail, print_json, require_unwanted
+from agentprm.cli.common import (
+    Json,
+    console,
+    explained,
+    fail,
+    print_json,
+    require_unwanted,
+)
+from agentprm.ensembles import write_ensemble
 from agentprm.export import Dtype, export
 from agentprm.registry import KINDS, CheckpointError, Registry
 
@@ -66,6 +74,18 @@ def export_checkpoints(
         fail(str(error))
     for path in written:
         typer.echo(f"{_bytes(path) / 2**20:>10,.1f} MiB  {path}")
+
+
+def ensemble(
+    version: Annotated[str, typer.Argument(help="a free version, such as prm/3")],
+    members: Annotated[list[str], typer.Argument(help="two or more, such as prm/0 prm/1 prm/2")],
+    run: Annotated[Path, typer.Option(help="the run that the checkpoints are of")],
+) -> None:
+    """Name several PRMs as one: it answers with their mean and their standard deviation."""
+    with explained():
+        require_unwanted(run / "checkpoints", version)
+        write_ensemble(Registry(run / "checkpoints"), version, members)
+    console.print(f"{version}: {', '.join(members)}")
 
 
 def _bytes(directory: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,27 +88,3 @@ def test_its_checkpoints_are_measured_and_planned_with(run: Path) -> None:
     assert (row["games"], row["best_of"]) == (4, 4)
     [row] = orjson.loads(agentprm("plan", "--run", run, "--model", "true", *common))
     assert (row["games"], row["max_steps"]) == (4, 5)  # as in the run
-
-
-def test_what_has_nothing_to_evaluate_on_is_told_before_anything_is_played(tmp_path: Path) -> None:
-    (tmp_path / "unmeasured.py").write_text(
-        "from examples.sorting import Sorting\n\n\n"
-        "class Unmeasured(Sorting):\n"
-        "    @staticmethod\n"
-        "    def games():\n"
-        "        return [game for game in Sorting.games() if game.split == 'train']\n"
-    )
-    command = [sys.executable, "-m", "agentprm.cli", "train", "--preset", str(PRESET)]
-    command += ["--games", "unmeasured:Unmeasured", "--run", str(tmp_path / "run")]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
-    assert "no games in the split valid_seen" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run" / "records" / "demonstrations.jsonl").exists()

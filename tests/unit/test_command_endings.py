@@ -77,7 +77,7 @@ def test_a_run_is_served_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.M
     finished_run(tmp_path, overrides={"max_steps": 7, "prompt": "state"})
     served: list[Options] = []
     monkeypatch.setattr(
-        "agentprm.cli.main.serve_run", lambda run, games, options, **_: served.append(options)
+        "agentprm.cli.up.serve_run", lambda run, games, options, **_: served.append(options)
     )
     assert CliRunner().invoke(app, ["up", "--run", str(tmp_path)]).exit_code == 0
     assert [(options.max_steps, options.prompt) for options in served] == [(7, "state")]
@@ -197,14 +197,18 @@ def test_games_are_not_given_to_an_environment_that_has_its_own(
         monkeypatch.setenv(f"AGENTPRM_{service}_URL", "http://127.0.0.1:9")
     trained: list[Path] = []
     monkeypatch.setattr(
-        "agentprm.cli.main.train_connected", lambda run, *_, **__: trained.append(run)
+        "agentprm.cli.train.train_connected", lambda run, *_, **__: trained.append(run)
     )
     train = ["train", "--preset", "smoke", "--run", str(tmp_path)]
     refused = CliRunner().invoke(app, [*train, "--games", str(tmp_path)])
     assert refused.exit_code == 2
     assert "AGENTPRM_ENV_URL" in refused.output
-    assert CliRunner().invoke(app, train).exit_code == 0
-    assert trained == [tmp_path]
+    done = CliRunner().invoke(app, train)
+    assert done.exit_code == 0
+    assert "warning" not in done.output
+    idle = CliRunner().invoke(app, [*train, "--set", "engine=textworld", "--set", "gamma=1"])
+    assert "engine: the services and workers run already" in " ".join(idle.output.split())
+    assert trained == [tmp_path] * 2
 
 
 def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +217,7 @@ def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.Monke
     def watched(run: Path, plan: Evaluation, games: str, **how: Any) -> None:
         played.append({**how, "best_of": plan.best_of, "split": plan.split})
 
-    monkeypatch.setattr("agentprm.cli.main.evaluate_run", watched)
+    monkeypatch.setattr("agentprm.cli.evaluate.evaluate_run", watched)
     policy, preset = tmp_path / "policy", tmp_path / "mine.toml"
     policy.mkdir()
     (policy / "config.json").write_text('{"model_type": "llama"}')

@@ -126,7 +126,7 @@ def test_what_is_no_setting_or_no_value_of_it_is_refused(name: str) -> None:
 def test_the_command_records_them_and_explains_a_wrong_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentprm.cli.main.train_run", lambda *_, **__: None)
+    monkeypatch.setattr("agentprm.cli.train.train_run", lambda *_, **__: None)
     train = ["train", "--preset", "smoke", "--run", str(tmp_path), "--games", str(tmp_path)]
     done = CliRunner().invoke(app, [*train, "--set", "dpo.beta=0.2"])
     assert done.exit_code == 0, done.output

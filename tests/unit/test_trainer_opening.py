@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from agentprm.registry import NoCheckpointError
 from services.trainer import train
 from services.trainer.loop import Loop
 from services.trainer.settings import TrainerSettings
+from tests.processes import service
 
 NOBODY = "http://127.0.0.1:9"
 LARGE = 2**16
@@ -67,3 +69,27 @@ def test_a_checkpoint_or_a_prompt_that_is_missing_is_told(
     assert [log["event"] for log in logs if log["log_level"] == "error"] == [STOPPED] * 2
     assert "policy/0" in logs[-2]["why"]
     assert "no prompt template 'gone.j2'" in logs[-1]["why"]
+
+
+def test_what_has_nothing_to_evaluate_on_is_told_before_anything_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unmeasured.py").write_text(
+        "from examples.sorting import Sorting\n\n\n"
+        "class Unmeasured(Sorting):\n"
+        "    @staticmethod\n"
+        "    def games():\n"
+        "        return [game for game in Sorting.games() if game.split == 'train']\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}")
+    with (
+        RedisServer(tmp_path / "redis") as redis,
+        service("env", "--environment", "unmeasured:Unmeasured") as (_, url),
+        capture_logs() as logs,
+    ):
+        settings = TrainerSettings(
+            run=tmp_path, redis_url=redis.url, env_url=url, policy_url=NOBODY, prm_url=NOBODY
+        )
+        assert train.train(settings, load_config("smoke")) == 1
+    assert "no games in the split valid_seen" in logs[-1]["why"]
+    assert not (tmp_path / "records" / "demonstrations.jsonl").exists()
