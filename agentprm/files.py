@@ -57,16 +57,23 @@ def sync_tree(directory: Path) -> None:
         deque(threads.map(sync, [*paths, directory]), maxlen=0)
 
 
+def drop_drafts(directory: Path) -> None:
+    """Remove what killed processes left of drafts in `directory`; one that is written is locked, on
+    this machine.
+    """
+    for draft in directory.glob(".draft-*"):
+        if not is_locked(draft):
+            log.warning("removing a draft whose process was killed", directory=str(draft))
+            shutil.rmtree(draft, ignore_errors=True)
+
+
 @contextmanager
 def fresh_draft(directory: Path) -> Iterator[Path]:
     """A directory to fill within `directory`; what is not moved out of it goes with the block.
 
-    Those that killed processes left go first; one that is written is locked, on this machine.
+    Those that killed processes left go first.
     """
-    for left in directory.glob(".draft-*"):
-        if not is_locked(left):
-            log.warning("removing a draft whose process was killed", directory=str(left))
-            shutil.rmtree(left, ignore_errors=True)
+    drop_drafts(directory)
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as name:
         draft = Path(name)
         with locked(draft):

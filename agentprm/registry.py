@@ -21,7 +21,7 @@ from pathlib import Path
 import orjson
 import structlog
 
-from agentprm.files import is_locked, locked, sync, sync_tree, write_atomic
+from agentprm.files import drop_drafts, locked, sync, sync_tree, write_atomic
 
 STABLE = "STABLE"
 KINDS = {
@@ -155,10 +155,8 @@ class Registry:
 
     def drop_drafts(self) -> None:
         """Remove what killed processes left of checkpoints; a draft that is written is locked."""
-        for draft in self.root.glob("*/.draft-*"):
-            if not is_locked(draft):
-                log.warning("removing the draft of a fit that was killed", directory=str(draft))
-                shutil.rmtree(draft, ignore_errors=True)
+        for kind in KINDS:
+            drop_drafts(self.root / kind)
 
     def _refuse_existing(self, version: str) -> None:
         if self.exists(version):

@@ -42,7 +42,8 @@ def is_worked_on(run: Path) -> bool:
 def is_begun(run: Path) -> bool:
     """Whether something of the run's settings was made in `run`, or is being made."""
     made = [run / "base", *(run / "records").glob("*"), *(run / "checkpoints").glob("*")]
-    return any(path.exists() for path in made) or is_worked_on(run)
+    has_settings = (run / "config.json").exists()
+    return has_settings and (any(path.exists() for path in made) or is_worked_on(run))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

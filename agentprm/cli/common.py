@@ -136,7 +136,7 @@ def new_or_same(run: Path, config: Config, go_on: str) -> None:
 
     Otherwise the command ends; `go_on` says how one goes on with that run.
     """
-    if not ((run / "config.json").exists() and is_begun(run)):
+    if not is_begun(run):
         run.mkdir(parents=True, exist_ok=True)
         write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
         return

@@ -106,7 +106,7 @@ def _remember(run: Path, path: Path, chats: Sequence[Chat]) -> None:
     """Note in a run what it is fitted on; one that was begun has to be fitted on the same."""
     file = run / "chats.json"
     digest = digest_of_chats(chats)
-    if not ((run / "config.json").exists() and is_begun(run)):
+    if not is_begun(run):
         run.mkdir(parents=True, exist_ok=True)
         note = {"path": str(path.absolute()), "chats": len(chats), "sha256": digest}
         write_atomic(file, orjson.dumps(note, option=orjson.OPT_INDENT_2))

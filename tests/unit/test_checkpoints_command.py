@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from agentprm.cli import app
 from agentprm.registry import Registry
 from tests.finished_run import finished_run
 from tests.models import tiny_causal_lm
+from tests.small_disk import small_disk
 from tests.synced import require_synced, synced
 
 
@@ -88,19 +85,6 @@ def export(registry: Registry, out: Path) -> Result:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in directory.glob("*/*"))
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Files take `size` bytes in this block."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, previous)
 
 
 def test_an_export_that_was_interrupted_can_be_done_again(

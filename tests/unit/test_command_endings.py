@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from agentprm.prompts import load_prompt
 from services.prm.settings import PRMServiceSettings
 from services.trainer.exclusive import exclusive
 from tests.finished_run import finished_run
+from tests.small_disk import small_disk
 
 
 def test_what_was_played_in_other_games_or_by_another_prompt_is_not_gone_on_with(
@@ -147,25 +145,12 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
         assert process.wait(30) == 0
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Files take ten bytes in this block."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, previous)
-
-
 def test_a_disk_that_is_full_is_told_with_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "results.json"
     file.write_bytes(b"old")
-    with pytest.raises(typer.Exit) as ended, explained(), full_disk():
+    with pytest.raises(typer.Exit) as ended, explained(), small_disk(10):
         write_atomic(file, b"new" * 100)
     assert ended.value.exit_code == 1
     assert f"{file}: File too large" in capsys.readouterr().err

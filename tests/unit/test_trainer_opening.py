@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from services.trainer import train
 from services.trainer.loop import Loop
 from services.trainer.settings import TrainerSettings
 from tests.processes import service
+from tests.small_disk import small_disk
 
 NOBODY = "http://127.0.0.1:9"
 LARGE = 2**16
@@ -35,19 +35,13 @@ STOPPED = "training stopped; resume it when this is mended"
 def test_a_full_disk_is_told_and_the_run_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
 ) -> None:
-    """A limit on the size of a file stands for it."""
     monkeypatch.setattr(Loop, "train", lambda loop: write(loop.run / "file"))
     with RedisServer(tmp_path / "redis") as redis:
         settings = TrainerSettings(
             run=tmp_path, redis_url=redis.url, env_url=NOBODY, policy_url=NOBODY, prm_url=NOBODY
         )
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE // 2, before[1]))
-        try:
-            with capture_logs() as logs:
-                assert train.train(settings, load_config("smoke")) == 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with small_disk(LARGE // 2), capture_logs() as logs:
+            assert train.train(settings, load_config("smoke")) == 1
     assert logs[-1]["event"] == STOPPED
     assert "File too large" in logs[-1]["why"]
 
