@@ -1,7 +1,8 @@
-"""Whose a port is: free before a service is started, and then that service's own."""
+"""Where a service listens and is reached, and whose a port is: free, then that service's own."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 import httpx
@@ -23,7 +24,15 @@ def require_free(host: str, port: int) -> None:
     Raises:
         OSError: another listens there, or `host` is no address of this machine.
     """
-    socket.create_server((host, port)).close()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    socket.create_server((host, port), family=family).close()
+
+
+def local_url(host: str, port: int) -> str:
+    """How this machine reaches what listens on the address `host`, which may be 0.0.0.0 or ::."""
+    address = ipaddress.ip_address(host)
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    return str(httpx.URL(scheme="http", host=loopback.get(str(address), str(address)), port=port))
 
 
 def answers(url: str, pid: int) -> bool:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from agentprm.calls import HEALTH_SECONDS
 from agentprm.cli.log_file import LogFile
-from agentprm.cli.ports import answers, require_free
+from agentprm.cli.ports import answers, local_url, require_free
 from agentprm.cli.restarts import Restarts
 from agentprm.files import write_atomic
 from agentprm.keys import SENT, own_key
@@ -173,8 +173,7 @@ class Machine:
 
     def url_at(self, port: int) -> str:
         """How processes of this machine reach a service that listens on `port`."""
-        host = "127.0.0.1" if self._host == "0.0.0.0" else self._host
-        return f"http://{host}:{port}"
+        return local_url(self._host, port)
 
     def url(self, name: str) -> str:
         """Where a service listens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tempfile
 from pathlib import Path
@@ -40,8 +41,8 @@ def up(
     host: Annotated[
         str,
         typer.Option(
-            help="address to listen on, such as 0.0.0.0 for other machines, which takes keys in "
-            "AGENTPRM_API_KEYS"
+            help="IP address to listen on, such as 0.0.0.0 or :: for other machines, which takes "
+            "keys in AGENTPRM_API_KEYS"
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -75,6 +76,8 @@ def up(
         fail("--engine-url is for --engine sglang")
     if sglang_command != SGLANG_COMMAND and (engine is not PolicyEngine.SGLANG or engine_url):
         fail("--sglang-command is for --engine sglang without --engine-url")
+    if not _is_address(host):
+        fail(f"--host is an IP address of this machine, as 127.0.0.1, 0.0.0.0 or ::, not {host!r}")
     if run is not None and not run.is_dir():
         fail(f"there is no run directory {run}")
     if run is not None and is_worked_on(run):
@@ -105,3 +108,11 @@ def up(
         if privileged and games is None:
             fail("--privileged is of an environment, which takes --games")
         serve_run(home, games, options, host=host, first_port=port, privileged=privileged)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

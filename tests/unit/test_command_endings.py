@@ -63,6 +63,13 @@ def test_a_port_that_cannot_be_is_refused(tmp_path: Path) -> None:
         PRMServiceSettings(registry=tmp_path, port=80000)
 
 
+def test_a_name_to_listen_on_is_refused(tmp_path: Path) -> None:
+    """Without keys a service answers to no name that may be a stranger's."""
+    ended = CliRunner().invoke(app, ["up", "--run", str(tmp_path), "--host", "box.example.org"])
+    assert ended.exit_code == 2
+    assert "--host is an IP address" in ended.output
+
+
 def test_a_run_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("none", "file"):

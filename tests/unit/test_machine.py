@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from agentprm.cli.ports import answers, free_port
+from agentprm.cli.ports import answers, free_port, require_free
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import start_sglang
 from agentprm.protocol import Health
@@ -31,6 +31,26 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 ENDS = "import sys, time; time.sleep(2); sys.exit('address already in use')"
 HEALTH = Health(service="prm", status="healthy", package_version="0", version="prm/7")
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")],
+)
+def test_a_service_is_reached_where_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, reached: str
+) -> None:
+    monkeypatch.setenv("AGENTPRM_NO_AUTH", "true")
+    port = free_port()
+    try:
+        require_free(host, port)
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with Machine(tmp_path, host=host) as machine:
+        games = ["--environment", "examples.sorting:Sorting"]
+        url = machine.start("env", "services.env", *games, port=port)
+        assert url == f"http://{reached}:{port}"
+        machine.wait_reachable(["env"])
 
 
 def test_a_port_that_another_has_is_refused_before_anything_is_started(tmp_path: Path) -> None:
