@@ -239,6 +239,8 @@ class Machine:
             if self._redis is not None and self._redis.pid is None:
                 self._restart_redis(self._redis)
             for process in self._processes.values():
+                if process.log is not None:
+                    process.log.bound()
                 code = process.handle.poll()
                 if code is None:
                     continue

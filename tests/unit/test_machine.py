@@ -103,6 +103,22 @@ def test_of_the_log_only_what_this_start_wrote_is_told(tmp_path: Path) -> None:
         assert other not in str(failed.value)
 
 
+def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process writes on goes to where it is read, and the last of before is kept."""
+    monkeypatch.setattr("agentprm.cli.log_file._LARGEST", 2_000)
+    code = "import itertools\nfor i in itertools.count(): print(f'line {i:09}', flush=True)"
+    log, before = tmp_path / "logs" / "prm.log", tmp_path / "logs" / "prm.1.log"
+    with Machine(tmp_path) as machine:
+        machine.start_command("prm", [sys.executable, "-c", code], port=free_port())
+        machine.watch("prm", unless=before.exists)
+        moved = before.read_text().splitlines()
+        assert moved[0] == "line 000000000"
+        deadline = time.monotonic() + 30
+        while log.stat().st_size == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert log.read_bytes()[:5] == b"line "  # no hole where the file was longer before
+
+
 def test_one_that_is_not_up_in_time_is_told_with_its_log(tmp_path: Path) -> None:
     code = "import time; print('downloading', flush=True); time.sleep(60)"
     with Machine(tmp_path) as machine:
