@@ -50,7 +50,8 @@ class ServiceError(Exception):
     """A service answered with a problem, with what cannot be read, or not before the deadline.
 
     `status` is that of the problem, None where no answer came or none that can be read; `title` is
-    the problem's own; `retry_after` are the seconds after which the service asks to be tried again.
+    the problem's own, `detail` all that it says; `retry_after` are the seconds after which the
+    service asks to be tried again.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class ServiceError(Exception):
         message: str,
         retry_after: float | None = None,
         title: str | None = None,
+        detail: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.title = title
+        self.detail = detail
         self.retry_after = retry_after
 
 
@@ -173,6 +176,7 @@ def _checked(answer: httpx.Response) -> bytes:
         f"{answer.request.method} {answer.request.url}: {answer.status_code} {detail}",
         float(after) if after.isdigit() else None,
         problem.title if problem else None,
+        detail,
     )
 
 

@@ -56,7 +56,7 @@ def main(
         url, processes = (policy_url, []) if policy_url else stack.enter_context(services())
         http = stack.enter_context(httpx.Client(base_url=url, timeout=300))
         agent = Agent(http, reason_tokens, processes)
-        states = [state for seed in range(2) for state in episodes(seed, 4, turns, commands)]
+        states = [state for seed in "01" for state in episodes(seed, 4, turns, commands)]
         for kind in KINDS:
             agent.ask(kind, states[0], n)
         result = {
@@ -160,8 +160,7 @@ def latency(
     busy = dict.fromkeys(variants, 0.0)
     for k in range(requests):
         for name, (count, prm) in variants.items():
-            seed = hash((kind, warm, k, name)) % 2**31
-            before, state = episodes(seed, 1, turns, commands)
+            before, state = episodes(f"{kind} {warm} {k} {name}", 1, turns, commands)
             if warm:
                 agent.ask(kind, before, count, prm=prm)
             started = agent.processor_time()
@@ -186,7 +185,7 @@ def throughput(
 ) -> dict[str, float]:
     """Best-of-`n` requests per second of `clients` that play one episode each, turn by turn."""
     rounds = max(3, requests // clients)
-    seeds = [hash((kind, clients, k)) % 2**31 for k in range(clients)]
+    seeds = [f"{kind} {clients} {k}" for k in range(clients)]
     played = [list(episodes(seed, rounds, turns, commands)) for seed in seeds]
 
     def play(states: Sequence[State]) -> list[float]:
@@ -204,7 +203,7 @@ def throughput(
     }
 
 
-def episodes(seed: int, further: int, turns: int, commands: int) -> Iterator[State]:
+def episodes(seed: str, further: int, turns: int, commands: int) -> Iterator[State]:
     """The state after `turns` turns of an episode, and the `further` states that follow."""
     rng = random.Random(seed)
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import orjson
 import typer
@@ -99,17 +99,16 @@ def episodes(
     jobs: Annotated[int, typer.Option(help="jobs to play")] = 4,
     games: Annotated[int, typer.Option(help="games a job, played side by side")] = 16,
     split: Split = Split.TRAIN,
-    actor: Annotated[str, typer.Option(help="policy or expert")] = "policy",
+    expert: Annotated[bool, typer.Option(help="the expert plays, not the policy")] = False,
     best_of: Annotated[int, typer.Option(help="N of Best-of-N")] = 1,
     temperature: float = 1.0,
     max_steps: int = 30,
 ) -> None:
     """Play games by worker processes; the clock runs from the first job to the last result."""
-    kind: Literal["policy", "expert"] = "expert" if actor == "expert" else "policy"
     with EnvClient(env_url) as env, PolicyClient(policy_url) as policy:
         ids = [game.id for game in env.games(split, limit=jobs * games).games]
         engine = env.health().details
-        version = policy.health().version if kind == "policy" else "expert"
+        version = "expert" if expert else policy.health().version
     played: list[JobResult] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(temporary_redis())
@@ -131,7 +130,7 @@ def episodes(
                     id=f"j/{i}",
                     games=[ids[(i * games + k) % len(ids)] for k in range(games)],
                     seed=i * games,
-                    actor=kind,
+                    actor="expert" if expert else "policy",
                     sampling=Sampling(temperature=temperature),
                     best_of=best_of,
                     max_steps=max_steps,

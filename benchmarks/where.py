@@ -99,9 +99,11 @@ def main(
         with subprocess.Popen([*spy, "--output", str(raw), "--", *command]) as process:
             watch = threading.Thread(target=_watch_redis, args=(process.pid, done, redis))
             watch.start()
-            code = process.wait()
-            done.set()
-            watch.join()
+            try:
+                code = process.wait()
+            finally:
+                done.set()
+                watch.join()
         wall = time.perf_counter() - started
         if code or not raw.is_file():
             sys.exit(f"py-spy or the command ended with {code}")

@@ -75,7 +75,7 @@ def tag_of(path: Path) -> str:
 
 def require_started_with(server: SGLangClient, config: Mapping[str, Any]) -> None:
     """The server was started with a checkpoint of this text configuration, where that can be read
-    here. Tensors of another shape would end its process; those that are missing it would not miss.
+    here. Tensors of another shape would end its process; missing ones it would not notice.
 
     Raises:
         ValueError: it was started with another.

@@ -35,7 +35,9 @@ class EnvSettings(ServiceSettings):
     engine: Literal["compiled", "textworld"] = Field(
         default="compiled", description="what plays the games; textworld is the reference"
     )
-    capacity: int = Field(default=4096, ge=1, description="most sessions, but with textworld")
+    capacity: int = Field(
+        default=4096, ge=1, description="most sessions; with textworld --pool says"
+    )
     pool: int = Field(
         default=4,
         ge=1,
@@ -49,5 +51,6 @@ class EnvSettings(ServiceSettings):
     idle_seconds: float = Field(default=300.0, gt=0, description="sessions idle longer are closed")
     privileged: bool = Field(default=False, description="offer the expert and the hidden state")
     expert: Literal["search", "handcoded"] = Field(
-        default="search", description="by the text alone, or alfworld's own"
+        default="search",
+        description="search reads the text alone; handcoded is alfworld's own, with textworld",
     )

@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import structlog
 from prometheus_client import Gauge, Histogram
 
 from agentprm.models.serving import Serving
 from agentprm.service import ProblemError
 
+log = structlog.get_logger()
 W = TypeVar("W")
 
 BATCH = Histogram(
@@ -155,6 +157,7 @@ class Batcher(Generic[W]):
                 )
         except Exception as error:
             if len(batch) > 1:  # one request's fault must not be the others'
+                log.warning("a batch failed; its requests alone", count=len(batch), exc_info=error)
                 for job in batch:
                     if not job.answer.done():  # given up meanwhile
                         await self._compute([job])

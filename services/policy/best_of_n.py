@@ -57,7 +57,10 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
         answer = await prm.score(request)
     except ServiceError as error:
         if error.status in _REFUSED:
-            raise _refused(error.status, error) from error
+            # Its URL, which the error names too, is nobody else's business.
+            title = error.title if error.title == CONTEXT_TOO_LONG else "Refused by the PRM"
+            detail = f"the PRM refused it: {error.detail}"
+            raise ProblemError(error.status, title, detail) from error
         raise PRMUnavailableError(f"the PRM did not answer: {error}") from error
     asked = [len(choice.actions) for choice in request.choices]
     asked += [len(each.answers) for each in request.continuations]
@@ -65,13 +68,6 @@ async def score(prm: AsyncPRMClient | None, request: ScoreRequest) -> tuple[str,
     if [len(q) for q in found] != asked:
         raise PRMUnavailableError("the PRM did not score every candidate")
     return answer.prm_version, found
-
-
-def _refused(status: int, error: ServiceError) -> ProblemError:
-    """What the PRM refused, as the policy's own problem; its URL is nobody else's business."""
-    title = CONTEXT_TOO_LONG if error.title == CONTEXT_TOO_LONG else "Refused by the PRM"
-    said = str(error).partition(f": {status} ")[2]
-    return ProblemError(status, title, f"the PRM refused it: {said}")
 
 
 async def choose_best(

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from agentprm.models.serving import Served
@@ -25,6 +26,8 @@ from agentprm.protocol import ScoreRequest, ScoreResponse
 from agentprm.service import ProblemError
 from services.prm.packing import Row
 from services.prm.scorer import BaseScorer, Plan
+
+log = structlog.get_logger()
 
 MAX_REQUESTS = 512
 """Most requests between admission and answer."""
@@ -200,7 +203,7 @@ class Batcher:
             await self._step()
 
     async def _step(self) -> None:
-        """Compute the next rows. Who waits for more must not hold them, for they hold weights."""
+        """Compute the next rows. They hold weights, so nobody keeps them when this returns."""
         taken = self._take()
         if not self._heap:
             self._arrived.clear()
@@ -223,18 +226,23 @@ def _plan(scorer: BaseScorer, request: ScoreRequest) -> tuple[Plan, list[int]]:
 
 
 def _compute(taken: Sequence[_Waiting]) -> list[list[float] | Exception]:
-    """Scores of rows of one version; where they fail together, each alone, to find the culprit."""
-    rows = [waiting.row for waiting in taken]
-    BATCH_ROWS.observe(len(rows))
-    BATCH_TOKENS.observe(sum(map(len, rows)))
-    ROWS.inc(len(rows))
+    """Scores of rows of one version, in one batch."""
+    BATCH_ROWS.observe(len(taken))
+    BATCH_TOKENS.observe(sum(len(waiting.row) for waiting in taken))
+    ROWS.inc(len(taken))
+    return _scores(taken)
+
+
+def _scores(taken: Sequence[_Waiting]) -> list[list[float] | Exception]:
+    """Where rows fail together each is computed alone: one's fault must not be the others'."""
     scorer = taken[0].job.served.weights
     try:
-        return list(scorer.score(rows))
+        return list(scorer.score([waiting.row for waiting in taken]))
     except Exception as error:
         if len(taken) == 1:
             return [error]
-    return [result for waiting in taken for result in _compute([waiting])]
+        log.warning("a batch failed; its rows alone", rows=len(taken), exc_info=error)
+    return [result for waiting in taken for result in _scores([waiting])]
 
 
 def _settle(waiting: _Waiting, result: list[float] | Exception) -> None:

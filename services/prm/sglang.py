@@ -86,8 +86,8 @@ class SGLangScorer(BaseScorer):
 
     def compare(self, server: SGLangClient) -> None:
         """The server is one of reward models, and was started with this checkpoint's configuration,
-        where that can be read here. Tensors of another shape would end its process; those that
-        are missing it would not miss.
+        where that can be read here. Tensors of another shape would end its process; missing
+        ones it would not notice.
 
         Raises:
             ValueError: it is not so.

@@ -59,6 +59,7 @@ def test_weights_along_stage_3_stay_where_they_are_asked_for(tmp_path: Path) -> 
     kept = ["online/1.20", "online/1.40"]
     assert registry.versions("online") == [*kept, "online/2.20", "online/2.30"]
     again = _online(registry, 2, keep_every=0)
+    again.drop_killed()
     assert registry.versions("online") == kept
     again.finish(tmp_path, 0)
 

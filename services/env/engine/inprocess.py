@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from agentprm import __version__
@@ -26,12 +25,10 @@ class CompiledHost:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._games: OrderedDict[Path, CompiledGame] = OrderedDict()
-        self._lock = threading.Lock()
 
     def engine(self) -> CompiledEngine:
         """A new engine, with no game yet."""
-        return CompiledEngine(self)
+        return CompiledEngine()
 
     def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`call` on each item in turn: handing one to a thread costs more than playing it."""
@@ -49,32 +46,11 @@ class CompiledHost:
     def close(self) -> None:
         """Nothing runs."""
 
-    def game(self, path: Path) -> CompiledGame:
-        """The parsed game of a file, from memory where it was used lately.
-
-        Raises:
-            EngineError: the file is not a game.
-        """
-        with self._lock:
-            if path in self._games:
-                self._games.move_to_end(path)
-                return self._games[path]
-        try:
-            game = CompiledGame.parse(path)
-        except (GameFileError, OSError) as error:
-            raise EngineError(str(error)) from error
-        with self._lock:
-            self._games[path] = game
-            while len(self._games) > PARSED:
-                self._games.popitem(last=False)
-        return game
-
 
 class CompiledEngine:
     """One game in play."""
 
-    def __init__(self, host: CompiledHost, state: CompiledState | None = None) -> None:
-        self._host = host
+    def __init__(self, state: CompiledState | None = None) -> None:
         self._state = state
 
     def reset(self, game: str) -> Frame:
@@ -83,7 +59,7 @@ class CompiledEngine:
         Raises:
             EngineError: the file is not a game.
         """
-        self._state = self._host.game(Path(game)).reset()
+        self._state = _parsed(Path(game)).reset()
         return frame_of(self._state)
 
     def step(self, command: str) -> Frame:
@@ -101,7 +77,7 @@ class CompiledEngine:
         Raises:
             EngineError: no game is in play.
         """
-        return CompiledEngine(self._host, self._playing.fork())
+        return CompiledEngine(self._playing.fork())
 
     def hidden_state(self) -> HiddenState:
         """Where everything is.
@@ -120,6 +96,14 @@ class CompiledEngine:
         if self._state is None:
             raise EngineError("no game is in play")
         return self._state
+
+
+@lru_cache(maxsize=PARSED)
+def _parsed(path: Path) -> CompiledGame:
+    try:
+        return CompiledGame.parse(path)
+    except (GameFileError, OSError) as error:
+        raise EngineError(str(error)) from error
 
 
 def frame_of(state: CompiledState) -> Frame:

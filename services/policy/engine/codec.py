@@ -156,8 +156,8 @@ class Codec:
         answer = f"{self._before}{messages[-2].content}{self._after}"
         if not behind or not behind.startswith(answer):
             return None  # it is rendered otherwise than the one that `_frame` tried, or refused
-        segments = self._encode([answer, behind[len(answer) :]])
-        return text + behind, [*ids, *segments[0], *segments[1]]
+        answer_ids, rest_ids = self._encode([answer, behind[len(answer) :]])
+        return text + behind, [*ids, *answer_ids, *rest_ids]
 
     def _behind(self, messages: Sequence[Message], text: str) -> str:
         """What the last answer and the message after it add to `text`; nothing if they change it.

@@ -24,7 +24,7 @@ class LearnedModel(Model[list[Message]]):
     def step(
         self, moves: Sequence[tuple[Place[list[Message]], Action]]
     ) -> list[Arrival[list[Message]] | None]:
-        """What the world model answers, and on its word also the commands possible then."""
+        """What the world model answers; it also tells which commands are possible then."""
         answers = self._world.answers([(place.handle, action.command) for place, action in moves])
         return [
             None if answer is None else _arrival(place, action, answer)

@@ -136,7 +136,7 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         """TRL's loss, and the chosen actions' negative log-likelihood from the same pass.
 
         TRL's own term for the latter is a mean over a batch, and batches differ in their tokens.
-        Its loss of preferences is such a mean too, but of these every batch has as many.
+        Its loss of preferences is such a mean too, but every batch has the same number of them.
         """
         self._count(inputs)
         passed: list[Any] = []
@@ -159,8 +159,8 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
         """Adds how often, and by how much, the chosen of two different actions is preferred.
 
         TRL's means are of one batch, over ties as well, anchors among them, whose share is 0 of
-        either. All processes have as many preferences of a batch; batches of the last step may have
-        fewer than others.
+        either. All processes have the same number of preferences of a batch; batches of the last
+        step may have fewer than others.
         """
         different = self.accelerator.reduce(self._different.to(self.args.device), "sum").item()
         measured = self._metrics["train"]

@@ -42,7 +42,7 @@ class Services:
     queue: Queue
 
     def act(self, request: ActRequest, policy: str, prm: str | None = None) -> ActResponse:
-        """Actions of the policy, which has to serve as `policy`, and scored by `prm` if they are.
+        """Actions of `policy`, which has to be what serves; those that are scored, by `prm`.
 
         Raises:
             ServiceError: the policy does not answer.

@@ -76,7 +76,7 @@ def sample_places(
 ) -> list[Place]:
     """At most `count` distinct states before turn `before`, each as likely as any other.
 
-    Whether a state is drawn hangs on its name and the seed, not on how the episode went on from
+    Whether a state is drawn depends on its name and the seed, not on how the episode went on from
     there: drawing turns of an episode would prefer those of short, won episodes, and the return
     that was recorded would be biased. Left out are states with one admissible command, which
     leave no choice, and those behind a command that was not admissible, which no prefix reaches.

@@ -1,8 +1,8 @@
 """Rooms whose places and things have other numbers, and all else is the same.
 
-Which `drawer 13` there is hangs on the room. A model that was never told to go to one does not go
-there, though it reads of it: where a room has more drawers than those of the demonstrations, they
-stay closed. Numbers that are drawn anew make it learn what a number is for.
+Whether there is a `drawer 13` depends on the room. A model that was never told to go to one does
+not go there, though it reads of it: where a room has more drawers than those of the demonstrations,
+they stay closed. Numbers that are drawn anew make it learn what a number is for.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Numbers:
 
     @classmethod
     def of_state(cls, state: State, share: float, seed: int) -> Numbers:
-        """Those of a state."""
+        """The numbers that are drawn for the room of a state."""
         return cls([*(step.observation for step in state.history), state.observation], share, seed)
 
     def text(self, text: str) -> str:
-        """A command or a reason with them."""
+        """The command or reason, renumbered."""
         if not self._drawn:
             return text
         told = self._told.get(text)
@@ -66,16 +66,16 @@ class Numbers:
         return told
 
     def observation(self, text: str) -> str:
-        """An observation with them, in the engine's order."""
+        """The observation, renumbered; what it lists is in the engine's order."""
         return _ROW.sub(_from_the_largest, self.text(text))
 
     def action(self, action: Action) -> Action:
-        """An action with them."""
+        """The action, renumbered."""
         update = {"reason": self.text(action.reason), "command": self.text(action.command)}
         return action.model_copy(update=update)
 
     def state(self, state: State) -> State:
-        """The state with them."""
+        """The state, renumbered."""
         if not self._drawn:
             return state
         update = {
@@ -86,7 +86,7 @@ class Numbers:
         return state.model_copy(update=update)
 
     def episode(self, episode: Episode) -> Episode:
-        """The episode with them, but for what its actions were chosen from."""
+        """The episode, renumbered, but for what its actions were chosen from."""
         if not self._drawn:
             return episode
         update = {

@@ -65,9 +65,9 @@ class TokenBatches(Sampler[list[int]]):
 
 
 class AlternatingBatches(TokenBatches):
-    """Batches of two sets of rows in turn, as many of either in an epoch.
+    """Batches of two sets of rows in turn, the same number of each in an epoch.
 
-    An epoch ends with the set that has fewer batches; of the other it takes as many, drawn anew in
+    An epoch ends with the set that has fewer batches; of the other that number is drawn anew in
     every epoch. Rows of the second set are numbered on from those of the first.
     """
 

@@ -114,7 +114,9 @@ class OnlineUpdate(Update):
                 log=partial(self._seen, f"pi_{i}"),
             )
         every = self.learner()[1].keep_every
-        return _Online(services, self.at.registry, i, states, source, every, watched)
+        online = _Online(services, self.at.registry, i, states, source, every, watched)
+        online.drop_killed()
+        return online
 
     def _seen(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """What the monitor has read."""
@@ -158,8 +160,9 @@ class _Online:
     keep_every: int
     watch: Watch | None
 
-    def __post_init__(self) -> None:
-        for version in self._versions():  # of an attempt at this fit that was killed
+    def drop_killed(self) -> None:
+        """Remove the weights of an attempt at this fit that was killed."""
+        for version in self._versions():
             self.registry.remove(version)
 
     def publish(self, save: Save, step: int) -> None:
