@@ -198,6 +198,7 @@ class Config(Settings):
             'prm.objective = "relative"': self.prm.objective == "relative",
             'update = "outcome-rejection"': self.update is PolicyUpdate.OUTCOME_REJECTION,
             "rollouts.exploration.reset": self.rollouts.exploration.reset is not None,
+            "rollouts.exploration.posterior": self.rollouts.exploration.posterior is not None,
         }
         given = [name for name, present in reading.items() if present]
         if self.algorithm is Algorithm.INVERSE_PRM and given:
@@ -205,9 +206,16 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _shaping_has_targets(self) -> Config:
-        if self.shaping.alpha > 0 and self.update is PolicyUpdate.OUTCOME_REJECTION:
+    def _outcome_rejection_imitates_the_policy(self) -> Config:
+        if self.update is not PolicyUpdate.OUTCOME_REJECTION:
+            return self
+        if self.shaping.alpha > 0:
             raise ValueError(f'shaping.alpha has no meaning with update = "{self.update}"')
+        if self.rollouts.exploration.posterior is not None:
+            raise ValueError(
+                f'rollouts.exploration.posterior: update = "{self.update}" would imitate what the '
+                "explorer chose, which knew where things are"
+            )
         return self
 
     @model_validator(mode="after")

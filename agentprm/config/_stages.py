@@ -65,6 +65,11 @@ class Rollouts(Settings):
     exploration: Exploration = Exploration()
     """How rollouts begin (section 4.1); by default at the game's beginning."""
 
+    @property
+    def size(self) -> int:
+        """Episodes that Q_i is fitted on: the rollouts, and those from chosen states."""
+        return self.games * self.per_game + (self.vine.states * self.vine.size if self.vine else 0)
+
 
 class Preferences(Settings):
     """Stage 3 of an iteration: what is asked of the policy and of the PRM, whatever the update."""

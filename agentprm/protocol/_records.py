@@ -133,7 +133,8 @@ class Start(Record):
 
 
 class RolloutJob(Record):
-    """Play each game once. Games may repeat; game k of the job is sampled with `seed + k`.
+    """Play each game once. Games may repeat; game k of the job has the seed `seed + k`, by which
+    the expert plays it. A policy draws anew in every turn, by `seed` and the turn.
 
     The actor is the policy (which must serve `policy_version`, and the PRM `prm_version` where
     it chooses among `best_of` > 1 samples, or looks ahead), the environment's expert, or the chat

@@ -212,11 +212,16 @@ def test_a_run_from_when_fits_had_seeds_among_their_settings_is_still_read(tmp_p
         ({"expert": "handcoded"}, "needs engine"),
         ({"algorithm": "inverse-prm", "update": "outcome-rejection"}, "needs outcomes"),
         ({"algorithm": "inverse-prm", "rollouts.exploration.reset.fraction": 0.5}, "needs outcome"),
+        ({"algorithm": "inverse-prm", "rollouts.exploration.posterior.fraction": 0.5}, "needs out"),
         ({"algorithm": "inverse-prm", "shaping.alpha": 0.5}, "needs outcomes"),
         ({"algorithm": "dagger", "rollouts.exploration.posterior.fraction": 0.5}, "no meaning"),
         ({"algorithm": "sft", "shaping.alpha": 0.5}, "no meaning"),
         ({"algorithm": "sft", "monitor.states": 9}, "no meaning"),
         ({"update": "rejection", "monitor.states": 9}, "publishes no weights"),
+        (
+            {"update": "outcome-rejection", "rollouts.exploration.posterior.fraction": 0.5},
+            "would imitate what the explorer chose",
+        ),
         ({"monitor.games": 9}, "lower publish_every"),
     ],
 )

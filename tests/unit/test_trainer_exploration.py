@@ -8,6 +8,7 @@ import pytest
 
 from agentprm.config import Exploration, Posterior, Reset
 from agentprm.protocol import Episode, JobResult, Sampling, Start
+from services.trainer.rollouts.collect import NoGames
 from services.trainer.rollouts.exploration import Resets, begin, deal, led
 from services.trainer.rollouts.online import sample_states
 from services.trainer.rollouts.vine import reachable, sample_places
@@ -62,7 +63,7 @@ def test_the_ways_cannot_have_more_than_all_rollouts() -> None:
 
 def test_a_reset_begins_in_a_later_state_of_a_won_episode_of_its_game() -> None:
     own, lost = played("a"), played("b", won=False)
-    resets = Resets([own, lost], seed=3)
+    resets = Resets([own, lost], 30, seed=3)
     begun = [resets.beginning(own.game, random.Random(k)) for k in range(50)]
     assert {len(b.start.turns) for b in begun} == {1, 2, 3}, "not in the first state"
     for beginning in begun:
@@ -76,7 +77,7 @@ def test_a_reset_begins_in_a_later_state_of_a_won_episode_of_its_game() -> None:
 
 def test_every_state_of_the_won_episodes_of_a_game_is_as_likely() -> None:
     short, long = played("a", start=3), played("a")  # one and three states to begin in
-    resets = Resets([short, long], seed=3)
+    resets = Resets([short, long], 30, seed=3)
     begun = Counter(
         len(resets.beginning(long.game, random.Random(k)).start.turns) for k in range(1000)
     )
@@ -85,14 +86,21 @@ def test_every_state_of_the_won_episodes_of_a_game_is_as_likely() -> None:
     assert begun[3] == pytest.approx(500, abs=60)
 
 
+def test_no_reset_begins_where_no_turn_is_left() -> None:
+    """Demonstrations from elsewhere may be longer than the episodes of this run."""
+    resets = Resets([played("a")], 3, seed=3)
+    begun = [resets.beginning(played("a").game, random.Random(k)) for k in range(20)]
+    assert {len(b.start.turns) for b in begun} == {1, 2}
+
+
 def test_a_game_without_a_won_episode_gives_way_to_one_that_has_one() -> None:
     lost = played("lost", won=False)
-    resets = Resets([played("a"), played("b"), played("c"), lost], seed=3)
+    resets = Resets([played("a"), played("b"), played("c"), lost], 30, seed=3)
     instead = {resets.beginning(lost.game, random.Random(k)).game.id for k in range(20)}
     assert len(instead) == 1, "the same one in all its rollouts"
     assert instead <= {f"train/{name}/trial" for name in "abc"}
-    with pytest.raises(ValueError, match="no won episode"):
-        Resets([lost], seed=3).beginning(lost.game, random.Random(0))
+    with pytest.raises(NoGames, match="no won episode"):
+        Resets([lost], 30, seed=3).beginning(lost.game, random.Random(0))
 
 
 def test_an_iteration_begins_in_what_was_won_before_it(tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_only_states_that_were_played_and_that_a_prefix_reaches_are_begun_in() -
     assert reachable(played("a")) == range(4)
     assert reachable(played("a", start=2)) == range(2, 4)
     assert reachable(played("a", broken=1)) == range(2)
-    later = Resets([played("a", start=2)], seed=0)
+    later = Resets([played("a", start=2)], 30, seed=0)
     game = played("a").game
     begun = [later.beginning(game, random.Random(k)) for k in range(20)]
     assert {len(b.start.turns) for b in begun} == {2, 3}

@@ -80,6 +80,35 @@ def test_it_recovers_the_targets_on_games_it_has_not_seen(
                 assert torch.sigmoid(logit).item() == pytest.approx(targets[turn], abs=0.15)
 
 
+def test_a_game_is_won_whatever_that_pays(tmp_path: Path) -> None:
+    """As in an environment of one's own whose episodes are worth less than a half."""
+    paid = [
+        each.model_copy(
+            update={
+                "turns": tuple(
+                    turn.model_copy(update={"reward": 0.4 * turn.reward}) for turn in each.turns
+                )
+            }
+        )
+        for each in EPISODES
+    ]
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    targets = monte_carlo_targets(paid, 0.8)
+    metrics = fit_prm(
+        create_small(tmp_path),
+        paid,
+        targets,
+        tmp_path / "out",
+        settings,
+        load_prompt("chat"),
+        seed=0,
+        split_seed=0,
+        gamma=0.8,
+        alpha=0.0,
+    )
+    assert "val_auc" in metrics
+
+
 def test_one_pass_scores_every_turn_as_plain_transformers_does_at_each_cut(
     tmp_path: Path,
 ) -> None:

@@ -158,6 +158,14 @@ def test_every_state_has_draws_of_its_own_and_its_policy_is_served(tmp_path: Pat
     assert collector.policy.loaded == ["policy/1"]
 
 
+def test_where_no_commands_are_listed_there_are_no_random_ones_to_play(tmp_path: Path) -> None:
+    recorded = episode(["look"] * 2, [0, 0])  # of an environment that lists none
+    turns = tuple(turn.model_copy(update={"admissible": ()}) for turn in recorded.turns)
+    places = [Place(recorded.model_copy(update={"turns": turns}), 1)] * 6
+    plan = Vine(actions=0, random=1)
+    assert vine_jobs(Alone(tmp_path), "pi_1-vine", places, plan, "policy/1", Sampling()) == []
+
+
 def test_the_continuations_of_a_state_must_fit_into_a_batch() -> None:
     given = {
         "preset": "p",

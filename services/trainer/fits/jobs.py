@@ -128,9 +128,7 @@ class Fits:
         hints = hindsight_hints(episodes, steered.hindsight, seed) if steered else None
         settings = self.config.sft
         if job.iteration > 0 and episodes:
-            plan = self.config.rollouts
-            budget = self.config.prm.epochs * plan.games * plan.per_game
-            passes = math.ceil(budget / len(episodes))
+            passes = math.ceil(self.config.prm.epochs * self.config.rollouts.size / len(episodes))
             settings = settings.model_copy(update={"epochs": passes})
         self._imitate(stage, job, episodes, hints, settings)
 
@@ -212,7 +210,8 @@ class Fits:
     def _conditions(self, name: str) -> PRMConditions:
         """The PRMs of a run, and the members of an ensemble, differ in their seed alone.
 
-        The split is the run's: a Q_i that begins as Q_{i-1} was never fitted on what it holds out.
+        The split is the run's: a Q_i that begins as Q_{i-1} was not fitted on what it holds out,
+        unless the games are so few that one has to be held out of a set that has none.
         """
         return {
             "seed": derive(self.config.seed, name),

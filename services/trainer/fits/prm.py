@@ -227,7 +227,7 @@ def _samples(
             row=row,
             positions=read_at(row, of),
             targets=[targets[k][t] for t in row.turns],
-            outcome=episodes[k].outcome,
+            outcome=float(episodes[k].won),
         )
         for k, row in rows
     ]

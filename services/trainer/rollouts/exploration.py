@@ -15,7 +15,7 @@ from typing import Literal
 from agentprm.config import Exploration
 from agentprm.protocol import Episode, Game, RolloutJob, Sampling, Start
 from agentprm.runs import DEMONSTRATIONS, rollouts_stage
-from services.trainer.rollouts.collect import Collector
+from services.trainer.rollouts.collect import Collector, NoGames
 from services.trainer.rollouts.vine import Place, reachable
 from services.trainer.seeds import derive, shuffled
 
@@ -47,11 +47,11 @@ def begin(
 
     Raises:
         JobsFailed, QueueError, ServiceError: as `Collector.collect`, of the explorer.
-        ValueError: rollouts are to begin in won episodes, and there are none.
+        NoGames: rollouts are to begin in won episodes, and there are none.
     """
     seed = derive(collector.seed, rollouts_stage(i), "exploration")
     ways = deal(plan, len(games), seed)
-    resets = Resets(_earlier(collector, i) if plan.reset else [], seed)
+    resets = Resets(_earlier(collector, i) if plan.reset else [], collector.max_steps, seed)
     explored = _explored(collector, i, _of(ways, games, "posterior"), sampling)
     beginnings = []
     for n, (way, game) in enumerate(zip(ways, games, strict=True)):
@@ -106,13 +106,17 @@ def rollout_jobs(
 
 
 class Resets:
-    """States of good coverage: those of the won ones among `episodes`, by their game."""
+    """States of good coverage: those of the won ones among `episodes`, by their game.
 
-    def __init__(self, episodes: Sequence[Episode], seed: int) -> None:
+    An episode from elsewhere may be longer than `max_steps`, the most turns of one played here.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], max_steps: int, seed: int) -> None:
         self._seed = seed
         self._games: defaultdict[str, list[Place]] = defaultdict(list)
         for episode in episodes:
-            if episode.won and (later := _later(episode)):
+            later = [t for t in reachable(episode) if 0 < t < max_steps]
+            if episode.won and later:
                 self._games[episode.game.id] += [Place(episode, t) for t in later]
 
     def beginning(self, game: Game, rng: random.Random) -> Beginning:
@@ -122,10 +126,10 @@ class Resets:
         in all its rollouts.
 
         Raises:
-            ValueError: no game has one.
+            NoGames: no game has one.
         """
         if not self._games:
-            raise ValueError("no won episode with two turns for rollouts to begin in")
+            raise NoGames("no won episode with two turns for rollouts to begin in")
         name = game.id
         if name not in self._games:
             name = random.Random(derive(self._seed, "instead", name)).choice(sorted(self._games))
@@ -177,7 +181,3 @@ def _explored(
 
 def _of(ways: Sequence[Way], games: Sequence[Game], wanted: Way) -> list[Game]:
     return [game for way, game in zip(ways, games, strict=True) if way == wanted]
-
-
-def _later(episode: Episode) -> list[int]:
-    return [t for t in reachable(episode) if t > 0]

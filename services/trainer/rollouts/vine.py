@@ -131,7 +131,8 @@ def vine_jobs(
 ) -> list[RolloutJob]:
     """The jobs of the stage that are not recorded yet, their actions sampled from `policy`.
 
-    A job has all continuations of one state, or of as many as make a batch.
+    A job has all continuations of one state, or of as many as make a batch. Where no action is to
+    be tried, as random ones are not where the environment lists no commands, there is none.
 
     Raises:
         ServiceError: the policy does not answer.
@@ -153,6 +154,8 @@ def vine_jobs(
             for action in actions
             for _ in range(plan.continuations)
         ]
+        if not branches:
+            continue
         jobs.append(
             RolloutJob(
                 id=job_id(stage, k),

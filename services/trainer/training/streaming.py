@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from services.trainer.training.canaries import MakeCanary
 from services.trainer.training.fitting import Metrics, Save, gather_weights, processes, throughput
+from services.trainer.training.trainers import mean_loss
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -144,7 +145,7 @@ def train_on(stream: Stream[Any, Any], trainer: Trainer, what: str, last: Sequen
         raise NoSamplesError(f"{stream.used} {what} are too few for one step")
     lines = [line for line in trainer.state.log_history if set(last) <= line.keys()]
     return {
-        "loss": result.training_loss,
+        "loss": mean_loss(trainer, result.training_loss),
         "steps": float(result.global_step),
         what: float(stream.used),
         "too_long": float(stream.too_long),

@@ -123,7 +123,16 @@ def train_through(
     report(trainer, log, progress)
     result = trainer.train()
     return {
-        "loss": result.training_loss,
+        "loss": mean_loss(trainer, result.training_loss),
         "steps": float(result.global_step),
         **throughput(batches.tokens, result.metrics["train_runtime"]),
     }
+
+
+def mean_loss(trainer: Trainer, loss: float) -> float:
+    """The `training_loss` of a training, over all processes, which all call this.
+
+    Of the steps since its last logged line Trainer's has what this process computed, alone.
+    """
+    ours = torch.tensor(loss, device=trainer.args.device)
+    return float(trainer.accelerator.reduce(ours, "mean").item())
