@@ -65,6 +65,15 @@ def ignore(*_: object) -> None:
     """The report that nobody reads."""
 
 
+def quiet_transformers() -> None:
+    """Keep transformers' warnings and progress bars off the screen.
+
+    It warns of a PRM's new head, which is no surprise here.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 @contextmanager
 def common_arguments(settings: FitSettings, steps: int, seed: int) -> Iterator[dict[str, Any]]:
     """Keyword arguments for any `TrainingArguments`, for a fit of `steps` optimizer steps.
@@ -73,7 +82,7 @@ def common_arguments(settings: FitSettings, steps: int, seed: int) -> Iterator[d
     afterwards. Nothing is saved there, and nothing is reported but through `report`.
     """
     torch.set_num_threads(settings.threads)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     cuda = torch.cuda.is_available()
     with TemporaryDirectory(prefix="agentprm-fit-") as scratch, warnings.catch_warnings():
         # TRL still asks for it by its old name.
