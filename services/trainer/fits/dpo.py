@@ -34,10 +34,10 @@ from services.trainer.training.fitting import (
     load_tokenizer,
     own_batches,
     report,
-    save_fit,
 )
 from services.trainer.training.losses import weighted_nll
 from services.trainer.training.rows import answer_rows
+from services.trainer.training.saving import save_fit
 from services.trainer.training.sharding import shard_reference
 from services.trainer.training.streaming import Publish, Publisher, Stream, train_on
 from services.trainer.training.trainers import StepMeanTrainer

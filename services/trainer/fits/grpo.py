@@ -37,11 +37,11 @@ from services.trainer.training.fitting import (
     load_tokenizer,
     own_batches,
     report,
-    save_fit,
 )
 from services.trainer.training.log_probs import token_log_probs
 from services.trainer.training.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.training.rows import answer_rows
+from services.trainer.training.saving import save_fit
 from services.trainer.training.sharding import shard_reference
 from services.trainer.training.streaming import Publish, Publisher, Stream, train_on
 from services.trainer.training.trainers import StepMeanTrainer

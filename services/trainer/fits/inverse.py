@@ -38,13 +38,13 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    save_fit,
     steps_of,
 )
 from services.trainer.training.forks import Fork, episode_forks
 from services.trainer.training.prm_facts import facts_of, fitted_on
 from services.trainer.training.prm_model import load_prm
 from services.trainer.training.rows import NothingToTrainOnError
+from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 

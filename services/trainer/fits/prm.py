@@ -29,13 +29,13 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    save_fit,
     steps_of,
 )
 from services.trainer.training.losses import soft_bce
 from services.trainer.training.prm_facts import FittedOn, facts_of, fitted_on
 from services.trainer.training.prm_model import Collator, Sample, load_prm, read_at
 from services.trainer.training.rows import NothingToTrainOnError, usable_rows
+from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 

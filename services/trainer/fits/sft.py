@@ -26,13 +26,13 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    save_fit,
     steps_of,
 )
 from services.trainer.training.log_probs import token_log_probs
 from services.trainer.training.losses import weighted_nll
 from services.trainer.training.optim import MuonAdamW
 from services.trainer.training.rows import Row, all_rows
+from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 
