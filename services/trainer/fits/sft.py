@@ -31,7 +31,7 @@ from services.trainer.training.fitting import (
 from services.trainer.training.log_probs import token_log_probs
 from services.trainer.training.losses import weighted_nll
 from services.trainer.training.optim import MuonAdamW
-from services.trainer.training.rows import Row, all_rows
+from services.trainer.training.rows import Row, all_rows, require_rows
 from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
@@ -65,6 +65,7 @@ def fit_sft(
             read.append(numbers.episode(episode))
             hinted.append(numbers.text(hint))
         rows = all_rows(tokenizer, prompt, read, settings.max_tokens, hinted)
+        require_rows(rows, read, settings.max_tokens)
         passes.append([row for _, row in rows])
     return fit_rows(base, passes, out, settings, prompt, seed=seed, log=log, progress=progress)
 
