@@ -28,7 +28,7 @@ from services.trainer.base_model import BaseModelError, base_model, require_trai
 from services.trainer.chats.learned import learned
 from services.trainer.chats.samples import Split, split_chats
 from services.trainer.fits.prm import fit_samples
-from services.trainer.metrics import MetricsWriter
+from services.trainer.metrics import MetricsWriter, log_line
 from services.trainer.progress import Progress
 from services.trainer.seeds import derive
 from services.trainer.standalone import Bench, fit_by_itself
@@ -113,7 +113,7 @@ def fit_members(
             log: LogMetrics = ignore
             out = Path()
             if metrics is not None:
-                log = partial(metrics.log_line, name)
+                log = partial(log_line, metrics.log, name)
                 out = stack.enter_context(registry.write(version))
             summary = fit_chats(base, data, out, config, name, log, report)
             if metrics is not None and summary["steps"] < _FEW_STEPS:

@@ -44,7 +44,7 @@ def fit_dagger(
     """
     tokenizer = load_tokenizer(base)
     share, passes = settings.renumbered, []
-    for each in pass_seeds(share, settings.epochs, seed):
+    for each in pass_seeds(settings, seed):
         read = renumbered(demonstrations, share, each)
         rows = [row for _, row in all_rows(tokenizer, prompt, read, settings.max_tokens)]
         require_rows(rows, read, settings.max_tokens)

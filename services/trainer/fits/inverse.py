@@ -98,10 +98,7 @@ def fit_inverse_prm(
     read = partial(
         _samples, tokenizer, prompt, episodes, len(expert), next_actions, settings.max_tokens
     )
-    passes = [
-        read(sides[0], settings.renumbered, each)
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
-    ]
+    passes = [read(sides[0], settings.renumbered, each) for each in pass_seeds(settings, seed)]
     validation = read(sides[1])
     positive, negative = _by_set(passes, settings.max_tokens)
     batches = AlternatingBatches(

@@ -23,6 +23,7 @@ from services.trainer.fits.inverse import fit_inverse_prm
 from services.trainer.fits.prm import fit_prm
 from services.trainer.fits.relative import fit_relative_prm
 from services.trainer.fits.sft import fit_sft
+from services.trainer.metrics import log_line
 from services.trainer.progress import LogStage, Progress
 from services.trainer.rollouts.collect import Services
 from services.trainer.rollouts.exploration import EXPLORER_DEMONSTRATIONS
@@ -278,9 +279,8 @@ class Fits:
         """Where a fit reports to."""
 
         def log(line: Mapping[str, float]) -> None:
-            values = {name: value for name, value in line.items() if name != "step"}
-            self._log(stage, int(line["step"]), values)
-            self._latest = {name: values[name] for name in ("loss",) if name in values}
+            log_line(self._log, stage, line)
+            self._latest = {name: line[name] for name in ("loss",) if name in line}
 
         def progress(step: int, steps: int) -> None:
             self.progress.update(step, steps, self._latest)

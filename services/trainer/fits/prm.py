@@ -80,7 +80,7 @@ def fit_prm(
             settings.max_tokens,
             of,
         )
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+        for each in pass_seeds(settings, seed)
     ]
     validation = _samples(tokenizer, prompt, held_out, held_out_targets, settings.max_tokens, of)
     known = PRMFacts(

@@ -87,7 +87,7 @@ def fit_relative_prm(
     held_out = encoded(validating)
     passes = [
         [row for _, row in encoded(training, share=settings.renumbered, seed=each)]
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+        for each in pass_seeds(settings, seed)
     ]
     if not all(passes):
         raise NothingToTrainOnError(_nothing(found, settings))

@@ -58,7 +58,7 @@ def fit_sft(
     """
     tokenizer = load_tokenizer(base)
     passes = []
-    for each in pass_seeds(settings.renumbered, settings.epochs, seed):
+    for each in pass_seeds(settings, seed):
         read, hinted = [], []
         for episode, hint in zip(episodes, hints or [""] * len(episodes), strict=True):
             numbers = Numbers.of_episode(episode, settings.renumbered, each, hint)

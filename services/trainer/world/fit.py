@@ -18,6 +18,7 @@ from agentprm.runs import DEMONSTRATIONS
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from services.trainer.fits.sft import fit_rows
+from services.trainer.metrics import log_line
 from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
 from services.trainer.standalone import Bench, fit_by_itself
@@ -66,7 +67,7 @@ def fit_world(
     training = [episodes[i] for i in sides[0]]
     passes = [
         world_rows(tokenizer, renumbered(training, settings.renumbered, each), settings.max_tokens)
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+        for each in pass_seeds(settings, seed)
     ]
     games = [sorted({episodes[i].game.id for i in side}) for side in sides]
     facts = {"kind": "world", "training_games": games[0], "validation_games": games[1]}
@@ -108,7 +109,7 @@ def _fit(i: int, bench: Bench) -> None:
     if metrics is None:
         fit_world(base, episodes, Path(), bench.config, i, progress=report)
         return
-    log = partial(metrics.log_line, stage)
+    log = partial(log_line, metrics.log, stage)
     with bench.registry.write(f"world/{i}") as out:
         summary = fit_world(base, episodes, out, bench.config, i, log=log, progress=report)
     bench.progress.end(summary)
