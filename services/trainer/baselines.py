@@ -41,7 +41,7 @@ class MoreSFT(Baseline):
 
     def improve(self, i: int) -> None:
         """π_i from π_{i-1}."""
-        if self._skip(f"policy/{i}", f"pi_{i}"):
+        if self._skip(f"policy/{i}"):
             return
         self._make(f"policy/{i}", "sft", i, self.registry.open(f"policy/{i - 1}"))
 
@@ -56,7 +56,7 @@ class DAgger(Baseline):
     def improve(self, i: int) -> None:
         """π_i from the model that π_0 came from."""
         self.roll_out(i - 1, labelled=True)
-        if self._skip(f"policy/{i}", f"pi_{i}"):
+        if self._skip(f"policy/{i}"):
             return
         self._make(f"policy/{i}", "dagger", i, self._base_model())
 

@@ -17,7 +17,7 @@ from agentprm.config import Algorithm, Config, SFTSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
-from agentprm.runs import DEMONSTRATIONS, rollouts_stage
+from agentprm.runs import DEMONSTRATIONS, rollouts_stage, short_name
 from services.trainer.fits.dagger import fit_dagger
 from services.trainer.fits.inverse import fit_inverse_prm
 from services.trainer.fits.prm import fit_prm
@@ -288,6 +288,11 @@ class Fits:
         return {"log": log, "progress": progress}
 
 
+def prm_version(i: int, member: int = 0) -> str:
+    """`prm/1`, or `prm/1.2` where it is one of several."""
+    return f"prm/{i}.{member}" if member else f"prm/{i}"
+
+
 def _member(job: FitJob) -> str:
-    """`q_0`, or `q_0.2` where it is one of several."""
-    return f"q_{job.iteration}.{job.member}" if job.member else f"q_{job.iteration}"
+    """The stage of the fit of a PRM: `q_0`, or `q_0.2` where it is one of several."""
+    return short_name(prm_version(job.iteration, job.member))
