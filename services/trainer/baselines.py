@@ -21,10 +21,7 @@ class Baseline(Loop, ABC):
         Raises:
             BaseModelError, DemonstrationsError: as `Loop.train`.
         """
-        self.try_model()
-        self.try_games()
-        self.demonstrate()
-        self.imitate()
+        self.start()
         rows = self._with_row([], 0, None)
         for i in range(1, self.config.iterations + 1):
             self.improve(i)

@@ -84,12 +84,9 @@ class Loop:
         """Everything from demonstrations to the table, going on where an earlier run stopped.
 
         Raises:
-            BaseModelError, DemonstrationsError: as `try_model`, `demonstrate` and `imitate`.
+            BaseModelError, DemonstrationsError: as `start`.
         """
-        self.try_model()
-        self.try_games()
-        self.demonstrate()
-        self.imitate()
+        self.start()
         self.fit_explorer()
         self.fit_reference()
         rows = self._with_row([], 0, None)
@@ -107,6 +104,17 @@ class Loop:
         return rows
 
     # --- stage 0: demonstrations and π_0 --------------------------------------------------------
+
+    def start(self) -> None:
+        """Up to π_0, once it is clear that the run can go on from there.
+
+        Raises:
+            BaseModelError, DemonstrationsError: as `try_model`, `demonstrate` and `imitate`.
+        """
+        self.try_model()
+        self.try_games()
+        self.demonstrate()
+        self.imitate()
 
     def try_model(self) -> None:
         """Before anything is played: whether the fits will be able to read what was.
