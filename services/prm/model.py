@@ -22,8 +22,8 @@ from agentprm.models.loading import load_model
 from agentprm.models.prefix_cache import PrefixCache
 from agentprm.models.segments import NAME, attention, bytes_per_token, takes_segments
 from agentprm.registry import CheckpointError
-from services.prm.attention import Segment, Store
 from services.prm.packing import Row
+from services.prm.segment import Segment, Store
 
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Most tokens computed at once. A CPU is no faster on more, and a short request waits for the pass

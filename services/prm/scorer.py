@@ -35,7 +35,7 @@ _SEEN = Step(
     action=Action(reason="find mug", command="look"),
 )
 _NEXT = Action(reason="find mug", command="go to shelf 1")
-CANARY = ScoreRequest(
+PROBE = ScoreRequest(
     transcripts=[
         Transcript(
             task="put a mug in cabinet",
@@ -52,7 +52,7 @@ CANARY = ScoreRequest(
     ],
 )
 """An episode, and two actions in its last state; the second is the one it took."""
-CANARY_TOLERANCE = 0.05
+PROBE_TOLERANCE = 0.05
 """Largest difference between the ways to score that action; reduced precision needs some."""
 
 
@@ -79,7 +79,7 @@ class BaseScorer(Planner, ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """The canary.
+        """Try the checkpoint on `PROBE`.
 
         Raises:
             CheckpointError, ValueError: the checkpoint does not compute what it should.
@@ -124,22 +124,22 @@ class Scorer(BaseScorer):
         return [[sigmoid(logit) for logit in row] for row in self.model.logits(rows)]
 
     def check(self) -> None:
-        """Try the weights on `CANARY`.
+        """Try the weights on `PROBE`.
 
         Raises:
             CheckpointError: a score is not finite, or an action scores otherwise when packed.
             ValueError: the tokenizer's chat template does not take the conversation.
         """
-        plan = self.plan(CANARY)
+        plan = self.plan(PROBE)
         scores = self.score(plan.rows)
         if not all(0.0 <= q <= 1.0 for row in scores for q in row):
             raise CheckpointError(f"the scores of a short episode are not finite: {scores}")
-        pair = Pair(state=CANARY.choices[0].state, action=CANARY.choices[0].actions[1])
+        pair = Pair(state=PROBE.choices[0].state, action=PROBE.choices[0].actions[1])
         (alone,) = self.plan(ScoreRequest(pairs=[pair])).rows
         plain = sigmoid(self.model.plain(alone.ids))
         for place in (plan.transcripts[0][1], plan.choices[0][1]):
             score = scores[place[0]][place[1]]
-            if abs(score - plain) > CANARY_TOLERANCE:
+            if abs(score - plain) > PROBE_TOLERANCE:
                 raise CheckpointError(
                     f"the model scores an action {plain} by itself and {score} beside others: "
                     "it does not keep to the attention and the positions it is given"

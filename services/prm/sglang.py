@@ -27,7 +27,7 @@ from agentprm.registry import CheckpointError
 from services.prm.ensemble import Ensemble
 from services.prm.model import require_one_label
 from services.prm.packing import Row
-from services.prm.scorer import CANARY, CANARY_TOLERANCE, BaseScorer, sigmoid
+from services.prm.scorer import PROBE, PROBE_TOLERANCE, BaseScorer, sigmoid
 
 FORWARD_TOKENS = 65_536
 """Most tokens sent to the servers at once; they make passes of them as it suits them."""
@@ -81,7 +81,7 @@ class SGLangScorer(BaseScorer):
         return [[next(scores) for _ in row.ends] for row in rows]
 
     def check(self) -> None:
-        """The canary, on every server that serves this checkpoint."""
+        """Try every server that serves this checkpoint, as `try_on` does."""
         self._replicas.check(self)
 
     def compare(self, server: SGLangClient) -> None:
@@ -105,12 +105,12 @@ class SGLangScorer(BaseScorer):
             ValueError: it is not so.
             SGLangError: the server does not answer.
         """
-        (row,) = self.plan(CANARY).rows[-1:]
+        (row,) = self.plan(PROBE).rows[-1:]
         for ids in (row.ids[: row.ends[0]], row.ids):
             first, again = (_score(server, ids) for _ in range(2))
             if not math.isfinite(first):
                 raise ValueError(f"{self.path}: the score of a short episode is not finite")
-            if abs(sigmoid(first) - sigmoid(again)) > CANARY_TOLERANCE:
+            if abs(sigmoid(first) - sigmoid(again)) > PROBE_TOLERANCE:
                 raise ValueError(f"{server.url} scores {first}, then {again}")
 
     def _logits(self, sequences: Sequence[_Sequence]) -> list[float]:

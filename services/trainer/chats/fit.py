@@ -26,7 +26,7 @@ from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from services.trainer.base_model import BaseModelError, base_model, require_trainable
 from services.trainer.chats.learned import learned
-from services.trainer.chats.samples import Split, split_chats
+from services.trainer.chats.samples import ChatSamples, split_chats
 from services.trainer.fits.prm import fit_samples
 from services.trainer.metrics import MetricsWriter, log_line
 from services.trainer.progress import Progress
@@ -51,7 +51,13 @@ class ChatsFitSettings(ProcessSettings):
 
 
 def fit_chats(
-    base: Path, data: Split, out: Path, config: Config, name: str, log: LogMetrics, report: Progress
+    base: Path,
+    data: ChatSamples,
+    out: Path,
+    config: Config,
+    name: str,
+    log: LogMetrics,
+    report: Progress,
 ) -> Metrics:
     """Fit one PRM on the training side; write it to `out`. Its seed follows from its `name`.
 
@@ -87,7 +93,7 @@ def fit_chats(
 
 def fit_members(
     base: Path,
-    data: Split,
+    data: ChatSamples,
     config: Config,
     registry: Registry,
     metrics: MetricsWriter | None,
