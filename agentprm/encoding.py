@@ -7,7 +7,7 @@ caches and scoring every turn in one pass rest on, whatever the tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
@@ -115,6 +115,23 @@ def eos_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
     for eos in (generation_config.eos_token_id, tokenizer.eos_token_id):
         found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
     return found
+
+
+def end_mark(tokenizer: Any, behind: str) -> set[int]:
+    """The first token of what a chat template puts `behind` an answer: it ends the turn.
+
+    None where that is white space, which answers contain.
+    """
+    first = tokenizer.encode(behind, add_special_tokens=False)[:1] if behind else []
+    return set(first) if tokenizer.decode(first).strip() else set()
+
+
+def up_to_end(ids: list[int], ends: Collection[int]) -> list[int]:
+    """An answer's ids up to the first that ends a turn, which is one of them."""
+    for k, token in enumerate(ids):
+        if token in ends:
+            return ids[: k + 1]
+    return ids
 
 
 def closed(tokenizer: Tokenizer, text: str) -> str:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -34,6 +32,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, ActRequest, Decoding, Sampling, State, Step
 from agentprm.registry import Registry
+from benchmarks.conditions import conditions_now
 from benchmarks.serving import process_at, served
 from services.trainer.tiny.model import create_tiny
 
@@ -67,8 +66,7 @@ def main(
                 "commands": commands,
                 "reason_tokens": reason_tokens,
                 "requests": requests,
-                "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-                "load_average": round(os.getloadavg()[0], 1),
+                **conditions_now(),
             },
             "latency": {
                 kind: {

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import time
 import tracemalloc
@@ -23,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from benchmarks.conditions import conditions_now
 from services.env.engine.check import Reference, sample
 from services.env.engine.compiled import CompiledGame, CompiledState
 from services.env.engine.players import choose
@@ -103,9 +103,7 @@ def report(games: list[Path], steps: int, seed: int) -> dict[str, Any]:
             "games": len(games),
             "steps": steps,
             "seed": seed,
-            "cpu": cpu(),
-            "load": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(),
+            **conditions_now(),
             "textworld": version("textworld"),
             "alfworld": version("alfworld"),
         },
@@ -115,12 +113,6 @@ def report(games: list[Path], steps: int, seed: int) -> dict[str, Any]:
         "game_bytes": max(game for game, _ in sizes),
         "session_bytes": max(session for _, session in sizes),
     }
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def show(found: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ import psutil
 
 from agentprm.client import EnvClient
 from agentprm.protocol import MAX_STEPS, CreateSessions, Session, Split, StepSession, StepSessions
-from benchmarks.env import cpu
+from benchmarks.conditions import conditions_now
 from benchmarks.serving import process_at, served
 
 BATCH = 64
@@ -217,10 +216,7 @@ def main() -> None:
     found["conditions"] = {
         "turns": given.turns,
         "seed": given.seed,
-        "cpu": cpu(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
+        **conditions_now(),
     }
     if given.json:
         print(json.dumps(found))

@@ -1,7 +1,4 @@
-"""How fast the engines act: `python -m benchmarks.policy --json`.
-
-With `--engine-url` (a SGLang server, started on `--save`'s model) SGLang acts beside the embedded
-engine in the same run.
+"""How fast the engines act.
 
 A Llama of 0.9 million random parameters plays `states` conversations side by side for `turns`
 turns: each turn an observation of 25 tokens, a REASON of `reason-tokens` tokens, and a
@@ -13,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -33,6 +28,7 @@ from agentprm.prompts import load_prompt
 from agentprm.protocol import Sampling, State, Step
 from agentprm.registry import Registry
 from agentprm.service import configure_logging
+from benchmarks.conditions import conditions_now
 from services.policy.decoding import Decoder, Query
 from services.policy.engine import Engine, Question
 from services.policy.engine.embedded import EmbeddedEngine
@@ -40,56 +36,44 @@ from services.policy.engine.sglang import SGLangEngine
 from tests.models import tiny_causal_lm
 
 PLACES = ["cabinet", "drawer", "desk", "table", "fridge", "microwave"]
+CACHE_GIB = 1.5
 
 
-def main(
-    states: int = 64,
-    turns: int = 12,
-    n: int = 1,
-    commands: int = 30,
-    reason_tokens: int = 6,
-    threads: int = 1,
-    device: str = "cpu",
-    dtype: str = "auto",
-    engine_url: Annotated[
-        list[str] | None, typer.Option(help="a SGLang server to measure as well")
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(help="only write the model there, to start servers on")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
-    """Measure and print."""
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+Commands = Annotated[int, typer.Option(help="admissible ones of a state")]
+ReasonTokens = Annotated[int, typer.Option(help="of an action")]
+Threads = Annotated[int, typer.Option(help="of torch")]
+
+
+@app.callback(help=__doc__)
+def prepare() -> None:
     configure_logging("benchmark")
     disable_progress_bar()
-    torch.set_num_threads(threads)
-    if save is not None:
-        tiny_causal_lm(save, 0, size=128, layers=4, max_position_embeddings=2048)
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        model = tiny_causal_lm(
-            Path(directory) / "model", 0, size=128, layers=4, max_position_embeddings=2048
-        )
 
-        def load(cache_gib: float = 1.5) -> EmbeddedEngine:
-            return EmbeddedEngine.load(
-                model, device=device, dtype=dtype, cache_bytes=int(cache_gib * 2**30)
-            )
+
+@app.command()
+def embedded(
+    states: Annotated[int, typer.Option(help="conversations side by side")] = 64,
+    turns: Annotated[int, typer.Option(help="of a conversation")] = 12,
+    n: Annotated[int, typer.Option(help="samples of a state")] = 1,
+    commands: Commands = 30,
+    reason_tokens: ReasonTokens = 6,
+    threads: Threads = 1,
+    device: str = "cpu",
+    dtype: str = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """The embedded engine, with and without what it keeps between turns."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as directory:
+        model = save(Path(directory) / "model")
+
+        def load(cache_gib: float) -> EmbeddedEngine:
+            return load_embedded(model, device, dtype, cache_gib)
 
         sampling = Sampling(max_tokens=reason_tokens)
-        if engine_url:
-            engines: dict[str, Engine] = {
-                "embedded": load(),
-                "sglang": on_sglang(model, engine_url),
-            }
-            found = {
-                name: {f"n={n}": act(engine, n, commands, sampling) for n in (1, 16)}
-                for name, engine in engines.items()
-            }
-            load_average = round(os.getloadavg()[0], 1)
-            typer.echo(json.dumps({"load_average": load_average, **found}))
-            return
-        cached = play(load(), states, turns, n, commands, sampling)
+        cached = play(load(CACHE_GIB), states, turns, n, commands, sampling)
         uncached = play(load(0), states, turns, n, commands, sampling)
         result = {
             "conditions": {
@@ -98,20 +82,58 @@ def main(
                 "n": n,
                 "commands": commands,
                 "reason_tokens": reason_tokens,
-                "parameters": sum(p.numel() for p in load().model.parameters()),
+                "parameters": sum(p.numel() for p in load(CACHE_GIB).model.parameters()),
                 "device": device,
                 "dtype": dtype,
                 "threads": threads,
-                "load_average": round(os.getloadavg()[0], 1),
-                "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+                **conditions_now(),
                 "torch": torch.__version__,
             },
             "cached_turns": cached,
             "no_cache": uncached,
-            "scoring": scoring(load(), states, turns, commands),
+            "scoring": scoring(load(CACHE_GIB), states, turns, commands),
             "swap_seconds": swap(model, Path(directory) / "registry", device, dtype),
         }
     typer.echo(json.dumps(result, indent=None if as_json else 2))
+
+
+@app.command()
+def sglang(
+    urls: Annotated[
+        list[str], typer.Argument(help="SGLang servers of the model that `save` writes")
+    ],
+    commands: Commands = 30,
+    reason_tokens: ReasonTokens = 6,
+    threads: Threads = 1,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> None:
+    """SGLang beside the embedded engine, in the same run."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as directory:
+        model = save(Path(directory) / "model")
+        engines: dict[str, Engine] = {
+            "embedded": load_embedded(model, device, dtype, CACHE_GIB),
+            "sglang": on_sglang(model, urls),
+        }
+        sampling = Sampling(max_tokens=reason_tokens)
+        found = {
+            name: {f"n={n}": act(engine, n, commands, sampling) for n in (1, 16)}
+            for name, engine in engines.items()
+        }
+    typer.echo(json.dumps({"conditions": conditions_now(), **found}))
+
+
+@app.command()
+def save(path: Annotated[Path, typer.Argument(help="directory to write it to")]) -> Path:
+    """Write the model, to start SGLang servers on."""
+    return tiny_causal_lm(path, 0, size=128, layers=4, max_position_embeddings=2048)
+
+
+def load_embedded(model: Path, device: str, dtype: str, cache_gib: float) -> EmbeddedEngine:
+    return EmbeddedEngine.load(
+        model, device=device, dtype=dtype, cache_bytes=int(cache_gib * 2**30)
+    )
 
 
 def on_sglang(model: Path, urls: list[str]) -> SGLangEngine:
@@ -250,4 +272,4 @@ def things(rng: random.Random, count: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
-import platform
 import random
 import statistics
 import sys
@@ -35,6 +33,7 @@ from agentprm.client import PRMClient
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Choice, Pair, ScoreRequest, State, Step, Transcript
 from agentprm.registry import Registry
+from benchmarks.conditions import conditions_now
 from benchmarks.serving import served
 from services.prm.scorer import Scorer
 from tests.scorers import tiny_scorer
@@ -232,12 +231,10 @@ def main() -> None:
                 tiny_scorer(draft, k, width=128, layers=4, heads=4, feedforward=384)
         scorer = Scorer(registry.path("prm/0"), load_prompt("chat"), device="cpu")
         tokens = len(scorer.plan(ScoreRequest(transcripts=[fresh(TURNS, 0)])).rows[0])
-        conditions = {
+        known: dict[str, object] = {
             "model": f"Llama, {scorer.parameters} parameters, {scorer.dtype}, random weights",
             "episode": f"{TURNS} turns, {tokens} tokens with the prompt",
             "threads": 1,
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "repetitions": repetitions,
@@ -248,9 +245,9 @@ def main() -> None:
             *swaps(registry.root, repetitions),
         ]
 
-    conditions["load_average"] = round(os.getloadavg()[0], 2)
+    known |= conditions_now()
     if options.json:
-        result = {"conditions": conditions, "figures": [asdict(figure) for figure in figures]}
+        result = {"conditions": known, "figures": [asdict(figure) for figure in figures]}
         sys.stdout.write(orjson.dumps(result).decode() + "\n")
         return
     table = Table("what", "requests/s", "ms", title="PRM service")
@@ -258,7 +255,7 @@ def main() -> None:
         rate = "" if figure.requests_per_second is None else f"{figure.requests_per_second:,.0f}"
         table.add_row(figure.name, rate, f"{1000 * figure.seconds:,.2f}")
     console = Console(width=100)
-    for name, value in conditions.items():
+    for name, value in known.items():
         console.print(f"{name}: {value}", highlight=False)
     console.print(table)
 

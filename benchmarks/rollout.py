@@ -9,8 +9,6 @@ Both print one JSON object: the figures and the conditions they were measured un
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from agentprm.client import EnvClient, PolicyClient
 from agentprm.protocol import JobResult, RolloutJob, Sampling, Split
 from agentprm.queue import Queue, QueueSettings
 from agentprm.redis_server import RedisServer
+from benchmarks.conditions import conditions_now
 
 RESULT_TIMEOUT = 600.0
 """Seconds to wait for a result before giving up."""
@@ -35,12 +34,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 
 
 def report(figures: dict[str, object]) -> None:
-    machine = {
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-    }
-    print(orjson.dumps(figures | machine, option=orjson.OPT_INDENT_2).decode())
+    print(orjson.dumps({**figures, **conditions_now()}, option=orjson.OPT_INDENT_2).decode())
 
 
 @contextlib.contextmanager

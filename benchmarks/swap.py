@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from rich.table import Table
 
 from agentprm.protocol import Loaded, ScoreRequest
 from agentprm.registry import Registry
+from benchmarks.conditions import conditions_now
 from benchmarks.serving import served
 from tests.scorers import episode, tiny_scorer
 
@@ -85,12 +85,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     options = parser.parse_args()
-    conditions: dict[str, object] = {
+    known: dict[str, object] = {
         "model": "Llama, 0.9 M parameters, float32, random weights",
         "swaps": options.swaps,
         "clients": options.clients,
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
+        **conditions_now(),
     }
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(Path(folder))
@@ -100,14 +99,14 @@ def main() -> None:
         with served("prm", "--registry", registry.root, "--device", "cpu") as url:
             figures = asyncio.run(measure(url, options.swaps, options.clients))
     if options.json:
-        result = {"conditions": conditions, "figures": figures}
+        result = {"conditions": known, "figures": figures}
         sys.stdout.write(orjson.dumps(result).decode() + "\n")
         return
     table = Table("ms", "p50", "p95", "p99", "max", title="Swapping the PRM")
     for name, cuts in figures.items():
         table.add_row(name, *(f"{cuts[cut]:,.3f}" for cut in ("p50", "p95", "p99", "max")))
     console = Console(width=100)
-    for name, value in conditions.items():
+    for name, value in known.items():
         console.print(f"{name}: {value}", highlight=False)
     console.print(table)
 

@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from agentprm.protocol import Action, Episode, Game, Provenance, Split, Turn
-from benchmarks.env import cpu
+from benchmarks.conditions import conditions_now
 from services.env.engine.check import sample
 from services.env.engine.compiled import CompiledGame, CompiledState
 from services.env.engine.compiled.solver import next_command
@@ -236,8 +235,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, object], list[Result]]:
         "truth": args.truth,
         "seed": args.seed,
         "seconds": round(time.perf_counter() - started, 1),
-        "cpu": cpu(),
-        "python": platform.python_version(),
+        **conditions_now(),
     }
     return conditions, results
 

@@ -38,7 +38,7 @@ OPERATIONS: Sequence[tuple[str, str]] = (
     ("prefill", r"_prefill \(services/policy/"),
     ("decode", r"_decode \(services/policy/"),
     ("commands of a policy, scored", r"score \(services/policy/engine/"),
-    ("actions by the PRM, scored", r"\(services/prm/(scorer|model|batching)"),
+    ("actions by the PRM, scored", r"\(services/prm/(scorer|planning|model|batching)"),
     ("environment", r"\(services/env/"),
     ("prompts, tokens, draws", r"\((services/policy/|agentprm/(prompts|encoding|rendering))"),
     ("Redis clients and records", r"\((redis/|agentprm/queue/|services/trainer/rollouts/records)"),

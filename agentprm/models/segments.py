@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,6 +222,23 @@ def takes_segments(body: Any, config: Any) -> bool:
         and "dynamic" not in rotation
         and "longrope" not in rotation
     )
+
+
+@contextmanager
+def attention(model: Any, name: str) -> Iterator[None]:
+    """Let `model` attend by another implementation, called `name` in transformers' registry.
+
+    At the end of the block it attends as before.
+    """
+    before = model.config._attn_implementation
+    if name == before:
+        yield
+        return
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 AttentionInterface.register(NAME, attend)

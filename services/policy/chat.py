@@ -15,12 +15,12 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from agentprm.client import AsyncPRMClient
 from agentprm.models.serving import Serving
-from agentprm.protocol import CONTEXT_TOO_LONG, ChatMessage, Continuations, ScoreRequest
-from agentprm.service import ProblemError, request_body, shape_problems, unless_left
+from agentprm.protocol import ChatMessage, Continuations, ScoreRequest
+from agentprm.service import request_body, shape_problems, unless_left
 from agentprm.validation import first_error, first_field
 from services.policy.batching import Batcher
 from services.policy.best_of_n import (
@@ -31,6 +31,13 @@ from services.policy.best_of_n import (
     require_prm,
     score,
 )
+from services.policy.chat_errors import (
+    ERRORS,
+    NotServedError,
+    error_response,
+    problem_response,
+    stray_response,
+)
 from services.policy.chat_request import ChatRequest, best_of_named
 from services.policy.engine import Draw, Engine, Prompt, Sample
 
@@ -39,8 +46,6 @@ ALIAS = "policy"
 LONG = 50_000
 """Characters of a conversation whose encoding takes longer than a thread more: a tenth of a second
 or so, in which nobody else should wait for the model."""
-SERVED = "OpenAI's clients find POST /v1/chat/completions here, with a base_url that ends in /v1"
-"""What is said to who asks for anything else."""
 LISTED = (1, 2, 4, 8, 16, 32, 64)
 """N of the models `best-of-N` that are listed; every N up to the last is served."""
 
@@ -73,26 +78,6 @@ class _Judged:
     ranked: list[tuple[_Drawn, int]]
 
 
-class Error(BaseModel):
-    """What went wrong, as OpenAI says it."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """An answer that is an error."""
-
-    error: Error
-
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 429, 503)
-}
-
-
 def add_routes(
     app: FastAPI,
     batcher: Batcher[Engine],
@@ -102,30 +87,30 @@ def add_routes(
     """`POST /v1/chat/completions` and `GET /v1/models`."""
 
     for path in ("/v1/models", "/v1/models/", "/v1/chat/completions"):
-        shape_problems(app, path, _problem)
-    shape_problems(app, "", _not_served)
+        shape_problems(app, path, problem_response)
+    shape_problems(app, "", stray_response)
 
-    @app.get("/v1/models", responses=_ERRORS)
+    @app.get("/v1/models", responses=ERRORS)
     async def _models() -> Response:
         names = [ALIAS] + ([serving.version] if serving.version else [])
         names += [f"best-of-{n}" for n in LISTED] if prm else []
         return _json({"object": "list", "data": [_model(name) for name in names]})
 
-    @app.get("/v1/models/{name:path}", responses=_ERRORS)
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
     async def _one_model(name: str) -> Response:
         _require(name, serving.version)
         return _json(_model(name))
 
-    @app.post("/v1/chat/completions", openapi_extra=request_body(ChatRequest), responses=_ERRORS)
+    @app.post("/v1/chat/completions", openapi_extra=request_body(ChatRequest), responses=ERRORS)
     async def _complete(http: Request) -> Response:
         try:
             request = ChatRequest.model_validate_json(await http.body())
         except ValidationError as error:
-            return _error(400, first_error(error), param=first_field(error) or None)
+            return error_response(400, first_error(error), param=first_field(error) or None)
         _require(request.model, serving.version)
         wrong = request.contradiction()
         if wrong is not None:
-            return _error(400, wrong[1], param=wrong[0])
+            return error_response(400, wrong[1], param=wrong[0])
         return _json(await unless_left(http, _answer(request)))
 
     async def _answer(request: ChatRequest) -> dict[str, Any]:
@@ -170,15 +155,11 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "agentprm"}
 
 
-class _NotServedError(ProblemError):
-    """The model that was asked for does not serve, or no longer: a 404."""
-
-
 def _require(model: str, version: str | None) -> None:
     """Raise a 404 unless `model` names what serves."""
     if model not in (ALIAS, version) and not best_of_named(model):
         detail = f"the model {model!r} is not served; GET /v1/models lists what is"
-        raise _NotServedError(404, "Model not served", detail)
+        raise NotServedError(404, "Model not served", detail)
 
 
 async def _judge(
@@ -267,44 +248,5 @@ def _bytes(token: str) -> list[int] | None:
     return None if "\ufffd" in token else list(token.encode())
 
 
-def _problem(error: ProblemError) -> Response:
-    """A problem of the native API in OpenAI's shape."""
-    problem = error.problem
-    if isinstance(error, _NotServedError):
-        return _error(404, problem.detail, param="model", code="model_not_found")
-    code = "context_length_exceeded" if problem.title == CONTEXT_TOO_LONG else None
-    if isinstance(error, PRMUnavailableError):
-        code = "prm_unavailable"
-    status = 400 if problem.status == 422 else problem.status
-    return _error(status, problem.detail or problem.title, code=code)
-
-
-def _not_served(error: ProblemError) -> Response:
-    """A problem with OpenAI's error beside it: who asks for what is not here may be any client."""
-    problem = error.problem
-    body = problem.model_dump(exclude_none=True)
-    body["error"] = _said(problem.status, f"{problem.detail}. {SERVED}")
-    return Response(orjson.dumps(body), problem.status, media_type="application/problem+json")
-
-
-def _error(
-    status: int, message: str, *, param: str | None = None, code: str | None = None
-) -> Response:
-    return _json({"error": _said(status, message, param=param, code=code)}, status)
-
-
-def _said(
-    status: int, message: str, *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    kind = (
-        "invalid_request_error"
-        if status < 429
-        else "rate_limit_error"
-        if status == 429
-        else "server_error"
-    )
-    return {"message": message, "type": kind, "param": param, "code": code}
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

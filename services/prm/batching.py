@@ -25,7 +25,8 @@ from agentprm.models.serving import Served
 from agentprm.protocol import ScoreRequest, ScoreResponse
 from agentprm.service import ProblemError
 from services.prm.packing import Row
-from services.prm.scorer import BaseScorer, Plan
+from services.prm.planning import Plan
+from services.prm.scorer import BaseScorer
 
 log = structlog.get_logger()
 
@@ -156,16 +157,7 @@ class Batcher:
         self._push(job)
         await job.done
         SCORES.inc(sum(map(len, scores)))
-        return ScoreResponse(
-            conversations=[[scores[row][k] for row, k in turns] for turns in plan.conversations],
-            choices=[[scores[row][k] for row, k in choice] for choice in plan.choices],
-            pairs=[scores[row][k] for row, k in plan.pairs],
-            transcripts=[[scores[row][k] for row, k in turns] for turns in plan.transcripts],
-            continuations=[[scores[row][k] for row, k in each] for each in plan.continuations],
-            texts=[scores[row][k] for row, k in plan.texts],
-            prm_version=served.version,
-            template_hash=served.weights.prompt.hash,
-        )
+        return plan.answer(scores, version=served.version, template_hash=served.weights.prompt.hash)
 
     def _push(self, job: _Job) -> None:
         place = self._clock

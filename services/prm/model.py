@@ -17,13 +17,13 @@ import torch
 from prometheus_client import Counter, Gauge
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from agentprm.models.devices import pick_device, pick_dtype, tokens_to_hold
+from agentprm.models.devices import pick_device, tokens_to_hold
+from agentprm.models.loading import load_model
 from agentprm.models.prefix_cache import PrefixCache
-from agentprm.models.segments import NAME, bytes_per_token, takes_segments
-from agentprm.models.weights import copy_from_file, require_all
+from agentprm.models.segments import NAME, attention, bytes_per_token, takes_segments
 from agentprm.registry import CheckpointError
-from services.prm.attention import Segment, Store
 from services.prm.packing import Row
+from services.prm.segment import Segment, Store
 
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Most tokens computed at once. A CPU is no faster on more, and a short request waits for the pass
@@ -60,21 +60,18 @@ class Classifier:
         self.device = pick_device(device)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         require_one_label(path, config)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model = load_model(
             path,
-            dtype=pick_dtype(dtype, self.device, config.dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
+            AutoModelForSequenceClassification,
+            device=self.device,
+            dtype=dtype,
+            unused=["lm_head."],
         )
-        require_all(path, info, unused=["lm_head."])
         if not hasattr(model, "score"):
             raise CheckpointError(
                 f"{path} is a {type(model).__name__}, which does not score at the last token"
             )
-        model = model.to(self.device).eval()
-        copy_from_file(model)
-        self._model: Any = model
+        self._model: Any = model.eval()
         self._body: Any = model.base_model
         self.dtype = str(model.dtype).removeprefix("torch.")
         # As the trainer computes it: bf16 would round logits to two digits, and actions would tie.
@@ -108,13 +105,8 @@ class Classifier:
     @torch.inference_mode()
     def plain(self, ids: Sequence[int]) -> float:
         """The last logit of a sequence as transformers computes it, nothing kept."""
-        if self.packs:
-            self._model.set_attn_implementation(self._attention)
-        try:
+        with attention(self._model, self._attention):
             return self._alone(Row(list(ids), [len(ids) - 1], len(ids)))[0]
-        finally:
-            if self.packs:
-                self._model.set_attn_implementation(NAME)
 
     def _passes(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows to compute together. A single row may be larger than a pass."""

@@ -27,7 +27,7 @@ from agentprm.registry import CheckpointError
 from services.prm.ensemble import Ensemble
 from services.prm.model import require_one_label
 from services.prm.packing import Row
-from services.prm.scorer import CANARY, CANARY_TOLERANCE, BaseScorer, sigmoid
+from services.prm.scorer import PROBE, PROBE_TOLERANCE, BaseScorer, sigmoid
 
 FORWARD_TOKENS = 65_536
 """Most tokens sent to the servers at once; they make passes of them as it suits them."""
@@ -76,12 +76,12 @@ class SGLangScorer(BaseScorer):
         Raises:
             ProblemError: 422, a server refuses a sequence; 503, no replica can answer.
         """
-        logits = self._logits([_Sequence(row.ids[: end + 1]) for row in rows for end in row.ends])
-        scores = iter(map(sigmoid, logits))
+        sequences = [_Sequence(tuple(row.ids[: end + 1])) for row in rows for end in row.ends]
+        scores = iter(map(sigmoid, self._logits(sequences)))
         return [[next(scores) for _ in row.ends] for row in rows]
 
     def check(self) -> None:
-        """The canary, on every server that serves this checkpoint."""
+        """Try every server that serves this checkpoint, as `try_on` does."""
         self._replicas.check(self)
 
     def compare(self, server: SGLangClient) -> None:
@@ -105,12 +105,12 @@ class SGLangScorer(BaseScorer):
             ValueError: it is not so.
             SGLangError: the server does not answer.
         """
-        (row,) = self.plan(CANARY).rows[-1:]
+        (row,) = self.plan(PROBE).rows[-1:]
         for ids in (row.ids[: row.ends[0]], row.ids):
             first, again = (_score(server, ids) for _ in range(2))
             if not math.isfinite(first):
                 raise ValueError(f"{self.path}: the score of a short episode is not finite")
-            if abs(sigmoid(first) - sigmoid(again)) > CANARY_TOLERANCE:
+            if abs(sigmoid(first) - sigmoid(again)) > PROBE_TOLERANCE:
                 raise ValueError(f"{server.url} scores {first}, then {again}")
 
     def _logits(self, sequences: Sequence[_Sequence]) -> list[float]:
@@ -122,7 +122,7 @@ class SGLangScorer(BaseScorer):
         ):
             if not numbers:
                 continue
-            asked = [sequences[k].ids for k in numbers]
+            asked = [list(sequences[k].ids) for k in numbers]
             TOKENS.labels(name).inc(sum(map(len, asked)))
             found = self._replicas.classify(asked, self.tag, [sequences[k].home for k in numbers])
             for k, answer in zip(numbers, found, strict=True):
@@ -171,19 +171,12 @@ class OnServers(Ensemble):
 class _Sequence:
     """Token ids, of which the last is scored."""
 
-    ids: list[int]
+    ids: tuple[int, ...]
 
     @property
     def home(self) -> int:
         """Alike for all turns of an episode: it begins with the same tokens."""
-        return hash(tuple(self.ids[: 2 * SHARED]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """A sequence that goes ahead."""
-
-    ids: tuple[int, ...]
+        return hash(self.ids[: 2 * SHARED])
 
 
 def _score(server: SGLangClient, ids: list[int]) -> float:
@@ -202,13 +195,13 @@ def _ahead(sequences: Sequence[_Sequence]) -> set[int]:
     Longer ones first, as what begins a longer one is read with it.
     """
     total = sum(len(sequence.ids) for sequence in sequences)
-    known: PrefixCache[_Read] = PrefixCache(total)
+    known: PrefixCache[_Sequence] = PrefixCache(total)
     ahead = set()
     for k in sorted(range(len(sequences)), key=lambda k: -len(sequences[k].ids)):
         ids = sequences[k].ids
         if known.common(ids) < max(SHARED, len(ids) / 2):
             ahead.add(k)
-            known.add(_Read(tuple(ids)))
+            known.add(sequences[k])
     return ahead
 
 

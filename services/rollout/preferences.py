@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentprm.protocol import (
-    ActResponse,
-    ActResult,
-    Group,
-    Preference,
-    PreferenceJob,
-    State,
-)
+from agentprm.protocol import ActResponse, ActResult, Group, Preference, PreferenceJob
 
 
 @dataclass(frozen=True)
@@ -29,73 +22,57 @@ def preferences(job: PreferenceJob, found: Sequence[Scored | None]) -> list[Pref
     `found` has the candidates of each of the job's states, None of one that gave none.
     """
     pairs = (
-        _best_against_worst(job, i, state, scored.result, scored.answer)
-        for i, state, scored in _with_candidates(job, found)
+        _best_against_worst(job, i, scored) for i, scored in enumerate(found) if scored is not None
     )
-    return [pair for pair in pairs if pair]
+    return [pair for pair in pairs if pair is not None]
 
 
 def groups(job: PreferenceJob, found: Sequence[Scored | None]) -> list[Group]:
     """All candidates of each state whose candidates were all scored; see `preferences`."""
-    made = (
-        _group(job, i, state, scored.result, scored.answer)
-        for i, state, scored in _with_candidates(job, found)
-    )
-    return [group for group in made if group]
+    made = (_group(job, i, scored) for i, scored in enumerate(found) if scored is not None)
+    return [group for group in made if group is not None]
 
 
-def _with_candidates(
-    job: PreferenceJob, found: Sequence[Scored | None]
-) -> Iterator[tuple[int, State, Scored]]:
-    """The states that have candidates, each with its place in the job."""
-    for i, (state, scored) in enumerate(zip(job.states, found, strict=True)):
-        if scored is not None:
-            yield i, state, scored
-
-
-def _best_against_worst(
-    job: PreferenceJob, i: int, state: State, result: ActResult, answer: ActResponse
-) -> Preference | None:
+def _best_against_worst(job: PreferenceJob, i: int, scored: Scored) -> Preference | None:
     """The pair that state i gives, if its scores tell its candidates apart, or the tie."""
-    scored = [(c.q, c.action) for c in result.candidates if c.q is not None]
-    if len(scored) < len(result.candidates):
+    candidates = scored.result.candidates
+    judged = [(c.q, c.action) for c in candidates if c.q is not None]
+    if len(judged) < len(candidates):
         return None
-    best_q, best = max(scored, key=lambda pair: pair[0])
-    worst_q, worst = min(scored, key=lambda pair: pair[0])
+    best_q, best = max(judged, key=lambda pair: pair[0])
+    worst_q, worst = min(judged, key=lambda pair: pair[0])
     if best_q == worst_q or (job.ties and best_q - worst_q < job.margin):
         if not job.ties:
             return None
         # Candidates are in the order in which they were drawn.
-        best_q, best = worst_q, worst = scored[0]
+        best_q, best = worst_q, worst = judged[0]
     return Preference(
         id=f"{job.id}/{i}",
         job_id=job.id,
         attempt=job.attempt,
-        state=state,
+        state=job.states[i],
         chosen=best,
         rejected=worst,
         chosen_q=best_q,
         rejected_q=worst_q,
-        policy_version=answer.policy_version,
+        policy_version=scored.answer.policy_version,
         prm_version=job.prm_version,
-        template_hash=answer.template_hash,
+        template_hash=scored.answer.template_hash,
     )
 
 
-def _group(
-    job: PreferenceJob, i: int, state: State, result: ActResult, answer: ActResponse
-) -> Group | None:
+def _group(job: PreferenceJob, i: int, scored: Scored) -> Group | None:
     """All candidates of state i, if all were scored."""
-    if any(candidate.q is None for candidate in result.candidates):
+    if any(candidate.q is None for candidate in scored.result.candidates):
         return None
     return Group(
         id=f"{job.id}/{i}",
         job_id=job.id,
         attempt=job.attempt,
-        state=state,
-        candidates=tuple(result.candidates),
-        chosen=result.chosen,
-        policy_version=answer.policy_version,
+        state=job.states[i],
+        candidates=tuple(scored.result.candidates),
+        chosen=scored.result.chosen,
+        policy_version=scored.answer.policy_version,
         prm_version=job.prm_version,
-        template_hash=answer.template_hash,
+        template_hash=scored.answer.template_hash,
     )

@@ -21,10 +21,7 @@ class Baseline(Loop, ABC):
         Raises:
             BaseModelError, DemonstrationsError: as `Loop.train`.
         """
-        self.try_model()
-        self.try_games()
-        self.demonstrate()
-        self.imitate()
+        self.start()
         rows = self._with_row([], 0, None)
         for i in range(1, self.config.iterations + 1):
             self.improve(i)
@@ -41,7 +38,7 @@ class MoreSFT(Baseline):
 
     def improve(self, i: int) -> None:
         """π_i from π_{i-1}."""
-        if self._skip(f"policy/{i}", f"pi_{i}"):
+        if self._skip(f"policy/{i}"):
             return
         self._make(f"policy/{i}", "sft", i, self.registry.open(f"policy/{i - 1}"))
 
@@ -56,7 +53,7 @@ class DAgger(Baseline):
     def improve(self, i: int) -> None:
         """π_i from the model that π_0 came from."""
         self.roll_out(i - 1, labelled=True)
-        if self._skip(f"policy/{i}", f"pi_{i}"):
+        if self._skip(f"policy/{i}"):
             return
         self._make(f"policy/{i}", "dagger", i, self._base_model())
 

@@ -15,9 +15,9 @@ from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Split
 from agentprm.registry import Registry
 from agentprm.results import Row, write_results
-from agentprm.runs import DEMONSTRATIONS, evaluation_stage, rollouts_stage
+from agentprm.runs import DEMONSTRATIONS, evaluation_stage, rollouts_stage, short_name
 from services.trainer.base_model import base_model, require_layers, require_trainable
-from services.trainer.fits.jobs import FitJob, FitKind, Fits
+from services.trainer.fits.jobs import FitJob, FitKind, Fits, prm_version
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
 from services.trainer.rollouts.collect import Collector, NoGames, Services
@@ -84,12 +84,9 @@ class Loop:
         """Everything from demonstrations to the table, going on where an earlier run stopped.
 
         Raises:
-            BaseModelError, DemonstrationsError: as `try_model`, `demonstrate` and `imitate`.
+            BaseModelError, DemonstrationsError: as `start`.
         """
-        self.try_model()
-        self.try_games()
-        self.demonstrate()
-        self.imitate()
+        self.start()
         self.fit_explorer()
         self.fit_reference()
         rows = self._with_row([], 0, None)
@@ -107,6 +104,17 @@ class Loop:
         return rows
 
     # --- stage 0: demonstrations and π_0 --------------------------------------------------------
+
+    def start(self) -> None:
+        """Up to π_0, once it is clear that the run can go on from there.
+
+        Raises:
+            BaseModelError, DemonstrationsError: as `try_model`, `demonstrate` and `imitate`.
+        """
+        self.try_model()
+        self.try_games()
+        self.demonstrate()
+        self.imitate()
 
     def try_model(self) -> None:
         """Before anything is played: whether the fits will be able to read what was.
@@ -160,7 +168,7 @@ class Loop:
             DemonstrationsError: none was won; InversePRM alone imitates the others too.
             BaseModelError: as `base_model`.
         """
-        if self._skip("policy/0", "pi_0"):
+        if self._skip("policy/0"):
             return
         if self.config.algorithm is not Algorithm.INVERSE_PRM:
             require_won(self.records)
@@ -241,7 +249,7 @@ class Loop:
 
     def fit_prm(self, i: int) -> None:
         """Q_i from π_i's rollouts; by algorithm 2 from the demonstrations too."""
-        if self._skip(f"prm/{i}", f"q_{i}"):
+        if self._skip(prm_version(i)):
             return
         if self.config.algorithm is Algorithm.INVERSE_PRM:
             self.sample_next_actions(i)
@@ -250,16 +258,16 @@ class Loop:
             return
         members = range(1, self.config.prm.members + 1)
         for k in members:
-            if not self._skip(_prm(i, k), f"q_{i}.{k}"):
+            if not self._skip(prm_version(i, k)):
                 self._fit_member(i, k)
-        write_ensemble(self.registry, _prm(i), [_prm(i, k) for k in members])
+        write_ensemble(self.registry, prm_version(i), [prm_version(i, k) for k in members])
 
     def _fit_member(self, i: int, member: int) -> None:
         inverse = self.config.algorithm is Algorithm.INVERSE_PRM
         kind: FitKind = "inverse-prm" if inverse else "prm"
         warm = self.config.prm.warm_start and i > 0
-        base = self.registry.open(_prm(i - 1, member) if warm else f"policy/{i}")
-        self._make(_prm(i, member), kind, i, base, member)
+        base = self.registry.open(prm_version(i - 1, member) if warm else f"policy/{i}")
+        self._make(prm_version(i, member), kind, i, base, member)
 
     def sample_next_actions(self, i: int) -> None:
         """Next actions from π_i behind the expert's and the learner's transitions.
@@ -274,7 +282,7 @@ class Loop:
 
     def improve(self, i: int) -> None:
         """π_i from π_{i-1}, by Q_{i-1} (see `services.trainer.updates`)."""
-        if self._skip(f"policy/{i}", f"pi_{i}"):
+        if self._skip(f"policy/{i}"):
             return
         self._update.prepare(self.collector, i)
         self._make(f"policy/{i}", "policy", i, self.registry.open(f"policy/{i - 1}"))
@@ -322,13 +330,9 @@ class Loop:
             yield from (message.content for message in messages if message.role != "system")
             yield self._prompt.action_text(episode.turns[last].action)
 
-    def _skip(self, version: str, stage: str) -> bool:
+    def _skip(self, version: str, stage: str | None = None) -> bool:
+        """Whether the checkpoint was made before; its stage is called as it is, or as given."""
         if not self.registry.exists(version):
             return False
-        self.progress.skip(stage)
+        self.progress.skip(stage or short_name(version))
         return True
-
-
-def _prm(i: int, member: int = 0) -> str:
-    """`prm/1`, or `prm/1.2` where it is one of several."""
-    return f"prm/{i}.{member}" if member else f"prm/{i}"

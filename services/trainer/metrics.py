@@ -12,6 +12,7 @@ import orjson
 from torch.utils.tensorboard import SummaryWriter
 
 from agentprm.files import drop_torn_line
+from services.trainer.progress import LogStage
 
 
 class MetricsWriter:
@@ -41,7 +42,8 @@ class MetricsWriter:
             self._board.add_scalar(f"{stage}/{name}", value, step)
         self._board.flush()
 
-    def log_line(self, stage: str, line: Mapping[str, float]) -> None:
-        """A line of a fit's measurements, with the optimizer step under `step`."""
-        values = {name: value for name, value in line.items() if name != "step"}
-        self.log(stage, int(line["step"]), values)
+
+def log_line(log: LogStage, stage: str, line: Mapping[str, float]) -> None:
+    """Give `log` a line of a fit's measurements, in which the optimizer step is under `step`."""
+    values = {name: value for name, value in line.items() if name != "step"}
+    log(stage, int(line["step"]), values)

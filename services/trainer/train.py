@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import structlog
-import transformers
 
 from agentprm.config import Config
 from agentprm.models.devices import DeviceError, processes_of_fits, require_visible
@@ -18,12 +17,12 @@ from services.trainer.opening import STOPS, open_run
 from services.trainer.progress import Progress
 from services.trainer.rollouts.demonstrations import DemonstrationsError
 from services.trainer.settings import TrainerSettings
+from services.trainer.training.fitting import quiet_transformers
 
 
 def train(settings: TrainerSettings, config: Config) -> int:
     """Train to the end, and print the table. The exit code is 0 when it is there."""
-    transformers.logging.set_verbosity_error()  # a PRM's new head is no surprise here
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     asked = settings.num_processes or config.num_processes
     accelerate = settings.accelerate or config.accelerate
     num_processes = processes_of_fits(asked, config.device, accelerate)

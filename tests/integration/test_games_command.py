@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from agentprm.cli import games as games_cli
-from services.env.games.index import TASK_TYPES
+from services.env.alfworld import TASK_TYPES
 from services.env.games.provide import LOCK, provide
 from tests.synced import require_synced, synced
 

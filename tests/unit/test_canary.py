@@ -33,7 +33,7 @@ from services.trainer.fits.dpo import fit_dpo
 from services.trainer.fits.prm import fit_prm
 from services.trainer.fits.sft import fit_sft
 from services.trainer.targets.monte_carlo import monte_carlo_targets
-from services.trainer.training.fitting import Save
+from services.trainer.training.saving import Save
 from tests.unit.trainer_episodes import create_small, episode, preferences
 
 EPISODES = [
@@ -189,7 +189,7 @@ def test_online_weights_have_a_canary_of_their_own(trained: Path, tmp_path: Path
 def test_weights_that_a_gpu_serves_are_published_in_what_it_serves_them_in(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.training.fitting.serves_rounded", lambda _: True)
+    monkeypatch.setattr("services.trainer.training.saving.serves_rounded", lambda _: True)
 
     def publish(save: Save, step: int) -> None:
         save(tmp_path / "whole")

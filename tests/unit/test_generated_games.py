@@ -10,6 +10,8 @@ import pytest
 from alfworld.gen import constants
 
 from agentprm.protocol import Split
+from benchmarks.realism import agreement, spearman
+from services.env.alfworld import TASK_TYPES
 from services.env.engine.compiled import CompiledGame
 from services.env.engine.compiled.solver import next_command
 from services.env.games import GameIndex
@@ -18,9 +20,7 @@ from services.env.games.generate.goals import Goals
 from services.env.games.generate.learned import learned
 from services.env.games.generate.rooms import UNSEEN, furnished, rooms_of
 from services.env.games.generate.writer import STEPS
-from services.env.games.index import TASK_TYPES
 from services.env.games.initial import read_initial
-from services.env.games.realism import agreement, spearman
 
 COUNT = 24
 NAME = re.compile(r"[A-Za-z]+(_bar_(_plus_|_minus_)\d\d_dot_\d\d){3}(_bar_SinkBasin)?")

@@ -8,7 +8,7 @@ import sys
 HEAVY = ["alfworld", "matplotlib", "openai", "textworld", "torch", "transformers", "trl"]
 DRAWING = ["agentprm.report", "agentprm.studies.figures"]
 """What loads matplotlib; commands import them when they draw."""
-COMPUTING = ["agentprm.models.devices", "agentprm.models.segments"]
+COMPUTING = [f"agentprm.models.{name}" for name in ("devices", "loading", "segments")]
 """What runs models; services import it that have the libraries."""
 
 SCRIPT = f"""

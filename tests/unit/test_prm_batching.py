@@ -19,7 +19,8 @@ from agentprm.service import ProblemError
 from services.prm import batching
 from services.prm.batching import Batcher
 from services.prm.packing import Row
-from services.prm.scorer import BaseScorer, Plan, Scorer
+from services.prm.planning import Plan
+from services.prm.scorer import BaseScorer, Scorer
 from tests.scorers import episode, tiny_scorer
 
 

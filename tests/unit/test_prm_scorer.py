@@ -20,11 +20,13 @@ from agentprm.protocol import (
 )
 from agentprm.registry import CheckpointError
 from agentprm.service import ProblemError
+from services.prm import planning
 from services.prm import scorer as module
-from services.prm.attention import Segment, Store
 from services.prm.model import Entry
 from services.prm.packing import Row
-from services.prm.scorer import Plan, Scorer, sigmoid
+from services.prm.planning import Plan
+from services.prm.scorer import Scorer, sigmoid
+from services.prm.segment import Segment, Store
 from tests.scorers import episode, tiny_scorer
 
 CLOSE = 1e-5
@@ -115,7 +117,7 @@ def test_a_state_with_more_actions_than_a_row_takes_is_split(
     actions = [Action(reason="find mug", command=f"go to desk {k}") for k in range(10)]
     request = ScoreRequest(choices=[Choice(state=state, actions=actions)])
     whole, together = run(llama, request)
-    monkeypatch.setattr(module, "PACKED_TOKENS", 40)
+    monkeypatch.setattr(planning, "PACKED_TOKENS", 40)
     split, apart = run(llama, request)
     assert len(whole.rows) == 1
     assert 1 < len(split.rows) < 10
@@ -429,7 +431,7 @@ def test_the_canary_refuses_a_model_whose_packed_actions_see_each_other(
     llama: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llama.check()
-    monkeypatch.setattr(module, "CANARY_TOLERANCE", 1e-5)
+    monkeypatch.setattr(module, "PROBE_TOLERANCE", 1e-5)
     llama.check()
     monkeypatch.setattr(Segment, "mask", lambda *_: None)
     with pytest.raises(CheckpointError, match="does not keep to the attention"):

@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from agentprm.models import segments
-from services.prm.attention import Segment, Store
 from services.prm.packing import Row
+from services.prm.segment import Segment, Store
 
 HEADS, SHARED, SIZE = 6, 2, 8
 

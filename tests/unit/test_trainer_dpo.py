@@ -13,8 +13,9 @@ from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, State
 from services.trainer.fits.dpo import fit_dpo
-from services.trainer.training.fitting import Metrics, Save, load_tokenizer
+from services.trainer.training.fitting import Metrics, load_tokenizer
 from services.trainer.training.rows import action_row
+from services.trainer.training.saving import Save
 from services.trainer.training.streaming import NoSamplesError
 from tests.unit.trainer_episodes import (
     BAD,

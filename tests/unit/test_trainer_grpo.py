@@ -11,10 +11,11 @@ from agentprm.config import GRPOSettings
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Action, Group
 from services.trainer.fits.grpo import fit_grpo
-from services.trainer.training.fitting import Metrics, Save, load_tokenizer
+from services.trainer.training.fitting import Metrics, load_tokenizer
 from services.trainer.training.log_probs import plain_log_probs
 from services.trainer.training.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.training.rows import action_row
+from services.trainer.training.saving import Save
 from services.trainer.training.streaming import NoSamplesError
 from tests.unit.trainer_episodes import (
     BAD,

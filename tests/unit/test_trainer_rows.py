@@ -15,7 +15,7 @@ from services.trainer.training.rows import (
     all_rows,
     answer_rows,
     episode_rows,
-    usable_rows,
+    require_rows,
 )
 from services.trainer.world.transitions import transitions
 from tests.unit.trainer_episodes import create_small, episode
@@ -86,6 +86,6 @@ def test_of_a_game_that_was_given_up_at_once_nothing_is_read(tmp_path: Path, nam
 def test_where_nothing_can_be_read_the_error_says_what_to_raise(tmp_path: Path) -> None:
     tokenizer, prompt = load_tokenizer(create_small(tmp_path)), load_prompt("chat")
     with pytest.raises(NothingToTrainOnError, match="none of 1 episodes has a turn"):
-        all_rows(tokenizer, prompt, [episode(["look"], [0])], 16)
-    assert usable_rows(tokenizer, prompt, [episode(["look"], [0])], 16) == []
-    assert usable_rows(tokenizer, prompt, [], 16) == []
+        require_rows([], [episode(["look"], [0])], 16)
+    assert all_rows(tokenizer, prompt, [episode(["look"], [0])], 16) == []
+    assert all_rows(tokenizer, prompt, [], 16) == []

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from services.env.alfworld import GAME_FILE
 from services.env.engine.compiled import CompiledGame, CompiledState, GameFileError
 from services.env.engine.players import choose
 
@@ -219,7 +220,7 @@ def sample(directory: Path, split: str | None, episodes: int | None, seed: int) 
     """Games below a directory that ALFWorld would load, of a split, in an order drawn by seed."""
     found = sorted(
         path
-        for path in directory.rglob("game.tw-pddl")
+        for path in directory.rglob(GAME_FILE)
         if (split is None or split in path.parts)
         and "movable" not in str(path)
         and "Sliced" not in str(path)

@@ -17,7 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from agentprm.protocol import Split
-from services.env.games.index import TASK_TYPES, DataError, GameIndex
+from services.env.alfworld import TASK_TYPES
+from services.env.games.index import DataError, GameIndex
 
 app = typer.Typer(
     no_args_is_help=True,

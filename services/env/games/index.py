@@ -22,22 +22,13 @@ import structlog
 from agentprm.environment import ALFWORLD
 from agentprm.files import user_cache, write_atomic
 from agentprm.protocol import Game, Split
+from services.env.alfworld import GAME_FILE, TASK_TYPES
 from services.env.games.base import Games
 from services.env.games.placement import Placement, PlacementCounter
 
 LAYOUT = "json_2.1.1"
 CACHE_NAME = "agentprm-games.json"
 CACHE_FORMAT = 1
-TASK_TYPES = frozenset(
-    {
-        "pick_and_place_simple",
-        "look_at_obj_in_light",
-        "pick_clean_then_place_in_recep",
-        "pick_heat_then_place_in_recep",
-        "pick_cool_then_place_in_recep",
-        "pick_two_obj_and_place",
-    }
-)
 
 _TASK = re.compile(r'"rhs":\s*"Your task is to: ([^"]+)"')
 _PUT = re.compile(r"action PutObject \{\s*template :: \"(\w+) ")
@@ -67,7 +58,7 @@ class GameIndex(Games):
 
     def path(self, game: Game) -> Path:
         """The game's file."""
-        return self.root / game.id / "game.tw-pddl"
+        return self.root / game.id / GAME_FILE
 
     def source(self, game: Game) -> str:
         """The path of the game's file."""
@@ -127,7 +118,7 @@ def _files(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
                 continue
             for trial in os.scandir(task.path):
                 try:
-                    status = Path(trial.path, "game.tw-pddl").stat()
+                    status = Path(trial.path, GAME_FILE).stat()
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 name = f"{split}/{task.name}/{trial.name}"
@@ -140,7 +131,7 @@ def _build(root: Path, names: list[str]) -> dict[str, Any]:
     counter = PlacementCounter()
     for name in sorted(names):
         try:
-            content = orjson.loads((root / name / "game.tw-pddl").read_bytes())
+            content = orjson.loads((root / name / GAME_FILE).read_bytes())
             trajectory = orjson.loads((root / name / "traj_data.json").read_bytes())
             task, put = _TASK.search(content["grammar"]), _PUT.search(content["grammar"])
             task_type, solvable = trajectory["task_type"], content.get("solvable", False)

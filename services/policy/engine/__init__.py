@@ -121,7 +121,7 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """The canary.
+        """Try the model on a short conversation.
 
         Raises:
             ValueError: the model does not compute what it should.

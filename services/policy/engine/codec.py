@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from agentprm.encoding import end_mark, up_to_end
 from agentprm.models.memory import Memory
 from agentprm.models.prefix_cache import common_length
 from agentprm.protocol import Message
@@ -51,7 +52,7 @@ class Codec:
         self._header = self._render(_ASKED, prompt=True)
         self._before, self._after = self._frame()
         self._uniform = self._same_anywhere()
-        self.ends = frozenset(eos) | self._end_mark()
+        self.ends = frozenset(eos) | end_mark(tokenizer, self._after)
 
     def prompt(self, messages: tuple[Message, ...]) -> list[int]:
         """The ids up to where the assistant's answer begins; equal to `encode`'s.
@@ -75,7 +76,7 @@ class Codec:
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of whole answers, each up to its first end-of-turn token."""
         found = self._encode([f"{self._before}{text}{self._after}" for text in texts])
-        return [self._to_end(ids) for ids in found]
+        return [up_to_end(ids, self.ends) for ids in found]
 
     def opening(self, text: str) -> list[int]:
         """The ids that every answer beginning with `text` begins with.
@@ -216,18 +217,6 @@ class Codec:
             raise ValueError("the chat template does not render the assistant's answer verbatim")
         before, _, after = whole[len(header) :].partition(answer)
         return before, after
-
-    def _end_mark(self) -> set[int]:
-        """The first token behind an answer, unless it is white space, which answers contain."""
-        ids = self._encode([self._after])[0] if self._after else []
-        mark = self._tokenizer.decode(ids[:1])
-        return set(ids[:1]) if mark.strip() else set()
-
-    def _to_end(self, ids: list[int]) -> list[int]:
-        for k, token in enumerate(ids):
-            if token in self.ends:
-                return ids[: k + 1]
-        return ids
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

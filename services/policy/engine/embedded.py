@@ -11,14 +11,14 @@ import numpy as np
 import structlog
 import torch
 from prometheus_client import Counter
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentprm.encoding import eos_tokens
-from agentprm.models.devices import pick_device, pick_dtype, tokens_to_hold
+from agentprm.models.devices import pick_device, tokens_to_hold
+from agentprm.models.loading import load_model
 from agentprm.models.prefix_cache import common_length
 from agentprm.models.segments import bytes_per_token
 from agentprm.models.surplus_tokens import without_surplus
-from agentprm.models.weights import copy_from_file, require_all
 from agentprm.protocol import Message
 from services.policy.engine import (
     PROMPT_TOKENS,
@@ -99,19 +99,7 @@ class EmbeddedEngine(Engine):
             OSError, ValueError, RuntimeError: transformers cannot read it, or `Codec` refuses its
                 tokenizer.
         """
-        where = pick_device(device)
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=pick_dtype(dtype, where, config.dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        require_all(path, info)
-        model = model.to(where)
-        copy_from_file(model)
+        model = load_model(path, AutoModelForCausalLM, device=pick_device(device), dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from agentprm.models.segments import NAME, takes_segments
+from agentprm.models.segments import NAME, attention, takes_segments
 from services.policy.engine.kv import BatchKV
 from services.policy.engine.limits import window
 from services.policy.engine.segment import Segment
@@ -60,13 +60,9 @@ class Forward:
 
     def plain(self, ids: Sequence[int]) -> torch.Tensor:
         """The last logits [V] of a sequence as transformers computes it."""
-        self.model.set_attn_implementation(self._attention)
-        try:
-            tokens = torch.tensor([ids], device=self.model.device)
+        tokens = torch.tensor([ids], device=self.model.device)
+        with attention(self.model, self._attention):
             logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits[0, -1]
-        finally:
-            if self.packs:
-                self.model.set_attn_implementation(NAME)
         return logits
 
 

@@ -153,7 +153,7 @@ class SGLangEngine(Engine):
             return self.codec.shown(sample)
 
     def check(self) -> None:
-        """The canary, on every server that serves this checkpoint."""
+        """Try every server that serves this checkpoint, as `try_on` does."""
         self._replicas.check(self)
 
     def compare(self, server: SGLangClient) -> None:

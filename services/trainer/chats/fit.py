@@ -12,14 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-import transformers
 from pydantic import Field
 from rich.console import Console
 
 from agentprm.chats import Chat, ChatsError, read_chats
-from agentprm.config import Config, read_config
+from agentprm.config import Config
 from agentprm.ensembles import write_ensemble
-from agentprm.models.devices import DeviceError, require_visible
 from agentprm.prompts import load_prompt
 from agentprm.protocol import PRMFacts
 from agentprm.registry import Registry
@@ -28,18 +26,16 @@ from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
 from services.trainer.base_model import BaseModelError, base_model, require_trainable
 from services.trainer.chats.learned import learned
-from services.trainer.chats.samples import Split, split_chats
-from services.trainer.exclusive import exclusive
+from services.trainer.chats.samples import ChatSamples, split_chats
 from services.trainer.fits.prm import fit_samples
-from services.trainer.metrics import MetricsWriter
-from services.trainer.opening import STOPS
+from services.trainer.metrics import MetricsWriter, log_line
 from services.trainer.progress import Progress
 from services.trainer.seeds import derive
+from services.trainer.standalone import Bench, fit_by_itself
 from services.trainer.training.fitting import (
     LogMetrics,
     Metrics,
     ignore,
-    processes,
     release_memory,
 )
 
@@ -55,7 +51,13 @@ class ChatsFitSettings(ProcessSettings):
 
 
 def fit_chats(
-    base: Path, data: Split, out: Path, config: Config, name: str, log: LogMetrics, report: Progress
+    base: Path,
+    data: ChatSamples,
+    out: Path,
+    config: Config,
+    name: str,
+    log: LogMetrics,
+    report: Progress,
 ) -> Metrics:
     """Fit one PRM on the training side; write it to `out`. Its seed follows from its `name`.
 
@@ -91,7 +93,7 @@ def fit_chats(
 
 def fit_members(
     base: Path,
-    data: Split,
+    data: ChatSamples,
     config: Config,
     registry: Registry,
     metrics: MetricsWriter | None,
@@ -117,7 +119,7 @@ def fit_members(
             log: LogMetrics = ignore
             out = Path()
             if metrics is not None:
-                log = partial(metrics.log_line, name)
+                log = partial(log_line, metrics.log, name)
                 out = stack.enter_context(registry.write(version))
             summary = fit_chats(base, data, out, config, name, log, report)
             if metrics is not None and summary["steps"] < _FEW_STEPS:
@@ -135,38 +137,27 @@ def main() -> int:
     """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
     settings = ChatsFitSettings.from_command_line()
     configure_logging("prm-fit")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    run, config = settings.run, read_config(settings.run)
-    registry = Registry(run / "checkpoints")
-    state = processes()
-    main_process = state.is_main_process
-    report = Progress(None if main_process else Console(quiet=True))
-    if registry.exists("prm/0"):
-        report.skip("q_0")
-        return 0
-    try:
-        with ExitStack() as stack:
-            require_visible(config.device)
-            if main_process:
-                stack.enter_context(exclusive(run))
-                registry.drop_drafts()
-            state.wait_for_everyone()  # until the run is this fit's
-            chats = read_chats(settings.chats)
-            with state.main_process_first():
-                base = base_model(run, config, _texts(chats))
-            require_trainable(base, load_prompt(config.prompt), config.algorithm)
-            data = split_chats(base, chats, config)
-            metrics = stack.enter_context(MetricsWriter(run)) if main_process else None
-            versions = fit_members(base, data, config, registry, metrics, report)
-            if main_process:
-                Console().print(learned(registry, versions, data))
-    except (*STOPS, BaseModelError, ChatsError, DeviceError) as error:
-        if main_process:
-            structlog.get_logger().error("the PRM was not fitted", why=str(error))
-        return 1
-    state.destroy_process_group()
-    return 0
+    return fit_by_itself(
+        settings.run,
+        "prm/0",
+        "q_0",
+        partial(_fit, settings.chats),
+        failed="the PRM was not fitted",
+        stops=(BaseModelError, ChatsError),
+    )
+
+
+def _fit(log: Path, bench: Bench) -> None:
+    """Fit `prm/0` on a log of chats, and show what it has learned."""
+    config = bench.config
+    chats = read_chats(log)
+    with bench.state.main_process_first():
+        base = base_model(bench.run, config, _texts(chats))
+    require_trainable(base, load_prompt(config.prompt), config.algorithm)
+    data = split_chats(base, chats, config)
+    versions = fit_members(base, data, config, bench.registry, bench.metrics(), bench.progress)
+    if bench.state.is_main_process:
+        Console().print(learned(bench.registry, versions, data))
 
 
 def _texts(chats: Sequence[Chat]) -> list[str]:

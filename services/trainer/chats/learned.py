@@ -10,14 +10,14 @@ from rich.table import Table
 
 from agentprm.facts import METADATA
 from agentprm.registry import Registry
-from services.trainer.chats.samples import Split
+from services.trainer.chats.samples import ChatSamples
 from services.trainer.training.calibration import Scored, calibration
 
 _MEASURES = {"bce": "loss", "ece": "ECE", "auc": "AUC"}
 """Measures: the name that `calibration` has for each, and the table's."""
 
 
-def learned(registry: Registry, versions: Sequence[str], data: Split) -> Table | str:
+def learned(registry: Registry, versions: Sequence[str], data: ChatSamples) -> Table | str:
     """A row for each of the PRMs, as their fits measured them, or why there is none.
 
     The first row says of every turn the mean of the targets that were trained on: a PRM that does

@@ -27,7 +27,7 @@ from services.trainer.training.rows import Row, shortened
 
 
 @dataclass(frozen=True)
-class Split:
+class ChatSamples:
     """The samples of a log, those of a task on one side."""
 
     training: list[Sample]
@@ -37,7 +37,7 @@ class Split:
     """Assistant messages that end beyond `prm.max_tokens`."""
 
 
-def split_chats(base: Path, chats: Sequence[Chat], config: Config) -> Split:
+def split_chats(base: Path, chats: Sequence[Chat], config: Config) -> ChatSamples:
     """The samples of chats for the model in `base`, by the settings and the split of a run.
 
     Raises:
@@ -59,7 +59,7 @@ def split_chats(base: Path, chats: Sequence[Chat], config: Config) -> Split:
         )
     tasks = FittedOn([], *([chats[i].task for i in side] for side in sides))
     kept = sum(len(sample.targets) for sample in (*training, *validation))
-    return Split(training, validation, tasks, sum(map(len, targets)) - kept)
+    return ChatSamples(training, validation, tasks, sum(map(len, targets)) - kept)
 
 
 def chat_targets(chats: Sequence[Chat], gamma: float) -> list[list[float]]:

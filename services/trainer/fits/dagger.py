@@ -18,7 +18,7 @@ from services.trainer.training.fitting import (
     ignore,
     load_tokenizer,
 )
-from services.trainer.training.rows import Row, action_row, all_rows
+from services.trainer.training.rows import Row, action_row, all_rows, require_rows
 
 
 def fit_dagger(
@@ -44,9 +44,10 @@ def fit_dagger(
     """
     tokenizer = load_tokenizer(base)
     share, passes = settings.renumbered, []
-    for each in pass_seeds(share, settings.epochs, seed):
+    for each in pass_seeds(settings, seed):
         read = renumbered(demonstrations, share, each)
         rows = [row for _, row in all_rows(tokenizer, prompt, read, settings.max_tokens)]
+        require_rows(rows, read, settings.max_tokens)
         for episode, t in labelled:
             numbers = Numbers.of_episode(episode, share, each)
             row = labelled_row(tokenizer, prompt, numbers.episode(episode), t)

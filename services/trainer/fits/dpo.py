@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
@@ -23,8 +22,8 @@ from agentprm.encoding import Tokenizer
 from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Preference
+from services.trainer.fits.online import OnlineTrainer, fit_online
 from services.trainer.tiny.renumber import Numbers
-from services.trainer.training.canaries import policy_canary
 from services.trainer.training.fitting import (
     LogMetrics,
     Metrics,
@@ -33,14 +32,11 @@ from services.trainer.training.fitting import (
     ignore,
     load_tokenizer,
     own_batches,
-    report,
-    save_fit,
 )
 from services.trainer.training.losses import weighted_nll
 from services.trainer.training.rows import answer_rows
 from services.trainer.training.sharding import shard_reference
-from services.trainer.training.streaming import Publish, Publisher, Stream, train_on
-from services.trainer.training.trainers import StepMeanTrainer
+from services.trainer.training.streaming import Publish, Stream
 
 _Row = dict[str, list[int]]
 
@@ -93,25 +89,17 @@ def fit_dpo(
             processing_class=tokenizer,
         )
         trainer.stream, trainer.chosen_weight = stream, settings.chosen_weight
-        trainer.add_callback(
-            Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
+        return fit_online(
+            trainer, out, settings, prompt, publish, seed=seed, log=log, progress=progress
         )
-        report(trainer, log, progress)
-        metrics = train_on(stream, trainer, "preferences", ("accuracy", "margin"))
-        facts = {
-            "kind": "dpo",
-            "template_hash": prompt.hash,
-            "settings": settings.model_dump(),
-            "seed": seed,
-            "metrics": metrics,
-        }
-        save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
-    return metrics
 
 
-class _OnlineDPO(StepMeanTrainer, DPOTrainer):
+class _OnlineDPO(OnlineTrainer, DPOTrainer):
     """TRL's DPOTrainer over a stream of rows that are tokenised already."""
 
+    kind = "dpo"
+    samples = "preferences"
+    last = ("accuracy", "margin")
     stream: Stream[Preference, _Row]
     chosen_weight: float
 
@@ -175,10 +163,6 @@ class _OnlineDPO(StepMeanTrainer, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of the stream."""
-        return self.stream.loader(self.data_collator)
 
 
 def _row(

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from trl.models import prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head
@@ -25,9 +24,9 @@ from agentprm.encoding import Tokenizer
 from agentprm.models.remembering import RememberingTokenizer
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Group
+from services.trainer.fits.online import OnlineTrainer, fit_online
 from services.trainer.tiny.renumber import Numbers
 from services.trainer.training.batches import padded
-from services.trainer.training.canaries import policy_canary
 from services.trainer.training.fitting import (
     LogMetrics,
     Metrics,
@@ -36,15 +35,12 @@ from services.trainer.training.fitting import (
     ignore,
     load_tokenizer,
     own_batches,
-    report,
-    save_fit,
 )
 from services.trainer.training.log_probs import token_log_probs
 from services.trainer.training.losses import clipped_policy_loss, squared_log_ratio
 from services.trainer.training.rows import answer_rows
 from services.trainer.training.sharding import shard_reference
-from services.trainer.training.streaming import Publish, Publisher, Stream, train_on
-from services.trainer.training.trainers import StepMeanTrainer
+from services.trainer.training.streaming import Publish, Stream
 
 
 @dataclass(frozen=True)
@@ -107,25 +103,17 @@ def fit_grpo(
         )
         trainer.stream, trainer.settings = stream, settings
         trainer.take_reference(_model(reference))
-        trainer.add_callback(
-            Publisher(trainer, publish, settings.publish_every, policy_canary(prompt))
+        return fit_online(
+            trainer, out, settings, prompt, publish, seed=seed, log=log, progress=progress
         )
-        report(trainer, log, progress)
-        metrics = train_on(stream, trainer, "groups", ("q", "log_ratio", "clipped"))
-        facts = {
-            "kind": "grpo",
-            "template_hash": prompt.hash,
-            "settings": settings.model_dump(),
-            "seed": seed,
-            "metrics": metrics,
-        }
-        save_fit(trainer, tokenizer, out, facts, policy_canary(prompt))
-    return metrics
 
 
-class _GRPO(StepMeanTrainer):
+class _GRPO(OnlineTrainer):
     """Trainer over a stream of groups."""
 
+    kind = "grpo"
+    samples = "groups"
+    last = ("q", "log_ratio", "clipped")
     stream: Stream[Group, _Row]
     settings: GRPOSettings
     reference: torch.nn.Module
@@ -148,10 +136,6 @@ class _GRPO(StepMeanTrainer):
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         """The number of samples."""
         return batch["counts"].sum()
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of the stream."""
-        return self.stream.loader(self.data_collator)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

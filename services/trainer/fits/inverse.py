@@ -38,13 +38,13 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    save_fit,
     steps_of,
 )
 from services.trainer.training.forks import Fork, episode_forks
 from services.trainer.training.prm_facts import facts_of, fitted_on
 from services.trainer.training.prm_model import load_prm
 from services.trainer.training.rows import NothingToTrainOnError
+from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 
@@ -55,6 +55,10 @@ class Sample:
     fork: Fork
     expert: bool
     weight: float = 1.0
+
+
+_Passes = list[list[Sample]]
+"""The samples of each pass."""
 
 
 def fit_inverse_prm(
@@ -94,21 +98,12 @@ def fit_inverse_prm(
     read = partial(
         _samples, tokenizer, prompt, episodes, len(expert), next_actions, settings.max_tokens
     )
-    passes = [
-        read(sides[0], settings.renumbered, each)
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
-    ]
+    passes = [read(sides[0], settings.renumbered, each) for each in pass_seeds(settings, seed)]
     validation = read(sides[1])
-    positive = [[sample for sample in samples if sample.expert] for samples in passes]
-    negative = [[sample for sample in samples if not sample.expert] for samples in passes]
-    if not all((*positive, *negative)):
-        raise NothingToTrainOnError(
-            f"{len(positive[0])} rows of the expert and {len(negative[0])} of the learner have "
-            f"transitions of at most {settings.max_tokens} tokens; both are needed"
-        )
+    positive, negative = _by_set(passes, settings.max_tokens)
     batches = AlternatingBatches(
-        [[len(sample.fork) for sample in samples] for samples in positive],
-        [[len(sample.fork) for sample in samples] for samples in negative],
+        _lengths(positive),
+        _lengths(negative),
         settings.batch_tokens,
         settings.epochs,
         seed,
@@ -128,8 +123,8 @@ def fit_inverse_prm(
         trainer.gamma, trainer.horizon = gamma, horizon
         metrics = train_through(batches, trainer, in_pairs.accumulation, log, progress)
         metrics |= {
-            "expert_transitions": float(sum(len(sample.fork.ends) for sample in positive[0])),
-            "learner_transitions": float(sum(len(sample.fork.ends) for sample in negative[0])),
+            "expert_transitions": _transitions(positive[0]),
+            "learner_transitions": _transitions(negative[0]),
         }
         if validation:
             metrics |= trainer.measure(validation, settings.batch_tokens)
@@ -254,6 +249,32 @@ def _samples(
         for fork in episode_forks(tokenizer, prompt, episode, chosen, max_tokens):
             found.append(Sample(fork, expert=i < experts))
     return found
+
+
+def _by_set(passes: _Passes, max_tokens: int) -> tuple[_Passes, _Passes]:
+    """The expert's samples of each pass, and the learner's.
+
+    Raises:
+        NothingToTrainOnError: the expert has none in some pass, or the learner.
+    """
+    expert = [[sample for sample in samples if sample.expert] for samples in passes]
+    learner = [[sample for sample in samples if not sample.expert] for samples in passes]
+    if not all((*expert, *learner)):
+        raise NothingToTrainOnError(
+            f"{len(expert[0])} rows of the expert and {len(learner[0])} of the learner have "
+            f"transitions of at most {max_tokens} tokens; both are needed"
+        )
+    return expert, learner
+
+
+def _lengths(passes: _Passes) -> list[list[int]]:
+    """The tokens of each sample."""
+    return [[len(sample.fork) for sample in samples] for samples in passes]
+
+
+def _transitions(samples: Sequence[Sample]) -> float:
+    """How many transitions they are, as a measurement."""
+    return float(sum(len(sample.fork.ends) for sample in samples))
 
 
 def _evened_out(samples: Sequence[Sample], batches: AlternatingBatches) -> list[Sample]:

@@ -17,12 +17,13 @@ from agentprm.config import Algorithm, Config, SFTSettings
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Episode
 from agentprm.registry import Registry
-from agentprm.runs import DEMONSTRATIONS, rollouts_stage
+from agentprm.runs import DEMONSTRATIONS, rollouts_stage, short_name
 from services.trainer.fits.dagger import fit_dagger
 from services.trainer.fits.inverse import fit_inverse_prm
 from services.trainer.fits.prm import fit_prm
 from services.trainer.fits.relative import fit_relative_prm
 from services.trainer.fits.sft import fit_sft
+from services.trainer.metrics import log_line
 from services.trainer.progress import LogStage, Progress
 from services.trainer.rollouts.collect import Services
 from services.trainer.rollouts.exploration import EXPLORER_DEMONSTRATIONS
@@ -277,9 +278,8 @@ class Fits:
         """Where a fit reports to."""
 
         def log(line: Mapping[str, float]) -> None:
-            values = {name: value for name, value in line.items() if name != "step"}
-            self._log(stage, int(line["step"]), values)
-            self._latest = {name: values[name] for name in ("loss",) if name in values}
+            log_line(self._log, stage, line)
+            self._latest = {name: line[name] for name in ("loss",) if name in line}
 
         def progress(step: int, steps: int) -> None:
             self.progress.update(step, steps, self._latest)
@@ -287,6 +287,11 @@ class Fits:
         return {"log": log, "progress": progress}
 
 
+def prm_version(i: int, member: int = 0) -> str:
+    """`prm/1`, or `prm/1.2` where it is one of several."""
+    return f"prm/{i}.{member}" if member else f"prm/{i}"
+
+
 def _member(job: FitJob) -> str:
-    """`q_0`, or `q_0.2` where it is one of several."""
-    return f"q_{job.iteration}.{job.member}" if job.member else f"q_{job.iteration}"
+    """The stage of the fit of a PRM: `q_0`, or `q_0.2` where it is one of several."""
+    return short_name(prm_version(job.iteration, job.member))

@@ -29,13 +29,13 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    save_fit,
     steps_of,
 )
 from services.trainer.training.losses import soft_bce
 from services.trainer.training.prm_facts import FittedOn, facts_of, fitted_on
 from services.trainer.training.prm_model import Collator, Sample, load_prm, read_at
-from services.trainer.training.rows import NothingToTrainOnError, usable_rows
+from services.trainer.training.rows import NothingToTrainOnError, all_rows
+from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 
@@ -80,7 +80,7 @@ def fit_prm(
             settings.max_tokens,
             of,
         )
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+        for each in pass_seeds(settings, seed)
     ]
     validation = _samples(tokenizer, prompt, held_out, held_out_targets, settings.max_tokens, of)
     known = PRMFacts(
@@ -221,7 +221,7 @@ def _samples(
     max_tokens: int,
     of: By,
 ) -> list[Sample]:
-    rows = usable_rows(tokenizer, prompt, episodes, max_tokens)
+    rows = all_rows(tokenizer, prompt, episodes, max_tokens)
     return [
         Sample(
             row=row,

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
-import transformers
 from pydantic import Field
 from rich.console import Console
 
@@ -20,7 +19,7 @@ from services.trainer.opening import STOPS, connect
 from services.trainer.progress import Progress
 from services.trainer.rollouts.records import Records
 from services.trainer.settings import TrainerSettings
-from services.trainer.training.fitting import ignore, processes
+from services.trainer.training.fitting import ignore, processes, quiet_transformers
 
 
 class FitProcessSettings(TrainerSettings):
@@ -33,8 +32,7 @@ def main() -> int:
     """Do the fit in step with the other processes. The exit code is 0 when it is done."""
     settings = FitProcessSettings.from_command_line()
     configure_logging("trainer")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     job = FitJob.model_validate_json(settings.job.read_bytes())
     run, config = settings.run, read_config(settings.run)
     records, prompt = Records(run / "records"), load_prompt(config.prompt)

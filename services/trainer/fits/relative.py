@@ -8,7 +8,7 @@ chance of winning: no calibration is measured, but how often the order is right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -36,13 +36,13 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    save_fit,
     steps_of,
 )
 from services.trainer.training.losses import bradley_terry
 from services.trainer.training.prm_facts import facts_of, fitted_on
 from services.trainer.training.prm_model import load_prm
 from services.trainer.training.rows import NothingToTrainOnError, action_row
+from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 CENTER = 0.01
@@ -81,14 +81,13 @@ def fit_relative_prm(
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
-    games = {episodes[i].game.id for i in sides[1]}
-    validating = [pair for pair in found.pairs if episodes[pair.episode].game.id in games]
-    training = [pair for pair in found.pairs if episodes[pair.episode].game.id not in games]
+    held_out_games = {episodes[i].game.id for i in sides[1]}
     encoded = partial(_encoded, tokenizer, prompt, episodes, max_tokens=settings.max_tokens)
+    training, validating = _apart(found.pairs, episodes, held_out_games)
     held_out = encoded(validating)
     passes = [
         [row for _, row in encoded(training, share=settings.renumbered, seed=each)]
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+        for each in pass_seeds(settings, seed)
     ]
     if not all(passes):
         raise NothingToTrainOnError(_nothing(found, settings))
@@ -115,13 +114,8 @@ def fit_relative_prm(
             differences = trainer.differences(rows, settings.batch_tokens)
             measures = ranking_measures(differences)
             metrics |= {f"val_pair_{name}": value for name, value in measures.items()}
-            ranking = Ranking(
-                accuracy=measures["accuracy"],
-                margin=settings.pair_margin,
-                pairs=len(held_out),
-                states=len({pair.state for pair, _ in held_out}),
-                games=len({episodes[pair.episode].game.id for pair, _ in held_out}),
-            )
+            pairs = [pair for pair, _ in held_out]
+            ranking = _ranking(pairs, episodes, measures["accuracy"], settings.pair_margin)
         known = PRMFacts(
             template_hash=prompt.hash,
             algorithm=Algorithm.AGENT_PRM,
@@ -143,6 +137,31 @@ def ranking_measures(differences: Tensor) -> dict[str, float]:
         "accuracy": right.mean().item(),
         "loss": -F.logsigmoid(differences).mean().item(),
     }
+
+
+def _apart(
+    pairs: Sequence[Pair], episodes: Sequence[Episode], held_out: Collection[str]
+) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that train, and those of the games that are held out."""
+    training: list[Pair] = []
+    validating: list[Pair] = []
+    for pair in pairs:
+        side = validating if episodes[pair.episode].game.id in held_out else training
+        side.append(pair)
+    return training, validating
+
+
+def _ranking(
+    pairs: Sequence[Pair], episodes: Sequence[Episode], accuracy: float, margin: float
+) -> Ranking:
+    """What `agentprm.json` says of the order of pairs that were held out."""
+    return Ranking(
+        accuracy=accuracy,
+        margin=margin,
+        pairs=len(pairs),
+        states=len({pair.state for pair in pairs}),
+        games=len({episodes[pair.episode].game.id for pair in pairs}),
+    )
 
 
 class _RelativeTrainer(TokenBatchTrainer):

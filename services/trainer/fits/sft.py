@@ -26,13 +26,13 @@ from services.trainer.training.fitting import (
     common_arguments,
     ignore,
     load_tokenizer,
-    save_fit,
     steps_of,
 )
 from services.trainer.training.log_probs import token_log_probs
 from services.trainer.training.losses import weighted_nll
 from services.trainer.training.optim import MuonAdamW
-from services.trainer.training.rows import Row, all_rows
+from services.trainer.training.rows import Row, all_rows, require_rows
+from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
 
 
@@ -58,13 +58,14 @@ def fit_sft(
     """
     tokenizer = load_tokenizer(base)
     passes = []
-    for each in pass_seeds(settings.renumbered, settings.epochs, seed):
+    for each in pass_seeds(settings, seed):
         read, hinted = [], []
         for episode, hint in zip(episodes, hints or [""] * len(episodes), strict=True):
             numbers = Numbers.of_episode(episode, settings.renumbered, each, hint)
             read.append(numbers.episode(episode))
             hinted.append(numbers.text(hint))
         rows = all_rows(tokenizer, prompt, read, settings.max_tokens, hinted)
+        require_rows(rows, read, settings.max_tokens)
         passes.append([row for _, row in rows])
     return fit_rows(base, passes, out, settings, prompt, seed=seed, log=log, progress=progress)
 

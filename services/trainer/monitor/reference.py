@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from agentprm.encoding import closed, encode_answers, eos_tokens
+from agentprm.encoding import closed, encode_answers, end_mark, eos_tokens, up_to_end
 from agentprm.models.prefix_cache import common_length
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Candidate, Decoding, State
@@ -40,7 +40,9 @@ class Reference:
         self._tokenizer: Any = load_tokenizer(directory)
         self._prompt = prompt
         self._decoding = decoding
-        self._ends = self._end_marks()
+        behind = closed(self._tokenizer, "x")[1:]
+        eos = eos_tokens(self._model.generation_config, self._tokenizer)
+        self._ends = eos | end_mark(self._tokenizer, behind)
 
     @torch.inference_mode()
     def log_probs(self, state: State, candidates: Sequence[Candidate]) -> list[float]:
@@ -81,16 +83,7 @@ class Reference:
     def _encode(self, state: State, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         """The ids of the conversation, and those of each answer up to its end-of-turn mark."""
         prompt, answers = encode_answers(self._tokenizer, self._prompt.messages(state), texts)
-        return prompt, [self._to_end(ids) for ids in answers]
-
-    def _to_end(self, ids: list[int]) -> list[int]:
-        return ids[: next((k + 1 for k, token in enumerate(ids) if token in self._ends), len(ids))]
-
-    def _end_marks(self) -> set[int]:
-        """What ends a turn: the end tokens of the checkpoint, and the chat template's mark."""
-        mark = self._tokenizer.encode(closed(self._tokenizer, "x")[1:], add_special_tokens=False)
-        ends = {mark[0]} if mark and self._tokenizer.decode(mark[:1]).strip() else set()
-        return ends | eos_tokens(self._model.generation_config, self._tokenizer)
+        return prompt, [up_to_end(ids, self._ends) for ids in answers]
 
     def _score(self, prompt: list[int], answers: Sequence[list[int]]) -> list[Tensor]:
         """The log-probabilities of each answer's tokens, on the CPU."""

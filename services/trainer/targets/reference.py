@@ -68,7 +68,6 @@ def predict_values(
     the work, and each has all values.
 
     Raises:
-        NothingToTrainOnError: the episodes have no turn.
         CheckpointError: as `load_tokenizer`.
     """
     torch.set_num_threads(settings.threads)
@@ -79,7 +78,8 @@ def predict_values(
     batches = by_length([len(row.ids) for _, row in found], settings.batch_tokens)
     classifier = load_prm(model, tokenizer.pad_token_id, seed=0).to(state.device).eval()
     collate = Collator(tokenizer.pad_token_id)
-    values = torch.zeros(len(episodes), max(len(episode.turns) for episode in episodes))
+    longest = max((len(episode.turns) for episode in episodes), default=0)
+    values = torch.zeros(len(episodes), longest)
     bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=autocasts(settings))
     with torch.no_grad(), bf16:
         for batch in batches[state.process_index :: state.num_processes]:

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Sequence
 
+from agentprm.config import PRMSettings, SFTSettings
 from agentprm.protocol import Action, Episode, State, Step, Turn
 from services.trainer.seeds import derive
 from services.trainer.tiny.vocabulary import NAMES, NUMBERS
@@ -126,9 +127,10 @@ class Numbers:
         return other
 
 
-def pass_seeds(share: float, epochs: int, seed: int) -> list[int]:
-    """A seed for the numbers of each pass; of one only, where nothing is renumbered."""
-    return [derive(seed, "numbers", k) for k in range(epochs if share else 1)]
+def pass_seeds(settings: SFTSettings | PRMSettings, seed: int) -> list[int]:
+    """A seed for the numbers of each pass of a fit; of one only, where nothing is renumbered."""
+    passes = settings.epochs if settings.renumbered else 1
+    return [derive(seed, "numbers", k) for k in range(passes)]
 
 
 def renumbered(episodes: Sequence[Episode], share: float, seed: int) -> list[Episode]:

@@ -1,8 +1,7 @@
-"""What all fits share: arguments of transformers' Trainer, its reports, and saving."""
+"""What all fits share: arguments of transformers' Trainer, and its reports."""
 
 from __future__ import annotations
 
-import copy
 import datetime
 import gc
 import math
@@ -12,16 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
-import orjson
 import torch
 import transformers
 from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -32,11 +29,9 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from agentprm.config import FitSettings
-from agentprm.facts import METADATA
 from agentprm.models.devices import computes_bf16, pick_device
 from agentprm.models.surplus_tokens import without_surplus
 from services.trainer.training.batches import TokenBatches
-from services.trainer.training.canaries import MakeCanary
 from services.trainer.training.padding import padding_token
 
 Metrics = dict[str, float]
@@ -45,24 +40,21 @@ LogMetrics = Callable[[Metrics], None]
 ReportStep = Callable[[int, int], None]
 """Takes the optimizer steps done and the steps in all."""
 
-
-class Save(Protocol):
-    """Writes the weights of a fit."""
-
-    def __call__(self, directory: Path, *, rounded: bool = False) -> None:
-        """Write weights and tokenizer to `directory`.
-
-        Where they are only served they may be `rounded` to what a GPU serves them in, which is half
-        to write, to hash and to read.
-        """
-
-
 _PATIENCE = datetime.timedelta(hours=1)
 """How long a process waits for another one, which may be waiting for preferences to come."""
 
 
 def ignore(*_: object) -> None:
     """The report that nobody reads."""
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' warnings and progress bars off the screen.
+
+    It warns of a PRM's new head, which is no surprise here.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 @contextmanager
@@ -73,7 +65,7 @@ def common_arguments(settings: FitSettings, steps: int, seed: int) -> Iterator[d
     afterwards. Nothing is saved there, and nothing is reported but through `report`.
     """
     torch.set_num_threads(settings.threads)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     cuda = torch.cuda.is_available()
     with TemporaryDirectory(prefix="agentprm-fit-") as scratch, warnings.catch_warnings():
         # TRL still asks for it by its old name.
@@ -203,55 +195,3 @@ class _Report(TrainerCallback):
             numbers = {k: float(v) for k, v in logs.items() if k != "epoch"}
             seconds = time.perf_counter() - self._started
             self._log({"step": float(state.global_step), "seconds": seconds, **numbers})
-
-
-def gather_weights(
-    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, make_canary: MakeCanary
-) -> Save:
-    """What writes the weights as they are now, and their canary.
-
-    All processes call this, the main one writes.
-    """
-    dtype = "bfloat16" if trainer.args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
-    canary = make_canary(trainer.model_wrapped, tokenizer, dtype)
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    # Gathered shards no longer tell that two names are one tensor.
-    state = {name: state[name] for name in state if name not in model.all_tied_weights_keys}
-
-    def save(directory: Path, *, rounded: bool = False) -> None:
-        weights = state
-        if rounded := rounded and serves_rounded(trainer):
-            weights = {name: state[name].to(torch.bfloat16) for name in state}
-        model.save_pretrained(directory, state_dict=weights)
-        if rounded:
-            config = copy.deepcopy(model.config)
-            config.dtype = torch.bfloat16
-            config.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        canary.write(directory)
-
-    return save
-
-
-def serves_rounded(trainer: Trainer) -> bool:
-    """Whether what `trainer` fits is served in bfloat16: not on a CPU, which serves float32."""
-    return bool(trainer.args.bf16 and trainer.args.device.type == "cuda")
-
-
-def save_fit(
-    trainer: Trainer,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    facts: dict[str, Any],
-    make_canary: MakeCanary,
-) -> None:
-    """Write the trained model, its tokenizer, its canary and, as `agentprm.json`, how it was made.
-
-    All processes call this.
-    """
-    save = gather_weights(trainer, tokenizer, make_canary)
-    if trainer.is_world_process_zero():
-        save(out)
-        (out / METADATA).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
-    trainer.accelerator.wait_for_everyone()

@@ -95,27 +95,7 @@ def all_rows(
 ) -> list[tuple[int, Row]]:
     """The rows of all episodes, each with the index of its episode; `hints[i]` is for episode i.
 
-    Raises:
-        NothingToTrainOnError: there is not one row.
-        ValueError, TemplateError: as `agentprm.encoding.encode`.
-    """
-    rows = usable_rows(tokenizer, prompt, episodes, max_tokens, hints)
-    if not rows:
-        raise NothingToTrainOnError(
-            f"none of {len(episodes)} episodes has a turn that ends within {max_tokens} tokens: "
-            "raise max_tokens of the fit, or take a model whose tokens are longer"
-        )
-    return rows
-
-
-def usable_rows(
-    tokenizer: Tokenizer,
-    prompt: PromptTemplate,
-    episodes: Sequence[Episode],
-    max_tokens: int,
-    hints: Sequence[str] | None = None,
-) -> list[tuple[int, Row]]:
-    """The rows that `all_rows` gives; none where there is not one.
+    There may be none, where no turn ends within `max_tokens` (see `require_rows`).
 
     Raises:
         ValueError, TemplateError: as `agentprm.encoding.encode`.
@@ -128,6 +108,19 @@ def usable_rows(
         )
         for row in episode_rows(tokenizer, prompt, episode, max_tokens, hint)
     ]
+
+
+def require_rows(rows: Sequence[object], episodes: Sequence[Episode], max_tokens: int) -> None:
+    """See that a fit has something to train on: `rows` are what it reads of `episodes`.
+
+    Raises:
+        NothingToTrainOnError: there is not one row.
+    """
+    if not rows:
+        raise NothingToTrainOnError(
+            f"none of {len(episodes)} episodes has a turn that ends within {max_tokens} tokens: "
+            "raise max_tokens of the fit, or take a model whose tokens are longer"
+        )
 
 
 def shortened(row: Row, max_tokens: int) -> Row:

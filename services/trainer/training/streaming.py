@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from services.trainer.training.canaries import MakeCanary
-from services.trainer.training.fitting import Metrics, Save, gather_weights, processes, throughput
+from services.trainer.training.fitting import Metrics, processes, throughput
+from services.trainer.training.saving import Save, gather_weights
 from services.trainer.training.trainers import mean_loss
 
 S = TypeVar("S")

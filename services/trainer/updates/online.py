@@ -26,7 +26,8 @@ from services.trainer.rollouts.online import (
     sample_states,
 )
 from services.trainer.seeds import derive
-from services.trainer.training.fitting import Metrics, Save, ignore
+from services.trainer.training.fitting import Metrics, ignore
+from services.trainer.training.saving import Save
 from services.trainer.training.streaming import NoSamplesError
 from services.trainer.updates.base import Update
 

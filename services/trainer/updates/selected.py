@@ -54,7 +54,7 @@ class Rejection(Update):
         seed = derive(self.at.config.seed, f"pi_{i}")
         passes = [
             list(_best(tokenizer, self.at.prompt, groups, settings, each))
-            for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+            for each in pass_seeds(settings, seed)
         ]
         if not all(passes):
             self.keep(i, base, out, "no state was scored, or none was short enough")

@@ -6,30 +6,22 @@ It takes no services. Under `accelerate launch -m agentprm.lineage` its processe
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import structlog
-import transformers
 from pydantic import Field
-from rich.console import Console
 
-from agentprm.config import Config, read_config
-from agentprm.models.devices import DeviceError, require_visible
+from agentprm.config import Config
 from agentprm.prompts import load_prompt
 from agentprm.protocol import Episode
-from agentprm.registry import Registry
 from agentprm.runs import DEMONSTRATIONS
 from agentprm.service import configure_logging
 from agentprm.settings import ProcessSettings
-from services.trainer.exclusive import exclusive
 from services.trainer.fits.sft import fit_rows
-from services.trainer.metrics import MetricsWriter
-from services.trainer.opening import STOPS
-from services.trainer.progress import Progress
+from services.trainer.metrics import log_line
 from services.trainer.rollouts.records import Records
 from services.trainer.seeds import derive
+from services.trainer.standalone import Bench, fit_by_itself
 from services.trainer.targets.monte_carlo import split_by_game
 from services.trainer.tiny.renumber import pass_seeds, renumbered
 from services.trainer.training.fitting import (
@@ -38,7 +30,6 @@ from services.trainer.training.fitting import (
     ReportStep,
     ignore,
     load_tokenizer,
-    processes,
 )
 from services.trainer.world.transitions import world_rows
 
@@ -76,7 +67,7 @@ def fit_world(
     training = [episodes[i] for i in sides[0]]
     passes = [
         world_rows(tokenizer, renumbered(training, settings.renumbered, each), settings.max_tokens)
-        for each in pass_seeds(settings.renumbered, settings.epochs, seed)
+        for each in pass_seeds(settings, seed)
     ]
     games = [sorted({episodes[i].game.id for i in side}) for side in sides]
     facts = {"kind": "world", "training_games": games[0], "validation_games": games[1]}
@@ -97,37 +88,31 @@ def main() -> int:
     """Fit, unless it was done before. The exit code is 0 when the checkpoint is there."""
     settings = WorldFitSettings.from_command_line()
     configure_logging("world")
-    transformers.logging.set_verbosity_error()
-    run, i, config = settings.run, settings.iteration, read_config(settings.run)
-    registry = Registry(run / "checkpoints")
-    version, stage = f"world/{i}", f"world_{i}"
-    state = processes()
-    main_process = state.is_main_process
-    progress = Progress(None if main_process else Console(quiet=True))
-    if registry.exists(version):
-        progress.skip(stage)
-        return 0
-    try:
-        with ExitStack() as stack:
-            base = registry.open(f"policy/{i}")
-            require_visible(config.device)
-            if main_process:
-                stack.enter_context(exclusive(run))
-            state.wait_for_everyone()  # until the run is this fit's
-            episodes = whole_episodes(Records(run / "records"), i)
-            progress.start(stage, f"fitting the world model on {len(episodes)} episodes")
-            log: LogMetrics = ignore
-            out = Path()
-            if main_process:
-                log = partial(stack.enter_context(MetricsWriter(run)).log_line, stage)
-                out = stack.enter_context(registry.write(version))
-            metrics = fit_world(base, episodes, out, config, i, log=log, progress=progress.update)
-    except (*STOPS, DeviceError) as error:
-        structlog.get_logger().error("the world model was not fitted", why=str(error))
-        return 1
-    progress.end(metrics)
-    state.destroy_process_group()
-    return 0
+    i = settings.iteration
+    return fit_by_itself(
+        settings.run,
+        f"world/{i}",
+        f"world_{i}",
+        partial(_fit, i),
+        failed="the world model was not fitted",
+    )
+
+
+def _fit(i: int, bench: Bench) -> None:
+    """Fit `world/I` of the run that the bench holds."""
+    stage = f"world_{i}"
+    base = bench.registry.open(f"policy/{i}")
+    episodes = whole_episodes(Records(bench.run / "records"), i)
+    bench.progress.start(stage, f"fitting the world model on {len(episodes)} episodes")
+    report = bench.progress.update
+    metrics = bench.metrics()
+    if metrics is None:
+        fit_world(base, episodes, Path(), bench.config, i, progress=report)
+        return
+    log = partial(log_line, metrics.log, stage)
+    with bench.registry.write(f"world/{i}") as out:
+        summary = fit_world(base, episodes, out, bench.config, i, log=log, progress=report)
+    bench.progress.end(summary)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ actions are compared by their text without comments and white space.
 from __future__ import annotations
 
 import hashlib
-import re
 from functools import lru_cache
 
 from services.env.engine.compiled.errors import Malformed
+from services.env.engine.compiled.pddl import tokens, without_comments
 
-_COMMENT = re.compile(r";[^\n]*")
-_TOKEN = re.compile(r"[()]|[^\s()]+")
 _SECTIONS = {"domain", ":requirements", ":types", ":predicates", ":functions", ":action"}
 
 _KNOWN: dict[str, str] = {
@@ -64,12 +62,12 @@ def fingerprint(action: str) -> str:
 
 def _actions(domain: str) -> list[tuple[str, str]]:
     """Each action's name and its tokens joined by single spaces."""
-    tokens = _TOKEN.findall(_COMMENT.sub("", domain).lower())
-    if tokens[:2] != ["(", "define"]:
+    words = tokens(without_comments(domain).lower())
+    if words[:2] != ["(", "define"]:
         raise Malformed("its PDDL domain does not begin with (define")
     actions = []
     depth = start = 0
-    for at, token in enumerate(tokens):
+    for at, token in enumerate(words):
         if token == "(":
             depth += 1
             if depth == 2:
@@ -77,7 +75,7 @@ def _actions(domain: str) -> list[tuple[str, str]]:
         elif token == ")":
             depth -= 1
             if depth == 1:
-                section = tokens[start : at + 1]
+                section = words[start : at + 1]
                 if section[1] not in _SECTIONS:
                     raise Malformed(f"its PDDL domain has a section {section[1]}")
                 if section[1] == ":action":

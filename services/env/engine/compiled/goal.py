@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from services.env.alfworld import LIGHT, PLACE_TYPES
 from services.env.engine.compiled.errors import Malformed
 from services.env.engine.compiled.problem import Expression
 
@@ -15,13 +16,6 @@ if TYPE_CHECKING:
 
 _UNKNOWN = "its goal is of none of ALFWorld's task types"
 _CHANGES = {"isclean": "clean", "ishot": "hot", "iscool": "cool"}
-_PLACE_TYPES = {
-    (1, None): "pick_and_place_simple",
-    (1, "clean"): "pick_clean_then_place_in_recep",
-    (1, "hot"): "pick_heat_then_place_in_recep",
-    (1, "cool"): "pick_cool_then_place_in_recep",
-    (2, None): "pick_two_obj_and_place",
-}
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class PlaceGoal:
     @property
     def task_type(self) -> str:
         """ALFWorld's name of the task type."""
-        return _PLACE_TYPES[self.count, self.change]
+        return PLACE_TYPES[self.count, self.change]
 
     def reached(self, state: CompiledState) -> bool:
         """Whether the state satisfies the goal."""
@@ -61,7 +55,7 @@ class LightGoal:
     @property
     def task_type(self) -> str:
         """ALFWorld's name of the task type."""
-        return "look_at_obj_in_light"
+        return LIGHT
 
     def reached(self, state: CompiledState) -> bool:
         """Whether the state satisfies the goal."""
@@ -150,7 +144,7 @@ def _place(
     if asked.joins != expected or any(asked.of.get(thing, set()) != wanted for thing in things):
         raise Malformed(_UNKNOWN)
     changes: list[str | None] = [x for name, x in _CHANGES.items() if (name,) in wanted] or [None]
-    if len(changes) > 1 or (len(things), changes[0]) not in _PLACE_TYPES:
+    if len(changes) > 1 or (len(things), changes[0]) not in PLACE_TYPES:
         raise Malformed(_UNKNOWN)
     lasting = {condition for condition in wanted if condition[0] not in _CHANGES}
     return PlaceGoal(

@@ -10,14 +10,13 @@ import re
 from dataclasses import dataclass
 
 from services.env.engine.compiled.errors import Malformed
+from services.env.engine.compiled.pddl import tokens, without_comments
 
 Expression = str | list["Expression"]
 Fact = tuple[str, list[str]]
 
-_COMMENT = re.compile(r";[^\n]*")
 _ASSIGNMENT = re.compile(r"\(\s*=\s*\([^()]*\)[^()]*\)")
 _ATOM = re.compile(r"\(\s*([^\s()]+)([^()]*)\)")
-_TOKEN = re.compile(r"[()]|[^\s()]+")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def parse_problem(text: str) -> Problem:
     """
     text = text.lower()
     if ";" in text:
-        text = _COMMENT.sub("", text)
+        text = without_comments(text)
     objects_at, init_at, goal_at = (text.find(f"(:{part}") for part in ("objects", "init", "goal"))
     if not 0 <= objects_at < init_at < goal_at:
         raise Malformed("its PDDL problem lacks :objects, :init or :goal, or is cut off")
@@ -88,7 +87,7 @@ def parse_expression(text: str) -> list[Expression]:
         Malformed: there is none, or it is cut off.
     """
     stack: list[list[Expression]] = [[]]
-    for token in _TOKEN.findall(text):
+    for token in tokens(text):
         if token == "(":
             stack.append([])
         elif token == ")":

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from alfworld.gen.goal_library import gdict
 
+from services.env.alfworld import LIGHT, PLACE_TYPES
 from services.env.games.generate.learned import learned
 from services.env.games.generate.rooms import Room
 
-LIGHT = "look_at_obj_in_light"
-_TWO = "pick_two_obj_and_place"
+_TWO = PLACE_TYPES[2, None]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import orjson
 from alfworld.gen import constants
 
 from agentprm.protocol import Split
+from services.env.alfworld import GAME_FILE
 from services.env.engine.compiled import CompiledGame
 from services.env.games.generate.goals import Goals, task_mix
 from services.env.games.generate.learned import NOWHERE, learned
@@ -84,7 +85,7 @@ def _write_one(
     trajectory = trajectory_file(scene, trial, sentence, seed)
     (directory / "traj_data.json").write_bytes(orjson.dumps(trajectory))
     game = game_file(text, sentence, commands)
-    (directory / "game.tw-pddl").write_bytes(orjson.dumps(game))
+    (directory / GAME_FILE).write_bytes(orjson.dumps(game))
     return Written(name, task_type, len(commands))
 
 

@@ -1,6 +1,6 @@
 """How like the real games generated ones are, in figures.
 
-    python -m services.env.games.realism --real DIR --generated DIR --json
+    python -m benchmarks.realism --real DIR --generated DIR --json
 
 Measures one split of each, the train split unless told otherwise. The search expert plays a seeded
 sample of both, knowing of both what the real train split says about where things lie.
