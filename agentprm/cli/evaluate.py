@@ -101,7 +101,12 @@ def evaluate(
             choice=choice,
             max_steps=max_steps or config.max_steps,
             seed=seed,
-            options=Options(prompt=prompt or config.prompt, device=device, engine=config.engine),
+            options=Options(
+                prompt=prompt or config.prompt,
+                device=device,
+                prm=prm is not None,
+                engine=config.engine,
+            ),
             quiet=as_json,
         )
         if as_json:

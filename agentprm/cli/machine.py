@@ -60,8 +60,9 @@ def measure_run(
         RedisServerError: no Redis is named, and one of its own cannot be started.
     """
     flags = ["--plan", str(write_plan(run, measurements))]
+    asks_prm = any(measurement.prm is not None for measurement in measurements)
+    options = replace(Options.of(config), prm=asks_prm)
     with Machine(run) as machine:
-        options = Options.of(config)
         _work(machine, "services.trainer.measure", games, options, flags, quiet=False)
 
 

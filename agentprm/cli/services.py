@@ -38,6 +38,8 @@ class Options:
     policy_device: str | None = None
     prm_device: str | None = None
     """Where those models are, if not on `device`."""
+    prm: bool = True
+    """Whether a PRM is served beside the policy."""
     engine: str = "compiled"
     expert: str = "search"
     workers: int = 2
@@ -62,6 +64,7 @@ class Options:
             device=config.device,
             policy_device=config.policy_device,
             prm_device=config.prm_device,
+            prm=config.has_prm,
             engine=config.engine,
             expert=config.expert,
             workers=config.workers,
@@ -79,7 +82,9 @@ class Options:
 
     def devices(self) -> dict[str, str]:
         """Where fits and embedded models compute, by the names of the settings."""
-        asked = {"device": self.device, "prm_device": self.prm_device}
+        asked: dict[str, str | None] = {"device": self.device}
+        if self.prm:
+            asked["prm_device"] = self.prm_device
         if self.policy_engine is PolicyEngine.EMBEDDED:
             asked["policy_device"] = self.policy_device
         return {setting: device for setting, device in asked.items() if device is not None}
@@ -89,7 +94,8 @@ class Options:
 class Endpoints:
     """Where the services of a machine listen; of a policy with replicas a,b,... each of them.
 
-    Where a chat model plays there are no policy and no PRM: theirs are empty.
+    Where a chat model plays there are no policy and no PRM, and where none is used no PRM: theirs
+    are empty.
     """
 
     env: str
@@ -119,7 +125,7 @@ class Endpoints:
 def start_services(machine: Machine, games: str | None, options: Options) -> Endpoints:
     """Environment, policies and PRM, up and running, as a run's workers and its trainer need.
 
-    Where a chat model plays, the environment alone.
+    Where no PRM is used there is none; where a chat model plays, there is the environment alone.
 
     Raises:
         ProcessFailed: one of them does not come up, or its GPU is not there.
@@ -129,16 +135,17 @@ def start_services(machine: Machine, games: str | None, options: Options) -> End
         machine.wait_reachable([ENV])
         return Endpoints(env)
     _require_gpus(options)
-    prm = start_model(machine, PRM, free_port(), machine.run, options, [])
+    prm, flags = "", []
+    if options.prm:
+        prm = start_model(machine, PRM, free_port(), machine.run, options, [])
+        flags = ["--prm-url", prm]
     policies = [POLICY, *(f"{POLICY}-{k}" for k in range(2, options.policy_replicas + 1))]
     urls = [
-        start_model(
-            machine, POLICY, free_port(), machine.run, options, ["--prm-url", prm], name=name
-        )
+        start_model(machine, POLICY, free_port(), machine.run, options, flags, name=name)
         for name in policies
     ]
     env = _start_env_of_run(machine, games, options)
-    machine.wait_reachable([ENV, *policies, PRM])
+    machine.wait_reachable([ENV, *policies, *([PRM] if options.prm else [])])
     return Endpoints(env=env, policy=",".join(urls), prm=prm)
 
 

@@ -226,6 +226,7 @@ def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.Monke
     asked = [(p["max_steps"], p["best_of"], p["split"], p["options"].prompt) for p in played]
     assert asked == [(5, 4, "train", "state"), (7, 2, "valid_seen", "chat")]
     assert played[0]["names"] == ("policy", None)
+    assert not any(p["options"].prm for p in played), "none was given"
 
 
 def test_a_report_without_what_draws_it_says_what_to_install(
