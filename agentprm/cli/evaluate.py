@@ -22,7 +22,7 @@ from agentprm.cli.common import (
     settings,
 )
 from agentprm.cli.games import games_to_play
-from agentprm.cli.machine import evaluate_run
+from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
 from agentprm.config import Evaluation
 from agentprm.facts import read_facts
@@ -93,20 +93,22 @@ def evaluate(
         registry.adopt(policy, "policy/0")
         if prm is not None:
             registry.adopt(prm, "prm/0")
-        evaluate_run(
+        flags = ["--plan", plan.model_dump_json(), "--seed", str(seed)]
+        flags += ["--max-steps", str(max_steps or config.max_steps)]
+        # A name may begin with a dash.
+        flags += ["--choice", choice, f"--policy-name={checkpoint_name(policy)}"]
+        flags += [f"--prm-name={checkpoint_name(prm)}"] if prm is not None else []
+        play_run(
             run,
-            plan,
+            "services.trainer.evaluate",
             games_to_play(games, console),
-            names=(checkpoint_name(policy), None if prm is None else checkpoint_name(prm)),
-            choice=choice,
-            max_steps=max_steps or config.max_steps,
-            seed=seed,
-            options=Options(
+            Options(
                 prompt=prompt or config.prompt,
                 device=device,
                 prm=prm is not None,
                 engine=config.engine,
             ),
+            flags,
             quiet=as_json,
         )
         if as_json:

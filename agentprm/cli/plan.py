@@ -23,7 +23,7 @@ from agentprm.cli.common import (
     print_results,
 )
 from agentprm.cli.games import games_to_play, played_games
-from agentprm.cli.machine import plan_run
+from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
 from agentprm.cli.world import link_checkpoints, newest_world
 from agentprm.config import Algorithm, Evaluation
@@ -99,8 +99,9 @@ def plan(
         worlds = home / "world"
         if version is not None:
             link_checkpoints(run, worlds, version)
-        plan_run(
+        play_run(
             home,
+            "services.trainer.plan",
             directory,
             Options(
                 prompt=config.prompt,
