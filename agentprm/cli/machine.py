@@ -31,7 +31,7 @@ from agentprm.registry import CheckpointError, Registry
 from agentprm.runs import is_worked_on
 
 
-def train_run(run: Path, config: Config, games: str | None, *, quiet: bool) -> None:
+def train_run(run: Path, config: Config, games: str, *, quiet: bool) -> None:
     """Train to the end. With `quiet` nothing goes to stdout.
 
     Raises:
@@ -42,9 +42,7 @@ def train_run(run: Path, config: Config, games: str | None, *, quiet: bool) -> N
         _work(machine, "services.trainer", games, Options.of(config), [], quiet=quiet)
 
 
-def measure_run(
-    run: Path, config: Config, games: str | None, measurements: Sequence[Measurement]
-) -> None:
+def measure_run(run: Path, config: Config, games: str, measurements: Sequence[Measurement]) -> None:
     """Measure checkpoints of a run; what was found is in `run/measured.json`.
 
     Raises:
@@ -82,7 +80,7 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
 
 
 def play_run(
-    run: Path, module: str, games: str | None, options: Options, flags: list[str], *, quiet: bool
+    run: Path, module: str, games: str, options: Options, flags: list[str], *, quiet: bool
 ) -> None:
     """Have `module` play outside of a training, as `flags` say; the row goes to `run/results.json`.
 
@@ -114,7 +112,8 @@ def serve_run(
 ) -> None:
     """Serve the newest checkpoints of `run` on `host` until interrupted.
 
-    A service that dies serves again what it served last, which may be another that it was told of.
+    Without games there is no environment. A service that dies serves again what it served last,
+    which may be another that it was told of.
 
     Raises:
         CheckpointError: the run has no finished checkpoint, or a policy that is damaged where a
@@ -156,7 +155,7 @@ def serve_run(
 def _work(
     machine: Machine,
     module: str,
-    games: str | None,
+    games: str,
     options: Options,
     flags: list[str],
     *,

@@ -122,7 +122,7 @@ class Endpoints:
         return ["--env-url", self.env, "--policy-url", self.policy, "--prm-url", self.prm]
 
 
-def start_services(machine: Machine, games: str | None, options: Options) -> Endpoints:
+def start_services(machine: Machine, games: str, options: Options) -> Endpoints:
     """Environment, policies and PRM, up and running, as a run's workers and its trainer need.
 
     Where no PRM is used there is none; where a chat model plays, there is the environment alone.
@@ -166,7 +166,7 @@ def _require_gpus(options: Options) -> None:
         raise ProcessFailed(str(error)) from error
 
 
-def _start_env_of_run(machine: Machine, games: str | None, options: Options) -> str:
+def _start_env_of_run(machine: Machine, games: str, options: Options) -> str:
     """One for all the games that the workers of a run play at a time."""
     return start_env(
         machine,
@@ -182,7 +182,7 @@ def _start_env_of_run(machine: Machine, games: str | None, options: Options) -> 
 def start_env(
     machine: Machine,
     port: int,
-    games: str | None,
+    games: str,
     options: Options,
     *,
     capacity: int,
@@ -201,10 +201,10 @@ def start_env(
     """
     flags = ["--engine", options.engine, "--expert", options.expert]
     flags += ["--pool", str(min(capacity, MAX_POOL)), "--max-steps", str(options.max_steps)]
-    if games is not None:
-        own = is_environment(games)
-        flags += ["--environment", games if own else ""]  # "": none, whatever the shell names
-        flags += [] if own else ["--data", games]
+    if is_environment(games):
+        flags += ["--environment", games]
+    else:
+        flags += ["--environment", "", "--data", games]  # "": none, whatever the shell names
     flags += ["--privileged", "true"] if privileged else []
     flags += ["--idle-seconds", str(idle_seconds)] if idle_seconds is not None else []
     return machine.start(ENV, "services.env", *flags, port=port)

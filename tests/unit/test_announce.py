@@ -173,7 +173,7 @@ def test_no_flag_of_a_process_holds_the_password_of_redis(
         if connected:
             train_connected(run, endpoints, quiet=True)
         else:
-            train_run(run, load_config("smoke"), None, quiet=True)
+            train_run(run, load_config("smoke"), "games", quiet=True)
     assert {given for _, given in spawned} == {url}
     assert len(spawned) >= (1 if connected else 3)
     assert not any("secret" in flag for argv, _ in spawned for flag in argv)
