@@ -198,11 +198,8 @@ def _train(
     """Run `module` as the trainer until it ends, unless another run takes the name `queue`."""
     trainer = ["--run", str(machine.run), "--queue", queue, *endpoints.flags(), *flags]
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
-    code = machine.watch("trainer", unless=unless)
-    if code is None:
+    if not machine.finish("trainer", unless=unless):
         raise ProcessFailed(
             f"another run has taken the name {queue!r} in Redis, as happens where this machine "
             "slept. Once it has ended, the same command goes on"
         )
-    if code != 0:
-        raise ProcessFailed(f"the trainer ended with code {code}; its messages say why")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentprm.cli.common import Device, Json, config_of, explained, print_json
-from agentprm.cli.fits import finish, fit_here
+from agentprm.cli.fits import fit_here
 from agentprm.cli.processes import Machine
 from agentprm.cli.services import Options, start_world
 from agentprm.ensembles import read_members
@@ -65,7 +65,7 @@ def evaluate(
             flags += ["--world-url", start_world(machine, home / "checkpoints", options)]
             module = "services.trainer.world.evaluate"
             machine.start("world-eval", module, *flags, in_terminal=True)
-            finish(machine, "world-eval")
+            machine.finish("world-eval")
         rows = orjson.loads(out.read_bytes())
         if as_json:
             print_json(rows)
