@@ -60,3 +60,21 @@ def facts_of_all(registry: Registry, version: str) -> list[PRMFacts]:
     """
     members = read_members(registry.open(version)) or [version]
     return [read_facts(registry.open(member)) for member in members]
+
+
+def link_checkpoints(run: Path, home: Path, *versions: str) -> None:
+    """A registry below `home` with some checkpoints of a run, for services of its own.
+
+    With an ensemble come its members. What those services note of what they serve does not disturb
+    the services of the run.
+
+    Raises:
+        CheckpointError: the run lacks one of them, or it is damaged.
+    """
+    theirs, own = Registry(run / "checkpoints"), Registry(home / "checkpoints")
+    members = [member for version in versions for member in read_members(theirs.open(version))]
+    for version in (*versions, *members):
+        source, link = theirs.open(version), own.path(version)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(source.resolve(), target_is_directory=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import games_to_play
 from agentprm.cli.common import (
     Count,
     Games,
@@ -22,7 +23,6 @@ from agentprm.cli.common import (
     fail,
     print_results,
 )
-from agentprm.cli.games import games_to_play
 from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
 from agentprm.config import Evaluation

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import games_to_play
 from agentprm.cli.common import (
     Count,
     Device,
@@ -21,7 +22,6 @@ from agentprm.cli.common import (
     print_results,
     settings,
 )
-from agentprm.cli.games import games_to_play
 from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
 from agentprm.config import Evaluation

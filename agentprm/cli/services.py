@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentprm.cli.games import is_environment
+from agentprm.cli.chosen_games import is_environment
 from agentprm.cli.ports import free_port
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.config import Config, PolicyEngine

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import played_games
 from agentprm.cli.common import Device, config_of, explained, fail
-from agentprm.cli.games import played_games
 from agentprm.cli.machine import serve_run
 from agentprm.cli.services import SGLANG_COMMAND, Options
 from agentprm.config import PolicyEngine
