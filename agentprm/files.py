@@ -68,16 +68,24 @@ def drop_drafts(directory: Path) -> None:
 
 
 @contextmanager
-def fresh_draft(directory: Path) -> Iterator[Path]:
-    """A directory to fill within `directory`; what is not moved out of it goes with the block.
-
-    Those that killed processes left go first.
+def new_draft(directory: Path) -> Iterator[Path]:
+    """A directory to fill within `directory`, locked until the block ends; what is not moved out of
+    it, or moved itself, goes then.
     """
-    drop_drafts(directory)
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as name:
+    with tempfile.TemporaryDirectory(
+        prefix=".draft-", dir=directory, ignore_cleanup_errors=True
+    ) as name:
         draft = Path(name)
         with locked(draft):
             yield draft
+
+
+@contextmanager
+def fresh_draft(directory: Path) -> Iterator[Path]:
+    """A new draft, after those that killed processes left in `directory` are gone."""
+    drop_drafts(directory)
+    with new_draft(directory) as draft:
+        yield draft
 
 
 class DamagedFile(ValueError):

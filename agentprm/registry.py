@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import orjson
 import structlog
 
-from agentprm.files import drop_drafts, locked, sync, sync_tree, write_atomic
+from agentprm.files import drop_drafts, locked, new_draft, sync, sync_tree, write_atomic
 
 STABLE = "STABLE"
 KINDS = {
@@ -137,21 +136,17 @@ class Registry:
         target = self.path(version)
         self._refuse_existing(version)
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
-        draft.chmod(0o755)  # the services may run as another user than the trainer
-        try:
-            with locked(draft):
-                yield draft
-                mark = _seal(draft)
-                with locked(target.parent):
-                    self._refuse_existing(version)
-                    if target.exists():  # unmarked, left by a process that was killed
-                        shutil.rmtree(target)
-                    draft.rename(target)
-                    sync(target.parent)
-                    write_atomic(target / STABLE, mark)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        with new_draft(target.parent) as draft:
+            draft.chmod(0o755)  # the services may run as another user than the trainer
+            yield draft
+            mark = _seal(draft)
+            with locked(target.parent):
+                self._refuse_existing(version)
+                if target.exists():  # unmarked, left by a process that was killed
+                    shutil.rmtree(target)
+                draft.rename(target)
+                sync(target.parent)
+                write_atomic(target / STABLE, mark)
 
     def drop_drafts(self) -> None:
         """Remove what killed processes left of checkpoints; a draft that is written is locked."""
