@@ -8,7 +8,7 @@ from pydantic import Field
 
 from agentprm.facts import read_facts
 from agentprm.protocol import PRMFacts, Record
-from agentprm.registry import CheckpointError, Registry
+from agentprm.registry import CheckpointError, Registry, read_record
 
 ENSEMBLE = "ensemble.json"
 MAX_MEMBERS = 16
@@ -43,13 +43,8 @@ def read_members(path: Path) -> list[str]:
     Raises:
         CheckpointError: the file that names them cannot be read.
     """
-    file = path / ENSEMBLE
-    if not file.is_file():
-        return []
-    try:
-        return _Members.model_validate_json(file.read_bytes()).members
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+    ensemble = read_record(path / ENSEMBLE, _Members)
+    return [] if ensemble is None else ensemble.members
 
 
 def facts_of_all(registry: Registry, version: str) -> list[PRMFacts]:

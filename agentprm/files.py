@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from pydantic import ValidationError
 
-from agentprm.validation import first_error
+from agentprm.validation import why
 
 T = TypeVar("T")
 
@@ -107,8 +106,7 @@ def read_lines(path: Path, read: Callable[[bytes], T], mend: str) -> Iterator[T]
             try:
                 value = read(line)
             except (ValueError, KeyError, TypeError) as error:
-                why = first_error(error) if isinstance(error, ValidationError) else str(error)
-                message = f"{path}: line {number} cannot be read ({why}). {mend}"
+                message = f"{path}: line {number} cannot be read ({why(error)}). {mend}"
                 raise DamagedFile(message) from error
             yield value
 

@@ -16,11 +16,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import orjson
 import structlog
+from pydantic import BaseModel, ValidationError
 
 from agentprm.files import drop_drafts, locked, new_draft, sync, sync_tree, write_atomic
+from agentprm.validation import first_error
+
+M = TypeVar("M", bound=BaseModel)
 
 STABLE = "STABLE"
 KINDS = {
@@ -218,6 +223,20 @@ def number(version: str) -> tuple[int, int]:
     """Of `online/1.3` (1, 3), of `policy/1` (1, 0): the iteration and the step within it."""
     iteration, _, step = version.partition("/")[2].partition(".")
     return int(iteration), int(step or 0)
+
+
+def read_record(file: Path, kind: type[M]) -> M | None:
+    """What a JSON file of a checkpoint holds; None where there is no such file.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{file} is damaged: {first_error(error)}") from error
 
 
 def _require_kind(source: Path, version: str) -> None:

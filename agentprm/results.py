@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from agentprm.files import DamagedFile, write_atomic
 from agentprm.protocol import ChoiceRule, Episode
-from agentprm.validation import first_error
+from agentprm.validation import why
 
 _WIDTH = 140
 """Columns of the table where there is no terminal."""
@@ -141,10 +141,9 @@ def read_results(run: Path) -> list[Row]:
     try:
         return [Row.model_validate(row) for row in orjson.loads(file.read_bytes())]
     except (ValueError, TypeError) as error:
-        why = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise DamagedFile(
-            f"{file} cannot be read ({why}). Delete it: the command that wrote it writes it anew "
-            "from the records of the run."
+            f"{file} cannot be read ({why(error)}). Delete it: the command that wrote it writes it "
+            "anew from the records of the run."
         ) from error
 
 
