@@ -24,7 +24,6 @@ from agentprm.cli.common import (
 )
 from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
-from agentprm.config import Evaluation
 from agentprm.facts import read_facts
 from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, ChoiceRule, Split
 from agentprm.registry import Registry
@@ -78,13 +77,14 @@ def evaluate(
         algorithm = read_facts(prm).algorithm if prm is not None else None
     config = settings(preset)
     as_trained = config.evaluation.under(algorithm)
-    plan = Evaluation(
-        split=split or as_trained.split,
-        games=count,
-        best_of=best_of or as_trained.best_of,
-        sampling=at_temperature(as_trained.sampling, temperature),
-        best_of_sampling=at_temperature(as_trained.best_of_sampling, temperature),
-        best_of_beta=as_trained.best_of_beta,
+    plan = as_trained.model_copy(
+        update={
+            "split": split or as_trained.split,
+            "games": count,
+            "best_of": best_of or as_trained.best_of,
+            "sampling": at_temperature(as_trained.sampling, temperature),
+            "best_of_sampling": at_temperature(as_trained.best_of_sampling, temperature),
+        }
     )
     kept = "nothing of it is kept"
     with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained(kept):
