@@ -32,7 +32,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         draft.rename(path)
         sync(path.parent)
     except OSError as error:
-        error.filename = str(path)  # that the disk is full is said of no file
+        error.filename = str(path)  # a full disk's error names no file
         raise
     finally:
         with suppress(OSError):

@@ -85,7 +85,9 @@ class Registry:
         return sorted(filter(_VERSION.fullmatch, found), key=number)
 
     def newest(self, kind: str) -> str:
-        """The last STABLE version of a kind; not a single member of an ensemble beside others.
+        """The last STABLE version of a kind.
+
+        Members of an ensemble (`prm/0.1`) count only where there is nothing else.
 
         Raises:
             NoCheckpointError: there is none.

@@ -71,7 +71,7 @@ def up(
     PRM no Best-of-N.
     """
     if (run is None) == (policy is None and prm is None):
-        fail("give either --run, or --policy and --prm")
+        fail("give --run, or --policy, --prm or both")
     if engine_url and engine is not PolicyEngine.SGLANG:
         fail("--engine-url is for --engine sglang")
     if sglang_command != SGLANG_COMMAND and (engine is not PolicyEngine.SGLANG or engine_url):

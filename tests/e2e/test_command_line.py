@@ -231,7 +231,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
             "alfworld-download",
         ),
         (["eval", "--policy", str(tmp_path), "--games", "/nowhere"], "config.json"),
-        (["up"], "give either --run"),
+        (["up"], "give --run, or --policy, --prm or both"),
     ):
         command = [sys.executable, "-m", "agentprm.cli", *flags]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
