@@ -85,11 +85,11 @@ def play_run(
     """Have `module` play outside of a training, as `flags` say; the row goes to `run/results.json`.
 
     Args:
-        run: a directory for this alone, with the checkpoints that play.
-        module: the trainer's part that plays, such as `services.trainer.plan`.
+        run: a directory for this alone, with the checkpoints that play, if any do.
+        module: what plays in the trainer's place, such as `services.trainer.plan`.
         games: what is played.
-        options: of the services; `flags` get its `batch`.
-        flags: of `module`.
+        options: of the services; `module` is told of their `batch`.
+        flags: the others of `module`.
         quiet: nothing goes to stdout.
 
     Raises:
