@@ -217,7 +217,36 @@ class _Caller(httpx.Auth):
         yield request
 
 
-class Client:
+def _connection(url: str, deadline: float) -> dict[str, Any]:
+    """How httpx connects to the service at `url`.
+
+    Raises:
+        ValueError: as `Client`.
+    """
+    return {
+        "base_url": service_url(url),
+        "timeout": deadline,
+        "headers": _HEADERS,
+        "auth": _Caller(),
+        "trust_env": by_proxy(url),
+    }
+
+
+class _Patience:
+    """How long a client waits, in seconds."""
+
+    def __init__(self, deadline: float, unreachable: float | None) -> None:
+        self._deadline = deadline
+        self._unreachable = unreachable
+
+    def _attempts(self) -> _Attempts:
+        return _Attempts(self._deadline, self._unreachable)
+
+    def _for_health(self) -> httpx.Timeout:
+        return httpx.Timeout(min(self._deadline, HEALTH_SECONDS))
+
+
+class Client(_Patience):
     """A connection pool to one service.
 
     A call may take `deadline` seconds, its retries included; a service that takes no connection is
@@ -232,16 +261,8 @@ class Client:
     def __init__(
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
-        self._http = httpx.Client(
-            base_url=service_url(url),
-            timeout=deadline,
-            headers=_HEADERS,
-            auth=_Caller(),
-            trust_env=by_proxy(url),
-        )
-        self._deadline = deadline
-        self._unreachable = unreachable
-        self._patience = min(deadline, HEALTH_SECONDS)
+        super().__init__(deadline, unreachable)
+        self._http = httpx.Client(**_connection(url, deadline))
 
     def __enter__(self) -> Self:
         return self
@@ -260,10 +281,10 @@ class Client:
             ServiceError: it does not answer, or not with what it is.
         """
         with _as_service_errors(self._http.base_url):
-            return _HEALTH.read(_checked(self._answer(_HEALTH, httpx.Timeout(self._patience))))
+            return _HEALTH.read(_checked(self._answer(_HEALTH, self._for_health())))
 
     def _do(self, call: Call[T]) -> T:
-        attempts = _Attempts(self._deadline, self._unreachable)
+        attempts = self._attempts()
 
         def once() -> bytes:
             return _checked(self._answer(call, attempts.timeout))
@@ -290,22 +311,14 @@ class Client:
         )
 
 
-class AsyncClient:
+class AsyncClient(_Patience):
     """`Client` for asyncio; it raises the same."""
 
     def __init__(
         self, url: str, *, deadline: float = DEADLINE, unreachable: float | None = None
     ) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=service_url(url),
-            timeout=deadline,
-            headers=_HEADERS,
-            auth=_Caller(),
-            trust_env=by_proxy(url),
-        )
-        self._deadline = deadline
-        self._unreachable = unreachable
-        self._patience = min(deadline, HEALTH_SECONDS)
+        super().__init__(deadline, unreachable)
+        self._http = httpx.AsyncClient(**_connection(url, deadline))
 
     async def __aenter__(self) -> Self:
         return self
@@ -324,11 +337,11 @@ class AsyncClient:
             ServiceError: it does not answer, or not with what it is.
         """
         with _as_service_errors(self._http.base_url):
-            answer = await self._answer(_HEALTH, httpx.Timeout(self._patience))
+            answer = await self._answer(_HEALTH, self._for_health())
             return _HEALTH.read(_checked(answer))
 
     async def _do(self, call: Call[T]) -> T:
-        attempts = _Attempts(self._deadline, self._unreachable)
+        attempts = self._attempts()
 
         async def once() -> bytes:
             return _checked(await self._answer(call, attempts.timeout))

@@ -11,13 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from agentprm.encoding import Tokenizer, encode
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Message, Record, State, Step
-from agentprm.registry import CheckpointError
-from agentprm.validation import first_error
+from agentprm.registry import CheckpointError, read_record
 
 FILE = "canary.json"
 FLOAT32 = "float32"
@@ -125,14 +122,8 @@ def read_canary(directory: Path, kind: Literal["policy", "prm"]) -> Canary | Non
     Raises:
         CheckpointError: it cannot be read, or is that of another kind of model.
     """
-    file = directory / FILE
-    if not file.is_file():
-        return None
-    try:
-        canary = Canary.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise CheckpointError(f"{file} is not a canary: {first_error(error)}") from error
-    if canary.kind != kind:
+    canary = read_record(directory / FILE, Canary)
+    if canary is not None and canary.kind != kind:
         raise CheckpointError(f"{directory} is a {canary.kind}, and this service serves a {kind}")
     return canary
 

@@ -28,11 +28,12 @@ class Tokenizer(Template, Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as ids. `spans[k]` is the half-open token range of assistant message k,
+    """A conversation as ids, and where in them the assistant's messages are.
 
-    from its first content token to its end-of-turn mark, without the header before it and without
-    the line end that templates such as Qwen's put behind the mark: no policy samples it. The PRM
-    scores an action at the last token of its span; the policy is trained on the span.
+    `spans[k]` is the half-open range of assistant message k, from its first content token to its
+    end-of-turn mark. The header before it is left out, and so is the line end that templates such
+    as Qwen's put behind the mark: no policy samples it. The PRM scores an action at the last token
+    of its span; the policy is trained on the span.
     """
 
     ids: list[int]

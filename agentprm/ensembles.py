@@ -8,7 +8,7 @@ from pydantic import Field
 
 from agentprm.facts import read_facts
 from agentprm.protocol import PRMFacts, Record
-from agentprm.registry import CheckpointError, Registry
+from agentprm.registry import CheckpointError, Registry, read_record
 
 ENSEMBLE = "ensemble.json"
 MAX_MEMBERS = 16
@@ -43,13 +43,8 @@ def read_members(path: Path) -> list[str]:
     Raises:
         CheckpointError: the file that names them cannot be read.
     """
-    file = path / ENSEMBLE
-    if not file.is_file():
-        return []
-    try:
-        return _Members.model_validate_json(file.read_bytes()).members
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+    ensemble = read_record(path / ENSEMBLE, _Members)
+    return [] if ensemble is None else ensemble.members
 
 
 def facts_of_all(registry: Registry, version: str) -> list[PRMFacts]:
@@ -60,3 +55,21 @@ def facts_of_all(registry: Registry, version: str) -> list[PRMFacts]:
     """
     members = read_members(registry.open(version)) or [version]
     return [read_facts(registry.open(member)) for member in members]
+
+
+def link_checkpoints(run: Path, home: Path, *versions: str) -> None:
+    """A registry below `home` with some checkpoints of a run, for services of its own.
+
+    With an ensemble come its members. What those services note of what they serve does not disturb
+    the services of the run.
+
+    Raises:
+        CheckpointError: the run lacks one of them, or it is damaged.
+    """
+    theirs, own = Registry(run / "checkpoints"), Registry(home / "checkpoints")
+    members = [member for version in versions for member in read_members(theirs.open(version))]
+    for version in (*versions, *members):
+        source, link = theirs.open(version), own.path(version)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(source.resolve(), target_is_directory=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from agentprm.prompts import PromptTemplate, load_prompt
 from agentprm.protocol import PRMFacts
-from agentprm.registry import CheckpointError
+from agentprm.registry import CheckpointError, read_record
 
 METADATA = "agentprm.json"
 
@@ -17,13 +20,26 @@ def read_facts(path: Path) -> PRMFacts:
     Raises:
         CheckpointError: the file is there and cannot be read.
     """
+    return read_record(path / METADATA, PRMFacts) or PRMFacts()
+
+
+def read_fit(path: Path, *needed: str) -> dict[str, Any]:
+    """All that the checkpoint in the directory `path` says of its fit, `needed` among it.
+
+    Raises:
+        CheckpointError: it has no such file, which only our own fits write, or the file cannot be
+            read or lacks what is needed.
+    """
     file = path / METADATA
     if not file.is_file():
-        return PRMFacts()
+        raise CheckpointError(f"{path} has no {METADATA}, which would say how it was made")
     try:
-        return PRMFacts.model_validate_json(file.read_bytes())
+        fit = orjson.loads(file.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+    if not isinstance(fit, dict) or not fit.keys() >= set(needed):
+        raise CheckpointError(f"{file} is damaged: it does not tell {' and '.join(needed)}")
+    return fit
 
 
 def require_template(facts: PRMFacts, prompt: PromptTemplate, name: str) -> None:

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from pydantic import ValidationError
 
-from agentprm.validation import first_error
+from agentprm.validation import why
 
 T = TypeVar("T")
 
@@ -33,7 +32,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         draft.rename(path)
         sync(path.parent)
     except OSError as error:
-        error.filename = str(path)  # that the disk is full is said of no file
+        error.filename = str(path)  # a full disk's error names no file
         raise
     finally:
         with suppress(OSError):
@@ -68,16 +67,24 @@ def drop_drafts(directory: Path) -> None:
 
 
 @contextmanager
-def fresh_draft(directory: Path) -> Iterator[Path]:
-    """A directory to fill within `directory`; what is not moved out of it goes with the block.
-
-    Those that killed processes left go first.
+def new_draft(directory: Path) -> Iterator[Path]:
+    """A directory to fill within `directory`, locked until the block ends; what is not moved out of
+    it, or moved itself, goes then.
     """
-    drop_drafts(directory)
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=directory) as name:
+    with tempfile.TemporaryDirectory(
+        prefix=".draft-", dir=directory, ignore_cleanup_errors=True
+    ) as name:
         draft = Path(name)
         with locked(draft):
             yield draft
+
+
+@contextmanager
+def fresh_draft(directory: Path) -> Iterator[Path]:
+    """A new draft, after those that killed processes left in `directory` are gone."""
+    drop_drafts(directory)
+    with new_draft(directory) as draft:
+        yield draft
 
 
 class DamagedFile(ValueError):
@@ -99,8 +106,7 @@ def read_lines(path: Path, read: Callable[[bytes], T], mend: str) -> Iterator[T]
             try:
                 value = read(line)
             except (ValueError, KeyError, TypeError) as error:
-                why = first_error(error) if isinstance(error, ValidationError) else str(error)
-                message = f"{path}: line {number} cannot be read ({why}). {mend}"
+                message = f"{path}: line {number} cannot be read ({why(error)}). {mend}"
                 raise DamagedFile(message) from error
             yield value
 

@@ -13,15 +13,19 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import orjson
 import structlog
+from pydantic import BaseModel, ValidationError
 
-from agentprm.files import drop_drafts, locked, sync, sync_tree, write_atomic
+from agentprm.files import drop_drafts, locked, new_draft, sync, sync_tree, write_atomic
+from agentprm.validation import first_error
+
+M = TypeVar("M", bound=BaseModel)
 
 STABLE = "STABLE"
 KINDS = {
@@ -81,7 +85,9 @@ class Registry:
         return sorted(filter(_VERSION.fullmatch, found), key=number)
 
     def newest(self, kind: str) -> str:
-        """The last STABLE version of a kind; not a single member of an ensemble beside others.
+        """The last STABLE version of a kind.
+
+        Members of an ensemble (`prm/0.1`) count only where there is nothing else.
 
         Raises:
             NoCheckpointError: there is none.
@@ -137,21 +143,17 @@ class Registry:
         target = self.path(version)
         self._refuse_existing(version)
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
-        draft.chmod(0o755)  # the services may run as another user than the trainer
-        try:
-            with locked(draft):
-                yield draft
-                mark = _seal(draft)
-                with locked(target.parent):
-                    self._refuse_existing(version)
-                    if target.exists():  # unmarked, left by a process that was killed
-                        shutil.rmtree(target)
-                    draft.rename(target)
-                    sync(target.parent)
-                    write_atomic(target / STABLE, mark)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        with new_draft(target.parent) as draft:
+            draft.chmod(0o755)  # the services may run as another user than the trainer
+            yield draft
+            mark = _seal(draft)
+            with locked(target.parent):
+                self._refuse_existing(version)
+                if target.exists():  # unmarked, left by a process that was killed
+                    shutil.rmtree(target)
+                draft.rename(target)
+                sync(target.parent)
+                write_atomic(target / STABLE, mark)
 
     def drop_drafts(self) -> None:
         """Remove what killed processes left of checkpoints; a draft that is written is locked."""
@@ -223,6 +225,20 @@ def number(version: str) -> tuple[int, int]:
     """Of `online/1.3` (1, 3), of `policy/1` (1, 0): the iteration and the step within it."""
     iteration, _, step = version.partition("/")[2].partition(".")
     return int(iteration), int(step or 0)
+
+
+def read_record(file: Path, kind: type[M]) -> M | None:
+    """What a JSON file of a checkpoint holds; None where there is no such file.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{file} is damaged: {first_error(error)}") from error
 
 
 def _require_kind(source: Path, version: str) -> None:

@@ -27,7 +27,7 @@ def current() -> str | None:
 
 def adopt(given: str) -> str:
     """Go on under the id `given`, or a new one where it is no id; which it is."""
-    request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+    request_id = _valid(given)
     structlog.contextvars.bind_contextvars(**{_FIELD: request_id})
     return request_id
 
@@ -35,6 +35,11 @@ def adopt(given: str) -> str:
 @contextmanager
 def named(given: str) -> Iterator[str]:
     """Go on under the id `given`, or a new one, until the block ends; which it is."""
-    request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+    request_id = _valid(given)
     with structlog.contextvars.bound_contextvars(**{_FIELD: request_id}):
         yield request_id
+
+
+def _valid(given: str) -> str:
+    """`given` where it is an id, else a new one."""
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex

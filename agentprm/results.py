@@ -6,16 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from agentprm.files import DamagedFile, write_atomic
 from agentprm.protocol import ChoiceRule, Episode
-from agentprm.validation import first_error
+from agentprm.validation import why
 
 _WIDTH = 140
 """Columns of the table where there is no terminal."""
@@ -95,7 +96,7 @@ def rate(episodes: Sequence[Episode]) -> Rate:
         success=won / len(episodes),
         low=low,
         high=high,
-        actions=sum(len(episode.turns) for episode in episodes) / len(episodes),
+        actions=fmean(len(episode.turns) for episode in episodes),
     )
 
 
@@ -107,8 +108,7 @@ def summarise(
     for episode in episodes:
         by_task[episode.game.task_type].append(episode)
     lengths = [len(episode.turns) for episode in episodes]
-    mean = sum(lengths) / len(lengths)
-    variance = sum((n - mean) ** 2 for n in lengths) / max(1, len(lengths) - 1)
+    spread = stdev(lengths) if len(lengths) > 1 else 0.0
     provenance = episodes[0].provenance
     return Row(
         **rate(episodes).model_dump(),
@@ -120,7 +120,7 @@ def summarise(
         max_steps=max_steps,
         temperature=provenance.sampling.temperature if provenance.sampling else 0.0,
         seed=seed,
-        actions_error=Z_95 * math.sqrt(variance / len(lengths)),
+        actions_error=Z_95 * spread / math.sqrt(len(lengths)),
         by_task={task: rate(group) for task, group in sorted(by_task.items())},
     )
 
@@ -141,10 +141,9 @@ def read_results(run: Path) -> list[Row]:
     try:
         return [Row.model_validate(row) for row in orjson.loads(file.read_bytes())]
     except (ValueError, TypeError) as error:
-        why = first_error(error) if isinstance(error, ValidationError) else str(error)
         raise DamagedFile(
-            f"{file} cannot be read ({why}). Delete it: the command that wrote it writes it anew "
-            "from the records of the run."
+            f"{file} cannot be read ({why(error)}). Delete it: the command that wrote it writes it "
+            "anew from the records of the run."
         ) from error
 
 

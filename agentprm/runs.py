@@ -40,7 +40,7 @@ def is_worked_on(run: Path) -> bool:
 
 
 def is_begun(run: Path) -> bool:
-    """Whether something of the run's settings was made in `run`, or is being made."""
+    """Whether anything has been, or is being, made with the settings of the run in `run`."""
     made = [run / "base", *(run / "records").glob("*"), *(run / "checkpoints").glob("*")]
     has_settings = (run / "config.json").exists()
     return has_settings and (any(path.exists() for path in made) or is_worked_on(run))

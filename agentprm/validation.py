@@ -17,6 +17,11 @@ def first_error(error: ValidationError) -> str:
     return ": ".join(filter(None, [first_field(error), message]))
 
 
+def why(error: Exception) -> str:
+    """What is wrong with what could not be read, whatever found it out."""
+    return first_error(error) if isinstance(error, ValidationError) else str(error)
+
+
 def all_errors(error: ValidationError) -> str:
     """Every field that is wrong, a line each."""
     return "\n".join(

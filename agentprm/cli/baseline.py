@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import games_to_play
 from agentprm.cli.common import (
     Count,
     Games,
@@ -22,8 +23,7 @@ from agentprm.cli.common import (
     fail,
     print_results,
 )
-from agentprm.cli.games import games_to_play
-from agentprm.cli.machine import evaluate_chat_model
+from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
 from agentprm.config import Evaluation
 from agentprm.protocol import Sampling, Split
@@ -66,14 +66,14 @@ def react(
         played = (model, url, plan.model_dump_json(), str(max_steps), str(seed))
         name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
         run = Path("runs") / "react" / f"{name}-{digest_of(directory, prompt, *played)}"
-        evaluate_chat_model(
+        flags = ["--plan", plan.model_dump_json(), "--seed", str(seed)]
+        flags += ["--max-steps", str(max_steps), "--chat-model", model]
+        play_run(
             run,
-            plan,
+            "services.trainer.evaluate",
             directory,
-            model=model,
-            max_steps=max_steps,
-            seed=seed,
-            options=Options(prompt=prompt, chat_url=url),
+            Options(prompt=prompt, chat_url=url),
+            flags,
             quiet=as_json,
         )
         if as_json:

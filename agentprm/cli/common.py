@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from agentprm.chats import ChatsError
-from agentprm.cli.games import GamesError, absolute
+from agentprm.cli.chosen_games import GamesError, absolute
 from agentprm.cli.processes import ProcessFailed
 from agentprm.config import Config, dotted, load_config, parse_overrides, read_config
 from agentprm.files import DamagedFile, write_atomic

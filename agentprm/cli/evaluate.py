@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import games_to_play
 from agentprm.cli.common import (
     Count,
     Device,
@@ -21,10 +22,8 @@ from agentprm.cli.common import (
     print_results,
     settings,
 )
-from agentprm.cli.games import games_to_play
-from agentprm.cli.machine import evaluate_run
+from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
-from agentprm.config import Evaluation
 from agentprm.facts import read_facts
 from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, ChoiceRule, Split
 from agentprm.registry import Registry
@@ -78,13 +77,14 @@ def evaluate(
         algorithm = read_facts(prm).algorithm if prm is not None else None
     config = settings(preset)
     as_trained = config.evaluation.under(algorithm)
-    plan = Evaluation(
-        split=split or as_trained.split,
-        games=count,
-        best_of=best_of or as_trained.best_of,
-        sampling=at_temperature(as_trained.sampling, temperature),
-        best_of_sampling=at_temperature(as_trained.best_of_sampling, temperature),
-        best_of_beta=as_trained.best_of_beta,
+    plan = as_trained.model_copy(
+        update={
+            "split": split or as_trained.split,
+            "games": count,
+            "best_of": best_of or as_trained.best_of,
+            "sampling": at_temperature(as_trained.sampling, temperature),
+            "best_of_sampling": at_temperature(as_trained.best_of_sampling, temperature),
+        }
     )
     kept = "nothing of it is kept"
     with tempfile.TemporaryDirectory(prefix="agentprm-eval-") as directory, explained(kept):
@@ -93,15 +93,22 @@ def evaluate(
         registry.adopt(policy, "policy/0")
         if prm is not None:
             registry.adopt(prm, "prm/0")
-        evaluate_run(
+        flags = ["--plan", plan.model_dump_json(), "--seed", str(seed)]
+        flags += ["--max-steps", str(max_steps or config.max_steps)]
+        # A name may begin with a dash.
+        flags += ["--choice", choice, f"--policy-name={checkpoint_name(policy)}"]
+        flags += [f"--prm-name={checkpoint_name(prm)}"] if prm is not None else []
+        play_run(
             run,
-            plan,
+            "services.trainer.evaluate",
             games_to_play(games, console),
-            names=(checkpoint_name(policy), None if prm is None else checkpoint_name(prm)),
-            choice=choice,
-            max_steps=max_steps or config.max_steps,
-            seed=seed,
-            options=Options(prompt=prompt or config.prompt, device=device, engine=config.engine),
+            Options(
+                prompt=prompt or config.prompt,
+                device=device,
+                prm=prm is not None,
+                engine=config.engine,
+            ),
+            flags,
             quiet=as_json,
         )
         if as_json:

@@ -22,18 +22,7 @@ def fit_here(run: Path, config: Config, name: str, module: str, *flags: str) -> 
     with Machine(run, gpus) as machine:
         launched = [*_launched(config, module), "--run", str(run), *flags]
         machine.start(name, *launched, in_terminal=True)
-        finish(machine, name)
-
-
-def finish(machine: Machine, name: str) -> None:
-    """Wait until the process has ended.
-
-    Raises:
-        ProcessFailed: it failed, or dies again and again.
-    """
-    code = machine.watch(name)
-    if code != 0:
-        raise ProcessFailed(f"{name} ended with code {code}; its messages say why")
+        machine.finish(name)
 
 
 def _launched(config: Config, module: str) -> list[str]:

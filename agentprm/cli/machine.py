@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from agentprm.cli.announce import announced, queue_name
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import (
     ENV,
@@ -25,21 +23,15 @@ from agentprm.cli.services import (
     start_sglang,
     start_world,
 )
-from agentprm.config import Config, Evaluation, PolicyEngine
-from agentprm.files import write_atomic
+from agentprm.config import Config, PolicyEngine
 from agentprm.measurements import Measurement, write_plan
-from agentprm.protocol import ChoiceRule
-from agentprm.queue import CurrentRun, Queue, QueueError
+from agentprm.queue import QueueError
 from agentprm.redis_server import RedisServer, given_url
 from agentprm.registry import CheckpointError, Registry
 from agentprm.runs import is_worked_on
 
-QUEUE_NAME = "AGENTPRM_QUEUE_NAME"
-"""Names the run in Redis, for what has to know its streams before it starts, such as an
-autoscaler. Unset, every run has a name of its own."""
 
-
-def train_run(run: Path, config: Config, games: str | None, *, quiet: bool) -> None:
+def train_run(run: Path, config: Config, games: str, *, quiet: bool) -> None:
     """Train to the end. With `quiet` nothing goes to stdout.
 
     Raises:
@@ -50,9 +42,7 @@ def train_run(run: Path, config: Config, games: str | None, *, quiet: bool) -> N
         _work(machine, "services.trainer", games, Options.of(config), [], quiet=quiet)
 
 
-def measure_run(
-    run: Path, config: Config, games: str | None, measurements: Sequence[Measurement]
-) -> None:
+def measure_run(run: Path, config: Config, games: str, measurements: Sequence[Measurement]) -> None:
     """Measure checkpoints of a run; what was found is in `run/measured.json`.
 
     Raises:
@@ -60,16 +50,16 @@ def measure_run(
         RedisServerError: no Redis is named, and one of its own cannot be started.
     """
     flags = ["--plan", str(write_plan(run, measurements))]
+    asks_prm = any(measurement.prm is not None for measurement in measurements)
+    options = replace(Options.of(config), prm=asks_prm)
     with Machine(run) as machine:
-        options = Options.of(config)
         _work(machine, "services.trainer.measure", games, options, flags, quiet=False)
 
 
 def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     """Train on services and workers that run already; only the trainer is started here.
 
-    The services serve the checkpoints of `current`, a link beside the run directory, and the
-    workers follow the run that is announced in Redis: both now mean this run.
+    They are told that this is the run.
 
     Raises:
         ProcessFailed: the trainer gave up, there is no Redis, or another run has the name in it; or
@@ -81,7 +71,7 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
     if is_worked_on(run):  # before its services and workers are told anything
         raise ProcessFailed(f"{run} is being trained or measured already: wait, or end that")
     try:
-        with _announced(run, redis_url) as queue, Machine(run) as machine:
+        with announced(run, redis_url) as queue, Machine(run) as machine:
             machine.use_redis(redis_url)
             name, module = queue.run, "services.trainer"
             _train(machine, module, name, endpoints, [], quiet=quiet, unless=lambda: queue.lost)
@@ -89,76 +79,18 @@ def train_connected(run: Path, endpoints: Endpoints, *, quiet: bool) -> None:
         raise ProcessFailed(str(error)) from error
 
 
-def evaluate_run(
-    run: Path,
-    plan: Evaluation,
-    games: str | None,
-    *,
-    names: tuple[str, str | None],
-    choice: ChoiceRule = ChoiceRule.PRM,
-    max_steps: int,
-    seed: int,
-    options: Options,
-    quiet: bool,
+def play_run(
+    run: Path, module: str, games: str, options: Options, flags: list[str], *, quiet: bool
 ) -> None:
-    """Evaluate `policy/0`, by `prm/0` where it has a name, or as one of N samples by a `choice`.
+    """Have `module` play outside of a training, as `flags` say; the row goes to `run/results.json`.
 
-    The row, which calls them by `names`, goes to `run/results.json`.
-
-    Raises:
-        ProcessFailed: the trainer gave up, or a process dies again and again.
-        RedisServerError: no Redis is named, and one of its own cannot be started.
-    """
-    policy, prm = names
-    flags = ["--choice", choice, f"--policy-name={policy}"]
-    if prm is not None:
-        flags += [f"--prm-name={prm}"]
-    _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
-
-
-def evaluate_chat_model(
-    run: Path,
-    plan: Evaluation,
-    games: str | None,
-    *,
-    model: str,
-    max_steps: int,
-    seed: int,
-    options: Options,
-    quiet: bool,
-) -> None:
-    """Evaluate a model behind `options.chat_url`; the row goes to `run/results.json`.
-
-    Raises:
-        ProcessFailed: the trainer gave up, or a process dies again and again.
-        RedisServerError: no Redis is named, and one of its own cannot be started.
-    """
-    flags = ["--chat-model", model]
-    _evaluate(run, plan, games, flags, max_steps, seed, options, quiet=quiet)
-
-
-def _evaluate(
-    run: Path,
-    plan: Evaluation,
-    games: str | None,
-    flags: list[str],
-    max_steps: int,
-    seed: int,
-    options: Options,
-    *,
-    quiet: bool,
-) -> None:
-    common = ["--plan", plan.model_dump_json(), "--seed", str(seed), "--max-steps", str(max_steps)]
-    common += ["--batch", str(options.batch)]
-    with Machine(run) as machine:
-        module = "services.trainer.evaluate"
-        _work(machine, module, games, options, [*common, *flags], quiet=quiet)
-
-
-def plan_run(
-    run: Path, games: str | None, options: Options, flags: list[str], *, quiet: bool
-) -> None:
-    """Play with look-ahead, as `flags` say; the row goes to `run/results.json`.
+    Args:
+        run: a directory for this alone, with the checkpoints that play, if any do.
+        module: what plays in the trainer's place, such as `services.trainer.plan`.
+        games: what is played.
+        options: of the services; `module` is told of their `batch`.
+        flags: the others of `module`.
+        quiet: nothing goes to stdout.
 
     Raises:
         ProcessFailed: the trainer gave up, or a process dies again and again.
@@ -166,7 +98,7 @@ def plan_run(
     """
     flags = [*flags, "--batch", str(options.batch)]
     with Machine(run) as machine:
-        _work(machine, "services.trainer.plan", games, options, flags, quiet=quiet)
+        _work(machine, module, games, options, flags, quiet=quiet)
 
 
 def serve_run(
@@ -180,7 +112,8 @@ def serve_run(
 ) -> None:
     """Serve the newest checkpoints of `run` on `host` until interrupted.
 
-    A service that dies serves again what it served last, which may be another that it was told of.
+    Without games there is no environment. A service that dies serves again what it served last,
+    which may be another that it was told of.
 
     Raises:
         CheckpointError: the run has no finished checkpoint, or a policy that is damaged where a
@@ -222,7 +155,7 @@ def serve_run(
 def _work(
     machine: Machine,
     module: str,
-    games: str | None,
+    games: str,
     options: Options,
     flags: list[str],
     *,
@@ -236,7 +169,7 @@ def _work(
         ProcessFailed: the trainer gave up, or a process does not come up, or dies again and again.
     """
     machine.use_redis(given_url() or machine.start_redis(RedisServer(machine.run / "redis")))
-    queue = _queue_name(machine.run)
+    queue = queue_name(machine.run)
     endpoints = start_services(machine, games, options)
     policies = itertools.cycle(endpoints.policy.split(","))
     world = []
@@ -265,47 +198,8 @@ def _train(
     """Run `module` as the trainer until it ends, unless another run takes the name `queue`."""
     trainer = ["--run", str(machine.run), "--queue", queue, *endpoints.flags(), *flags]
     machine.start("trainer", module, *trainer, in_terminal=True, quiet=quiet)
-    code = machine.watch("trainer", unless=unless)
-    if code is None:
+    if not machine.finish("trainer", unless=unless):
         raise ProcessFailed(
             f"another run has taken the name {queue!r} in Redis, as happens where this machine "
             "slept. Once it has ended, the same command goes on"
         )
-    if code != 0:
-        raise ProcessFailed(f"the trainer ended with code {code}; its messages say why")
-
-
-def _make_current(run: Path) -> None:
-    """Point the link `current` beside the run directory to it, whatever it pointed to before."""
-    run = run.resolve()  # it may be given as that very link
-    draft = run.parent / f".current-{uuid.uuid4().hex}"
-    draft.symlink_to(run.name)
-    draft.replace(run.parent / "current")
-
-
-@contextmanager
-def _announced(run: Path, redis_url: str) -> Iterator[Queue]:
-    """Tell services and workers of the run, and hold its name in Redis for this block; its queue.
-
-    The name is what `QUEUE_NAME` says, else the run's own. No other run gets it meanwhile, except
-    where this process sleeps for longer than a lease; see `Queue.lost`.
-
-    Raises:
-        QueueError: another run has the name, or Redis does not answer.
-    """
-    own = _queue_name(run)
-    name = os.environ.get(QUEUE_NAME) or own
-    with Queue(redis_url, name) as queue:
-        queue.adopt(own)
-        _make_current(run)
-        with closing(CurrentRun(redis_url)) as current:
-            current.announce(name)
-            yield queue
-
-
-def _queue_name(run: Path) -> str:
-    """The run's name in Redis. It is the run's own, also where many share one Redis."""
-    file = run / "queue-name"
-    if not file.exists():
-        write_atomic(file, f"{run.resolve().name}-{uuid.uuid4().hex[:8]}".encode())
-    return file.read_text()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from agentprm.cli.chosen_games import games_to_play, played_games
 from agentprm.cli.common import (
     Count,
     Device,
@@ -22,12 +23,11 @@ from agentprm.cli.common import (
     fail,
     print_results,
 )
-from agentprm.cli.games import games_to_play, played_games
-from agentprm.cli.machine import plan_run
+from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
-from agentprm.cli.world import link_checkpoints, newest_world
+from agentprm.cli.world import newest_world
 from agentprm.config import Algorithm, Evaluation
-from agentprm.ensembles import facts_of_all
+from agentprm.ensembles import facts_of_all, link_checkpoints
 from agentprm.protocol import MAX_STEPS, Lookahead, PRMFacts, Split
 from agentprm.registry import Registry
 
@@ -99,8 +99,9 @@ def plan(
         worlds = home / "world"
         if version is not None:
             link_checkpoints(run, worlds, version)
-        plan_run(
+        play_run(
             home,
+            "services.trainer.plan",
             directory,
             Options(
                 prompt=config.prompt,

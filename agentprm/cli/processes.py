@@ -225,6 +225,17 @@ class Machine:
             reason = health.details.get("refused") or self._processes[name].tail()
             raise ProcessFailed(f"{name} does not serve {version}: {reason}")
 
+    def finish(self, name: str, *, unless: Callable[[], bool] = lambda: False) -> bool:
+        """`watch` until `name` has ended well; False as soon as `unless` holds.
+
+        Raises:
+            ProcessFailed: it failed, or a process dies again and again.
+        """
+        code = self.watch(name, unless=unless)
+        if code:
+            raise ProcessFailed(f"{name} ended with code {code}; its messages say why")
+        return code is not None
+
     def watch(self, name: str, *, unless: Callable[[], bool] = lambda: False) -> int | None:
         """Until `name` exits by itself, restart every other process that dies; its exit code.
 

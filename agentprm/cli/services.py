@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentprm.cli.games import is_environment
+from agentprm.cli.chosen_games import is_environment
 from agentprm.cli.ports import free_port
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.config import Config, PolicyEngine
@@ -38,6 +38,8 @@ class Options:
     policy_device: str | None = None
     prm_device: str | None = None
     """Where those models are, if not on `device`."""
+    prm: bool = True
+    """Whether a PRM is served beside the policy."""
     engine: str = "compiled"
     expert: str = "search"
     workers: int = 2
@@ -62,6 +64,7 @@ class Options:
             device=config.device,
             policy_device=config.policy_device,
             prm_device=config.prm_device,
+            prm=config.has_prm,
             engine=config.engine,
             expert=config.expert,
             workers=config.workers,
@@ -79,7 +82,9 @@ class Options:
 
     def devices(self) -> dict[str, str]:
         """Where fits and embedded models compute, by the names of the settings."""
-        asked = {"device": self.device, "prm_device": self.prm_device}
+        asked: dict[str, str | None] = {"device": self.device}
+        if self.prm:
+            asked["prm_device"] = self.prm_device
         if self.policy_engine is PolicyEngine.EMBEDDED:
             asked["policy_device"] = self.policy_device
         return {setting: device for setting, device in asked.items() if device is not None}
@@ -89,7 +94,8 @@ class Options:
 class Endpoints:
     """Where the services of a machine listen; of a policy with replicas a,b,... each of them.
 
-    Where a chat model plays there are no policy and no PRM: theirs are empty.
+    Where a chat model plays there are no policy and no PRM, and where none is used no PRM: theirs
+    are empty.
     """
 
     env: str
@@ -116,10 +122,10 @@ class Endpoints:
         return ["--env-url", self.env, "--policy-url", self.policy, "--prm-url", self.prm]
 
 
-def start_services(machine: Machine, games: str | None, options: Options) -> Endpoints:
+def start_services(machine: Machine, games: str, options: Options) -> Endpoints:
     """Environment, policies and PRM, up and running, as a run's workers and its trainer need.
 
-    Where a chat model plays, the environment alone.
+    Where no PRM is used there is none; where a chat model plays, there is the environment alone.
 
     Raises:
         ProcessFailed: one of them does not come up, or its GPU is not there.
@@ -129,16 +135,17 @@ def start_services(machine: Machine, games: str | None, options: Options) -> End
         machine.wait_reachable([ENV])
         return Endpoints(env)
     _require_gpus(options)
-    prm = start_model(machine, PRM, free_port(), machine.run, options, [])
+    prm, flags = "", []
+    if options.prm:
+        prm = start_model(machine, PRM, free_port(), machine.run, options, [])
+        flags = ["--prm-url", prm]
     policies = [POLICY, *(f"{POLICY}-{k}" for k in range(2, options.policy_replicas + 1))]
     urls = [
-        start_model(
-            machine, POLICY, free_port(), machine.run, options, ["--prm-url", prm], name=name
-        )
+        start_model(machine, POLICY, free_port(), machine.run, options, flags, name=name)
         for name in policies
     ]
     env = _start_env_of_run(machine, games, options)
-    machine.wait_reachable([ENV, *policies, PRM])
+    machine.wait_reachable([ENV, *policies, *([PRM] if options.prm else [])])
     return Endpoints(env=env, policy=",".join(urls), prm=prm)
 
 
@@ -159,7 +166,7 @@ def _require_gpus(options: Options) -> None:
         raise ProcessFailed(str(error)) from error
 
 
-def _start_env_of_run(machine: Machine, games: str | None, options: Options) -> str:
+def _start_env_of_run(machine: Machine, games: str, options: Options) -> str:
     """One for all the games that the workers of a run play at a time."""
     return start_env(
         machine,
@@ -175,7 +182,7 @@ def _start_env_of_run(machine: Machine, games: str | None, options: Options) -> 
 def start_env(
     machine: Machine,
     port: int,
-    games: str | None,
+    games: str,
     options: Options,
     *,
     capacity: int,
@@ -194,10 +201,10 @@ def start_env(
     """
     flags = ["--engine", options.engine, "--expert", options.expert]
     flags += ["--pool", str(min(capacity, MAX_POOL)), "--max-steps", str(options.max_steps)]
-    if games is not None:
-        own = is_environment(games)
-        flags += ["--environment", games if own else ""]  # "": none, whatever the shell names
-        flags += [] if own else ["--data", games]
+    if is_environment(games):
+        flags += ["--environment", games]
+    else:
+        flags += ["--environment", "", "--data", games]  # "": none, whatever the shell names
     flags += ["--privileged", "true"] if privileged else []
     flags += ["--idle-seconds", str(idle_seconds)] if idle_seconds is not None else []
     return machine.start(ENV, "services.env", *flags, port=port)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import games_of_run
 from agentprm.cli.common import Games, config_of, console, explained, fail
-from agentprm.cli.games import games_of_run
 from agentprm.cli.machine import measure_run, train_run
 from agentprm.config import Config, parse_overrides
 from agentprm.files import write_atomic

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import games_of_run
 from agentprm.cli.common import (
     Games,
     Json,
@@ -20,7 +21,6 @@ from agentprm.cli.common import (
     print_results,
     settings,
 )
-from agentprm.cli.games import games_of_run
 from agentprm.cli.machine import train_connected, train_run
 from agentprm.cli.services import Endpoints
 from agentprm.config import Algorithm

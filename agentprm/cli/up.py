@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from agentprm.cli.chosen_games import played_games
 from agentprm.cli.common import Device, config_of, explained, fail
-from agentprm.cli.games import played_games
 from agentprm.cli.machine import serve_run
 from agentprm.cli.services import SGLANG_COMMAND, Options
 from agentprm.config import PolicyEngine
@@ -71,7 +71,7 @@ def up(
     PRM no Best-of-N.
     """
     if (run is None) == (policy is None and prm is None):
-        fail("give either --run, or --policy and --prm")
+        fail("give --run, or --policy, --prm or both")
     if engine_url and engine is not PolicyEngine.SGLANG:
         fail("--engine-url is for --engine sglang")
     if sglang_command != SGLANG_COMMAND and (engine is not PolicyEngine.SGLANG or engine_url):

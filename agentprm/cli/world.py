@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from agentprm.cli.common import Device, Json, config_of, explained, print_json
-from agentprm.cli.fits import finish, fit_here
+from agentprm.cli.fits import fit_here
 from agentprm.cli.processes import Machine
 from agentprm.cli.services import Options, start_world
-from agentprm.ensembles import read_members
+from agentprm.ensembles import link_checkpoints
 from agentprm.registry import CheckpointError, Registry
 
 Run = Annotated[Path, typer.Option(help="the run whose episodes are read; not while it trains")]
@@ -65,7 +65,7 @@ def evaluate(
             flags += ["--world-url", start_world(machine, home / "checkpoints", options)]
             module = "services.trainer.world.evaluate"
             machine.start("world-eval", module, *flags, in_terminal=True)
-            finish(machine, "world-eval")
+            machine.finish("world-eval")
         rows = orjson.loads(out.read_bytes())
         if as_json:
             print_json(rows)
@@ -83,24 +83,6 @@ def newest_world(run: Path) -> str:
     if not versions:
         raise CheckpointError(f"{run} has no world model: agentprm world fit --run {run}")
     return versions[-1]
-
-
-def link_checkpoints(run: Path, home: Path, *versions: str) -> None:
-    """A registry below `home` with some checkpoints of a run, for services of its own.
-
-    With an ensemble come its members.
-    What they note of what they serve does not disturb those of the run.
-
-    Raises:
-        CheckpointError: the run has not one of them.
-    """
-    theirs, own = Registry(run / "checkpoints"), Registry(home / "checkpoints")
-    members = [member for version in versions for member in read_members(theirs.open(version))]
-    for version in (*versions, *members):
-        source, link = theirs.open(version), own.path(version)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(source.resolve(), target_is_directory=True)
 
 
 def _newest(run: Path) -> int:

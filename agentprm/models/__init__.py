@@ -1,1 +1,1 @@
-"""What serves a language model, policy or PRM: devices, caches, hot swaps, SGLang."""
+"""What serving and fitting models share: devices, tokens, caches; and hot swaps and SGLang."""

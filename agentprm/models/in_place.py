@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import structlog
 
-from agentprm.models.replicas import Replicas, ReplicasError, Weights
+from agentprm.models.replicas import Replicas, ReplicasError
 from agentprm.models.serving import DRAIN_SECONDS, Served, Serving
+from agentprm.models.sglang_weights import Weights
 from agentprm.protocol import Loaded
 from agentprm.registry import Registry
 from agentprm.service import ProblemError

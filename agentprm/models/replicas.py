@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 from prometheus_client import Gauge
 
 from agentprm.models.sglang import Classified, Generate, Generated, SGLangClient, SGLangError
+from agentprm.models.sglang_weights import Weights
 from agentprm.service import ProblemError
 
 SPREAD = 1.25
@@ -30,24 +30,6 @@ log = structlog.get_logger()
 
 A = TypeVar("A", Generated, Classified)
 Q = TypeVar("Q")
-
-
-class Weights(Protocol):
-    """A checkpoint as SGLang servers are told of it."""
-
-    @property
-    def path(self) -> Path:
-        """Its directory, which the servers see under the same name."""
-
-    @property
-    def tag(self) -> str:
-        """What their answers are marked with; other weights have other tags."""
-
-    def compare(self, server: SGLangClient) -> None:
-        """Raise where the server cannot take the weights; it still has others."""
-
-    def try_on(self, server: SGLangClient) -> None:
-        """The canary: raise where the server does not compute what it should."""
 
 
 class ReplicasError(Exception):

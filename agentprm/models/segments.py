@@ -152,10 +152,10 @@ class Segment(ABC):
 
 
 def groups_heads(device: torch.device, mask: torch.Tensor | None) -> bool:
-    """Whether torch takes keys and values that several heads share as they are.
+    """Whether to give torch keys and values that several heads share as they are.
 
-    It does everywhere, but on CUDA with a mask by forming all scores in memory: the kernels that do
-    not take either the one or the other.
+    It takes them everywhere. On CUDA with a mask, though, it then forms all scores in memory: of
+    its kernels that do not form them, some take shared keys and some a mask, and none takes both.
     """
     return mask is None or device.type != "cuda"
 

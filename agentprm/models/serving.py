@@ -37,7 +37,8 @@ MAX_LOADS = 8
 DRAIN_SECONDS = 150.0
 """How long a load waits for requests that use weights replaced before: longer than any may take."""
 COLLECT_SECONDS = 1.0
-"""How long until it looks, and then again, whether nothing but a cycle of references holds them."""
+"""Seconds between two garbage collections while it waits: a cycle of references may be all that
+still holds them."""
 
 SWAPS = Counter("agentprm_checkpoint_swaps_total", "Swaps by result", ["service", "result"])
 LOAD_SECONDS = Histogram(

@@ -85,7 +85,6 @@ class Classified:
     """The score of a sequence by a reward model: the raw logit of its single label, or NaN."""
 
     score: float
-    prompt_tokens: int
     version: str
 
 
@@ -93,7 +92,6 @@ class Classified:
 class ModelInfo:
     """What a server serves. `version` is what it was last told, `default` after a start."""
 
-    path: str
     tokenizer_path: str
     version: str
     is_generation: bool
@@ -154,7 +152,6 @@ class SGLangClient:
         """
         found = self._call("GET", "/model_info")
         return ModelInfo(
-            path=found["model_path"],
             tokenizer_path=found["tokenizer_path"],
             version=found["weight_version"],
             is_generation=found["is_generation"],
@@ -204,7 +201,6 @@ class SGLangClient:
         return [
             Classified(
                 score=_number(answer["embedding"][0]),
-                prompt_tokens=answer["meta_info"]["prompt_tokens"],
                 version=answer["meta_info"]["weight_version"],
             )
             for answer in answers

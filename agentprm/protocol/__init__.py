@@ -63,6 +63,7 @@ from agentprm.protocol._env import (
     StepSession,
     StepSessions,
 )
+from agentprm.protocol._jobs import Job, PreferenceJob, RolloutJob, Start
 from agentprm.protocol._planning import Lookahead, Search
 from agentprm.protocol._policy import (
     ActRequest,
@@ -89,14 +90,10 @@ from agentprm.protocol._records import (
     Considered,
     Episode,
     Group,
-    Job,
     JobResult,
     NextAction,
     Preference,
-    PreferenceJob,
     Provenance,
-    RolloutJob,
-    Start,
     Turn,
     state_of,
 )

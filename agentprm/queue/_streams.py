@@ -75,7 +75,7 @@ class Streams:
         return int(self.call(partial(self.redis.xlen, self.keys[name])))
 
     def rows(self, name: str) -> list[Row]:
-        """All entries of a stream, read by nobody's account."""
+        """All entries of a stream; for no consumer do they count as read."""
         return _rows(self.call(partial(self.redis.xrange, self.keys[name])))
 
     def read(self, stream: str, consumer: str, count: int, timeout: float) -> list[Row]:

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
-
 from agentprm.config import Config, MonitorSettings, read_config
-from agentprm.facts import METADATA
+from agentprm.facts import read_fit
 from agentprm.measurements import Measurement, read_measured
 from agentprm.registry import Registry, number
 from agentprm.runs import read_episodes, read_metrics
@@ -231,5 +229,5 @@ def _step(name: str) -> int:
 
 def _steps(run: Path) -> int:
     """The optimizer steps of the fit of π_1; 0 where it is π_0, for want of preferences."""
-    facts = orjson.loads((run / "checkpoints" / "policy" / "1" / METADATA).read_bytes())
-    return 0 if facts["kind"] == "sft" else int(facts["metrics"]["steps"])
+    fit = read_fit(Registry(run / "checkpoints").path("policy/1"), "kind", "metrics")
+    return 0 if fit["kind"] == "sft" else int(fit["metrics"]["steps"])

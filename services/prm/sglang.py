@@ -17,10 +17,10 @@ from prometheus_client import Counter
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from agentprm.models.backend import require_started_with, tag_of
 from agentprm.models.prefix_cache import PrefixCache
 from agentprm.models.replicas import Replicas
 from agentprm.models.sglang import RESERVED, SGLangClient, SGLangError
+from agentprm.models.sglang_weights import require_started_with, tag_of
 from agentprm.models.surplus_tokens import without_surplus
 from agentprm.prompts import PromptTemplate
 from agentprm.registry import CheckpointError

@@ -23,7 +23,7 @@ class TrainerSettings(LoadSettings):
         description="the policy service; of several replicas a,b,...; empty where a chat model "
         "plays"
     )
-    prm_url: ReplicaURLs = Field(description="the PRM service, likewise")
+    prm_url: ReplicaURLs = Field(description="the PRM service, likewise; empty too where no PRM is")
     max_jobs: int = Field(
         default=QueueSettings().max_jobs,
         ge=1,

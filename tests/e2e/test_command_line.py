@@ -129,6 +129,15 @@ def test_eval_measures_a_checkpoint(run: Path, alfworld_data: Path) -> None:
     assert 1 <= row["actions"] <= 5
 
 
+def test_eval_measures_a_policy_without_a_prm(run: Path, alfworld_data: Path) -> None:
+    command = [sys.executable, "-m", "agentprm.cli", "eval", "--games", str(alfworld_data)]
+    command += ["--policy", str(run / "checkpoints" / "policy" / "1"), "--choice", "majority"]
+    command += ["--best-of", "2", "--count", "2", "--max-steps", "3", "--json"]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=240)
+    [row] = orjson.loads(answer.stdout)
+    assert (row["policy"], row["prm"], row["choice"]) == ("pi_1", None, "majority")
+
+
 def test_up_serves_a_run(run: Path, alfworld_data: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "agentprm.cli", "up", "--run", str(run)]
@@ -222,7 +231,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
             "alfworld-download",
         ),
         (["eval", "--policy", str(tmp_path), "--games", "/nowhere"], "config.json"),
-        (["up"], "give either --run"),
+        (["up"], "give --run, or --policy, --prm or both"),
     ):
         command = [sys.executable, "-m", "agentprm.cli", *flags]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agentprm.cli import games as games_cli
+from agentprm.cli import chosen_games
 from services.env.alfworld import TASK_TYPES
 from services.env.games.provide import LOCK, provide
 from tests.synced import require_synced, synced
@@ -155,9 +155,9 @@ def test_a_run_without_games_gets_generated_ones_once(
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)  # alfworld sets it when it is imported
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(games_cli, "FRACTION", 0.002)
+    monkeypatch.setattr(chosen_games, "FRACTION", 0.002)
     console = Console(stderr=True, soft_wrap=True)
-    made = Path(games_cli.games_to_play(None, console))
+    made = Path(chosen_games.games_to_play(None, console))
     assert made.is_relative_to(tmp_path / "cache" / "agentprm" / "generated")
     splits = [path.relative_to(made).parts[1] for path in made.rglob("game.tw-pddl")]
     assert Counter(splits) == {"train": 6, "valid_seen": 1, "valid_unseen": 1}
@@ -165,13 +165,13 @@ def test_a_run_without_games_gets_generated_ones_once(
     assert list(made.parent.iterdir()) == [made]
 
     before = made.stat().st_mtime_ns
-    assert games_cli.games_to_play(None, console) == str(made)
+    assert chosen_games.games_to_play(None, console) == str(made)
     assert made.stat().st_mtime_ns == before
-    assert games_cli.games_to_play("given", console) == "given"
+    assert chosen_games.games_to_play("given", console) == "given"
 
     downloaded = tmp_path / ".cache" / "alfworld"
     (downloaded / "json_2.1.1").mkdir(parents=True)
-    assert games_cli.games_to_play(None, console) == str(downloaded)
+    assert chosen_games.games_to_play(None, console) == str(downloaded)
 
 
 def test_a_run_goes_on_with_its_games(
@@ -180,23 +180,23 @@ def test_a_run_goes_on_with_its_games(
     console = Console(stderr=True, soft_wrap=True)
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / "elsewhere"))
     one, other, slip = (str(tmp_path / name) for name in ("one", "other", "slip"))
-    assert games_cli.games_of_run(tmp_path / "run", slip, console) == slip
-    assert games_cli.games_of_run(tmp_path / "run", one, console) == one
+    assert chosen_games.games_of_run(tmp_path / "run", slip, console) == slip
+    assert chosen_games.games_of_run(tmp_path / "run", one, console) == one
     (tmp_path / "run" / "records").mkdir()
-    assert games_cli.games_of_run(tmp_path / "run", None, console) == one
+    assert chosen_games.games_of_run(tmp_path / "run", None, console) == one
     assert capfd.readouterr().err == ""
-    assert games_cli.games_of_run(tmp_path / "run", other, console) == other
+    assert chosen_games.games_of_run(tmp_path / "run", other, console) == other
     assert capfd.readouterr().err.splitlines() == [
         f"{tmp_path / 'run'} has played the games of {one}: it goes on with those of {other}"
     ]
-    assert games_cli.games_of_run(tmp_path / "run", None, console) == other
+    assert chosen_games.games_of_run(tmp_path / "run", None, console) == other
     own = "examples.sorting:Sorting"
-    with pytest.raises(games_cli.GamesError, match=r"make a new run, by --run"):
-        games_cli.games_of_run(tmp_path / "run", own, console)
-    assert games_cli.games_of_run(tmp_path / "run", None, console) == other
-    assert games_cli.games_of_run(tmp_path / "own", own, console) == own
+    with pytest.raises(chosen_games.GamesError, match=r"make a new run, by --run"):
+        chosen_games.games_of_run(tmp_path / "run", own, console)
+    assert chosen_games.games_of_run(tmp_path / "run", None, console) == other
+    assert chosen_games.games_of_run(tmp_path / "own", own, console) == own
     (tmp_path / "own" / "records").mkdir()
-    assert games_cli.games_of_run(tmp_path / "own", None, console) == own
+    assert chosen_games.games_of_run(tmp_path / "own", None, console) == own
 
 
 def test_games_that_are_there_stay_alone_and_a_draft_that_was_killed_is_no_game(
@@ -236,6 +236,6 @@ def test_no_room_for_generated_games_is_told(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(games_cli.GamesError, match="no games could be generated"):
-        games_cli.games_to_play(None, Console(stderr=True))
+    with pytest.raises(chosen_games.GamesError, match="no games could be generated"):
+        chosen_games.games_to_play(None, Console(stderr=True))
     assert "cannot write games" in capfd.readouterr().err

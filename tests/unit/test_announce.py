@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from agentprm.cli.machine import QUEUE_NAME, _announced, _queue_name, train_connected, train_run
+from agentprm.cli.announce import QUEUE_NAME, announced, queue_name
+from agentprm.cli.machine import train_connected, train_run
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import Endpoints
 from agentprm.config import load_config
@@ -24,7 +25,7 @@ from services.trainer.exclusive import exclusive
 
 def announce(run: Path, url: str) -> str:
     run.mkdir(exist_ok=True)
-    with _announced(run, url) as queue, closing(CurrentRun(url)) as current:
+    with announced(run, url) as queue, closing(CurrentRun(url)) as current:
         assert current.read() == queue.run
         return queue.run
 
@@ -79,7 +80,7 @@ def test_a_second_run_does_not_get_a_name_that_is_in_use(
     first.mkdir()
     second.mkdir()
     with RedisServer(tmp_path / "redis") as server:
-        with _announced(first, server.url):
+        with announced(first, server.url):
             time.sleep(1.5)  # longer than the lease, which is renewed
             with pytest.raises(QueueError, match=QUEUE_NAME):
                 announce(second, server.url)
@@ -87,13 +88,13 @@ def test_a_second_run_does_not_get_a_name_that_is_in_use(
         announce(second, server.url)  # `first` has ended
 
         with closing(redis.Redis.from_url(server.url)) as client:  # what one that is killed leaves
-            client.set("agentprm:fixed:lease", _queue_name(first), px=60_000)
+            client.set("agentprm:fixed:lease", queue_name(first), px=60_000)
         with pytest.raises(QueueError, match=QUEUE_NAME):
             announce(second, server.url)
         announce(first, server.url)
 
 
-def test_a_worker_goes_on_with_its_run_until_another_is_announced(tmp_path: Path) -> None:
+def test_a_worker_goes_on_with_its_run_until_another_isannounced(tmp_path: Path) -> None:
     """Also where Redis came back without its data, and with it without the announcement."""
     settings = RolloutSettings(env_url="http://env", policy_url="http://policy")
     with RedisServer(tmp_path / "redis") as server, closing(CurrentRun(server.url)) as current:
@@ -172,7 +173,7 @@ def test_no_flag_of_a_process_holds_the_password_of_redis(
         if connected:
             train_connected(run, endpoints, quiet=True)
         else:
-            train_run(run, load_config("smoke"), None, quiet=True)
+            train_run(run, load_config("smoke"), "games", quiet=True)
     assert {given for _, given in spawned} == {url}
     assert len(spawned) >= (1 if connected else 3)
     assert not any("secret" in flag for argv, _ in spawned for flag in argv)

@@ -314,7 +314,7 @@ def damaged_canary(path: Path) -> None:
         (fewer_layers, "holds weights for which its config.json has no place: model.layers.1"),
         (more_layers, "lacks the weights model.layers.2"),
         (not_a_number, "not finite"),
-        (damaged_canary, "is not a canary"),
+        (damaged_canary, r"canary\.json is damaged"),
     ],
 )
 @pytest.mark.parametrize(("name", "attempt"), [("policy", try_policy), ("prm", try_prm)])

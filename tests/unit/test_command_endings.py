@@ -6,21 +6,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 from pydantic import ValidationError
+from pydantic_settings import CliApp
 from typer.testing import CliRunner
 
 from agentprm.cli import app
 from agentprm.cli.common import digest_of, explained
 from agentprm.cli.processes import Machine
 from agentprm.cli.services import Options
-from agentprm.config import Evaluation
 from agentprm.files import write_atomic
 from agentprm.prompts import load_prompt
 from services.prm.settings import PRMServiceSettings
+from services.trainer.evaluate import EvaluateSettings
 from services.trainer.exclusive import exclusive
 from tests.finished_run import finished_run
 from tests.small_disk import small_disk
@@ -204,12 +204,16 @@ def test_games_are_not_given_to_an_environment_that_has_its_own(
 
 
 def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    played: list[dict[str, Any]] = []
+    played: list[tuple[Options, EvaluateSettings]] = []
 
-    def watched(run: Path, plan: Evaluation, games: str, **how: Any) -> None:
-        played.append({**how, "best_of": plan.best_of, "split": plan.split})
+    def watched(
+        run: Path, module: str, games: str, options: Options, flags: list[str], **_: object
+    ) -> None:
+        urls = ["--env-url", "http://env", "--policy-url", "", "--prm-url", ""]
+        given = ["--run", str(run), "--redis-url", "redis://r", *urls, *flags]
+        played.append((options, CliApp.run(EvaluateSettings, given)))
 
-    monkeypatch.setattr("agentprm.cli.evaluate.evaluate_run", watched)
+    monkeypatch.setattr("agentprm.cli.evaluate.play_run", watched)
     policy, preset = tmp_path / "policy", tmp_path / "mine.toml"
     policy.mkdir()
     (policy / "config.json").write_text('{"model_type": "llama"}')
@@ -223,9 +227,10 @@ def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.Monke
     for flags in ([], other):
         done = CliRunner().invoke(app, [*command, *flags])
         assert done.exit_code == 0, done.output
-    asked = [(p["max_steps"], p["best_of"], p["split"], p["options"].prompt) for p in played]
+    asked = [(e.max_steps, e.plan.best_of, e.plan.split, o.prompt) for o, e in played]
     assert asked == [(5, 4, "train", "state"), (7, 2, "valid_seen", "chat")]
-    assert played[0]["names"] == ("policy", None)
+    assert (played[0][1].policy_name, played[0][1].prm_name) == ("policy", None)
+    assert not any(options.prm for options, _ in played), "none was given"
 
 
 def test_a_report_without_what_draws_it_says_what_to_install(

@@ -63,7 +63,7 @@ def test_a_run_asks_for_all_its_gpus_before_anything_is_started(
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     options = Options.of(load_config("llama-3b", overrides=more))
     with Machine(tmp_path) as machine, pytest.raises(ProcessFailed, match=why):
-        start_services(machine, None, options)
+        start_services(machine, "games", options)
     assert not (tmp_path / "processes.json").exists()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agentprm.facts import METADATA, read_facts, require_template
+from agentprm.facts import METADATA, read_facts, read_fit, require_template
 from agentprm.prompts import load_prompt
 from agentprm.protocol import PRMFacts
 from agentprm.registry import CheckpointError
@@ -32,3 +32,14 @@ def test_damaged_facts_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / METADATA).write_text(content)
     with pytest.raises(CheckpointError, match=r"agentprm\.json is damaged"):
         read_facts(tmp_path)
+
+
+def test_what_a_fit_has_to_say_is_there_or_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no agentprm\.json"):
+        read_fit(tmp_path)
+    for content in ("{", "[]", "{}", '{"kind": "sft"}'):
+        (tmp_path / METADATA).write_text(content)
+        with pytest.raises(CheckpointError, match=r"agentprm\.json is damaged"):
+            read_fit(tmp_path, "kind", "metrics")
+    (tmp_path / METADATA).write_text('{"kind": "sft", "metrics": {}, "more": 1}')
+    assert read_fit(tmp_path, "kind", "metrics") == {"kind": "sft", "metrics": {}, "more": 1}

@@ -141,6 +141,21 @@ def test_a_trainer_that_is_killed_again_and_again_is_given_up(
             machine.watch("trainer")
 
 
+def test_a_command_ends_with_what_it_waits_for(tmp_path: Path) -> None:
+    with Machine(tmp_path) as machine:
+        machine.start("well", "platform", in_terminal=True, quiet=True)
+        assert machine.finish("well")
+        machine.start("ill", "no.such.module", in_terminal=True, quiet=True)
+        with pytest.raises(ProcessFailed, match="ill ended with code 1; its messages say why"):
+            machine.finish("ill")
+
+
+def test_a_service_is_left_where_something_else_has_come_up(tmp_path: Path) -> None:
+    with Machine(tmp_path) as machine:
+        machine.start_command("sleep", ["sleep", "60"], port=free_port())
+        assert not machine.finish("sleep", unless=lambda: True)
+
+
 def test_a_redis_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
     """As one does whose disk is full: it cannot write its file."""
     starts = []

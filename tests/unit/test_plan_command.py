@@ -74,10 +74,12 @@ def test_the_true_game_is_forked_by_the_engine_that_has_room_for_it(
     """A copy of a TextWorld session is one more process, and there are as many as games."""
     played: list[Options] = []
 
-    def watched(home: Path, games: str, options: Options, *_: object, **__: object) -> None:
+    def watched(
+        home: Path, module: str, games: str, options: Options, *_: object, **__: object
+    ) -> None:
         played.append(options)
 
-    monkeypatch.setattr(sys.modules["agentprm.cli.plan"], "plan_run", watched)
+    monkeypatch.setattr(sys.modules["agentprm.cli.plan"], "play_run", watched)
     config = load_config("smoke").model_copy(update={"engine": "textworld"})
     (run / "config.json").write_text(config.model_dump_json())
     asked = ["plan", "--run", str(run), "--prm", "prm/0", "--games", str(run)]

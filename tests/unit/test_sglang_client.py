@@ -11,9 +11,9 @@ import pytest
 from transformers import AutoConfig
 from transformers.models.llama import LlamaConfig
 
-from agentprm.models.backend import require_started_with
 from agentprm.models.replicas import _shares
 from agentprm.models.sglang import Generate, SGLangClient, SGLangError
+from agentprm.models.sglang_weights import require_started_with
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response]) -> SGLangClient:

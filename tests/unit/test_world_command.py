@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agentprm.cli.main import app
-from agentprm.cli.world import link_checkpoints, newest_world
-from agentprm.ensembles import write_ensemble
+from agentprm.cli.world import newest_world
+from agentprm.ensembles import link_checkpoints, write_ensemble
 from agentprm.facts import METADATA
 from agentprm.registry import CheckpointError, NoCheckpointError, Registry
 from tests.finished_run import finished_run

@@ -16,10 +16,10 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from agentprm.encoding import eos_tokens
-from agentprm.models.backend import require_started_with, tag_of
 from agentprm.models.prefix_cache import common_length
 from agentprm.models.replicas import Replicas
 from agentprm.models.sglang import RESERVED, Generate, Generated, SGLangClient
+from agentprm.models.sglang_weights import require_started_with, tag_of
 from agentprm.models.surplus_tokens import without_surplus
 from agentprm.protocol import Message
 from agentprm.service import ProblemError

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-import orjson
 from rich.table import Table
 
-from agentprm.facts import METADATA
+from agentprm.facts import read_fit
 from agentprm.registry import Registry
 from services.trainer.chats.samples import ChatSamples
 from services.trainer.training.calibration import Scored, calibration
@@ -37,8 +36,8 @@ def learned(registry: Registry, versions: Sequence[str], data: ChatSamples) -> T
     constant = calibration(Scored([mean] * len(targets), targets, outcomes))
     table.add_row(f"{mean:.3f} of every turn", *_cells(constant))
     for version in versions:
-        facts = orjson.loads((registry.path(version) / METADATA).read_bytes())
-        measured = {name: facts["metrics"].get(f"val_{name}") for name in _MEASURES}
+        fit = read_fit(registry.path(version), "metrics")
+        measured = {name: fit["metrics"].get(f"val_{name}") for name in _MEASURES}
         table.add_row(version, *_cells(measured))
     table.add_row("Q̂ itself", *_cells(calibration(Scored(targets, targets, outcomes))))
     return table

@@ -18,11 +18,9 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-import orjson
-
 from agentprm.config import MonitorSettings
 from agentprm.ensembles import read_members
-from agentprm.facts import METADATA
+from agentprm.facts import read_fit
 from agentprm.protocol import ActRequest, Choice, Sampling, ScoreRequest, State
 from agentprm.registry import Registry
 from services.trainer.monitor.reference import Reference
@@ -114,7 +112,7 @@ def held_out_games(registry: Registry, prm: str) -> set[str]:
 
     Raises:
         NoGames: there is none.
-        CheckpointError: as `read_members`.
+        CheckpointError: as `read_members` and `read_fit`.
     """
     games = set.intersection(*_games_of_members(registry, prm, "validation_games"))
     if not games:
@@ -126,15 +124,14 @@ def fitted_games(registry: Registry, prm: str) -> set[str]:
     """The games that a PRM was fitted on; of an ensemble, those of any member.
 
     Raises:
-        CheckpointError: as `read_members`.
+        CheckpointError: as `read_members` and `read_fit`.
     """
     return set.union(*_games_of_members(registry, prm, "training_games"))
 
 
 def _games_of_members(registry: Registry, prm: str, side: str) -> list[set[str]]:
     versions = read_members(registry.path(prm)) or [prm]
-    facts = [orjson.loads((registry.path(v) / METADATA).read_bytes()) for v in versions]
-    return [set(fact[side]) for fact in facts]
+    return [set(read_fit(registry.path(version), side)[side]) for version in versions]
 
 
 def _mean(values: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]) -> float:

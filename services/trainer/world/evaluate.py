@@ -17,7 +17,7 @@ import structlog
 from pydantic import Field
 
 from agentprm.client import PolicyClient
-from agentprm.facts import METADATA
+from agentprm.facts import read_fit
 from agentprm.files import write_atomic
 from agentprm.protocol import Episode, Split
 from agentprm.registry import Registry
@@ -92,7 +92,7 @@ def measure(
 
 def _rows(settings: WorldEvaluateSettings, model: WorldModel, progress: Progress) -> Iterator[Row]:
     checkpoint = Registry(settings.run / "checkpoints").path(settings.world)
-    trained = set(orjson.loads((checkpoint / METADATA).read_bytes())["training_games"])
+    trained = set(read_fit(checkpoint, "training_games")["training_games"])
     episodes = held_out(Records(settings.run / "records"), trained)
     for split in Split:
         played = [episode for episode in episodes if episode.game.split is split]
