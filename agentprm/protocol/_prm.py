@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from agentprm.protocol._base import (
     MAX_BATCH,
     MAX_CANDIDATES,
+    MAX_COMMANDS,
     MAX_MESSAGES,
     MAX_STEPS,
+    Command,
     Many,
     Probability,
     Record,
@@ -41,11 +43,25 @@ class Choice(Request):
     actions: Many[Asked] = Field(min_length=1, max_length=MAX_CANDIDATES)
 
 
+Possible = Annotated[tuple[Command, ...], Field(max_length=MAX_COMMANDS, fail_fast=True)]
+
+
 class Transcript(Request):
-    """A whole episode; every turn is scored in one forward pass."""
+    """A whole episode; every turn is scored in one forward pass.
+
+    `admissible` has the commands that were possible in each step, for prompts that list them; none
+    where they are not known.
+    """
 
     task: Text
     steps: Many[Step] = Field(min_length=1, max_length=MAX_STEPS)
+    admissible: Many[Possible] = Field(default=[], max_length=MAX_STEPS)
+
+    @model_validator(mode="after")
+    def _one_list_a_step(self) -> Transcript:
+        if self.admissible and len(self.admissible) != len(self.steps):
+            raise ValueError("give a list of `admissible` for each of `steps`, or none")
+        return self
 
 
 class Continuations(Request):

@@ -103,7 +103,8 @@ class Episode(Record):
     def transcript(self) -> Transcript:
         """The episode as the PRM takes it."""
         steps = [Step(observation=u.observation, action=u.action) for u in self.turns]
-        return Transcript(task=self.game.task, steps=steps)
+        admissible = [u.admissible for u in self.turns]
+        return Transcript(task=self.game.task, steps=steps, admissible=admissible)
 
 
 def state_of(task: str, past: Sequence[Turn], now: Turn | Session) -> State:

@@ -222,5 +222,10 @@ def _visits(transcript: Transcript) -> Iterator[tuple[State, Action]]:
     """s_t and a_t of every turn."""
     steps = tuple(transcript.steps)
     for t, step in enumerate(steps):
-        state = State(task=transcript.task, history=steps[:t], observation=step.observation)
+        state = State(
+            task=transcript.task,
+            history=steps[:t],
+            observation=step.observation,
+            admissible=transcript.admissible[t] if transcript.admissible else (),
+        )
         yield state, step.action

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentprm.protocol import ActResponse, ActResult, Group, Preference, PreferenceJob
+from agentprm.protocol import ActResponse, ActResult, Candidate, Group, Preference, PreferenceJob
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def groups(job: PreferenceJob, found: Sequence[Scored | None]) -> list[Group]:
 
 def _best_against_worst(job: PreferenceJob, i: int, scored: Scored) -> Preference | None:
     """The pair that state i gives, if its scores tell its candidates apart, or the tie."""
-    candidates = scored.result.candidates
+    candidates = _in_the_format(scored.result)
     judged = [(c.q, c.action) for c in candidates if c.q is not None]
-    if len(judged) < len(candidates):
+    if len(judged) < len(candidates) or not judged:
         return None
     best_q, best = max(judged, key=lambda pair: pair[0])
     worst_q, worst = min(judged, key=lambda pair: pair[0])
@@ -63,16 +63,28 @@ def _best_against_worst(job: PreferenceJob, i: int, scored: Scored) -> Preferenc
 
 def _group(job: PreferenceJob, i: int, scored: Scored) -> Group | None:
     """All candidates of state i, if all were scored."""
-    if any(candidate.q is None for candidate in scored.result.candidates):
+    candidates = _in_the_format(scored.result)
+    q = [candidate.q for candidate in candidates if candidate.q is not None]
+    if len(q) < len(candidates) or not q:
         return None
+    best = scored.result.best
     return Group(
         id=f"{job.id}/{i}",
         job_id=job.id,
         attempt=job.attempt,
         state=job.states[i],
-        candidates=tuple(scored.result.candidates),
-        chosen=scored.result.chosen,
+        candidates=tuple(candidates),
+        chosen=candidates.index(best) if best in candidates else q.index(max(q)),
         policy_version=scored.answer.policy_version,
         prm_version=job.prm_version,
         template_hash=scored.answer.template_hash,
     )
+
+
+def _in_the_format(result: ActResult) -> list[Candidate]:
+    """The candidates whose text is what a fit would make of their action.
+
+    Only free decoding draws others. A fit renders an action anew, so of them it would be of a text
+    that the policy did not write.
+    """
+    return [candidate for candidate in result.candidates if candidate.well_formed]

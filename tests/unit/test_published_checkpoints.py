@@ -208,10 +208,10 @@ def test_the_prm_gives_what_transformers_gives(
     request = ScoreRequest(
         choices=[Choice(state=STATE, actions=ACTIONS)],
         pairs=[Pair(state=STATE, action=action) for action in ACTIONS],
-        transcripts=[Transcript(task=STATE.task, steps=STEPS)],
+        transcripts=[
+            Transcript(task=STATE.task, steps=STEPS, admissible=[("look",), STATE.admissible])
+        ],
     )
-    if kind == "authors":  # an episode tells no candidates, which this template shows
-        request = request.model_copy(update={"transcripts": []})
     plan = scorer.plan(request)
     scores = scorer.score(plan.rows)
     expected = []
@@ -223,9 +223,8 @@ def test_the_prm_gives_what_transformers_gives(
     assert abs(expected[0] - expected[1]) > 0.01
     for places in (plan.choices[0], plan.pairs):
         assert [scores[row][k] for row, k in places] == pytest.approx(expected, abs=1e-5)
-    if kind == "chat":
-        row, k = plan.transcripts[0][1]
-        assert scores[row][k] == pytest.approx(expected[0], abs=1e-5)
+    row, k = plan.transcripts[0][1]
+    assert scores[row][k] == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_a_prm_of_others_is_served_and_its_card_says_nothing(
