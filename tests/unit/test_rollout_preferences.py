@@ -42,8 +42,10 @@ def test_the_best_is_set_against_the_worst_and_a_group_has_all() -> None:
 
 def test_a_candidate_without_a_score_is_worth_nothing_and_takes_its_state_along() -> None:
     found = [scored(candidate("look", 0.4), candidate("take", None))]
-    assert preferences(JOB, found) == groups(JOB, found) == []
-    assert preferences(JOB, [None]) == groups(JOB, [None]) == []
+    assert not preferences(JOB, found)
+    assert not groups(JOB, found)
+    assert not preferences(JOB, [None])
+    assert not groups(JOB, [None])
 
 
 def test_what_is_not_in_the_format_is_trained_on_by_nobody() -> None:
@@ -55,4 +57,5 @@ def test_what_is_not_in_the_format_is_trained_on_by_nobody() -> None:
     [group] = groups(JOB, found)
     assert [each.action.command for each in group.candidates] == ["look", "take"]
     assert group.best.action.command == "take"
-    assert preferences(JOB, [scored(*babble)]) == groups(JOB, [scored(*babble)]) == []
+    assert not preferences(JOB, [scored(*babble)])
+    assert not groups(JOB, [scored(*babble)])
