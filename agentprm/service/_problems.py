@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import Counter
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from agentprm import request_id
@@ -122,10 +122,17 @@ def add_handlers(app: FastAPI, service: str) -> None:
 
 def _methods(app: FastAPI, scope: Scope) -> set[str]:
     """The methods of all routes with the path of the one that is met first."""
-    routes = [(getattr(route, "path", None), route) for route in app.routes]
+    routes = [(getattr(route, "path", None), route) for route in _flat(app.routes)]
     met = next((path for path, route in routes if route.matches(scope)[0] is not Match.NONE), None)
     same = [route for path, route in routes if path == met]
     return {method for route in same for method in getattr(route, "methods", None) or ()}
+
+
+def _flat(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """The routes, with those of the routers among them in their place."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        yield from [route] if router is None else _flat(router.routes)
 
 
 def _answer(scope: Scope, error: ProblemError, *, served: bool = True) -> Response:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import structlog
 import uvicorn
-from fastapi import FastAPI, Response, WebSocket
+from fastapi import APIRouter, FastAPI, Response, WebSocket
 from pydantic import BaseModel
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -60,6 +60,13 @@ def app() -> FastAPI:
 
     @app.post("/items")
     async def items(item: Item) -> str:
+        return item.name
+
+    router = APIRouter()
+    app.include_router(router)
+
+    @router.post("/routed")
+    async def routed(item: Item) -> str:
         return item.name
 
     @app.get("/sleep")
@@ -190,10 +197,11 @@ def test_a_bug_is_a_problem_that_tells_nothing(server: str) -> None:
     there = "this is the test service; it has no {}; /docs lists what it has"
     nowhere = problem(httpx.get(f"{server}/nowhere"), 404, "Not Found")
     assert nowhere["detail"] == there.format("GET /nowhere")
-    wrong = httpx.delete(f"{server}/items")
-    found = problem(wrong, 405, "Method Not Allowed")
-    assert found["detail"] == there.format("DELETE /items")
-    assert wrong.headers["allow"] == "POST"
+    for path in ("/items", "/routed"):
+        wrong = httpx.delete(f"{server}{path}")
+        found = problem(wrong, 405, "Method Not Allowed")
+        assert found["detail"] == there.format(f"DELETE {path}")
+        assert wrong.headers["allow"] == "POST"
 
 
 # --- limits --------------------------------------------------------------------------------------
