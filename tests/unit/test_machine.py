@@ -106,7 +106,7 @@ def test_of_the_log_only_what_this_start_wrote_is_told(tmp_path: Path) -> None:
 def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the process writes on goes to where it is read, and the last of before is kept."""
     monkeypatch.setattr("agentprm.cli.log_file._LARGEST", 2_000)
-    code = "import itertools\nfor i in itertools.count(): print(f'line {i:09}', flush=True)"
+    code = "import itertools, os\nfor i in itertools.count(): os.write(1, b'line %09d\\n' % i)"
     log, before = tmp_path / "logs" / "prm.log", tmp_path / "logs" / "prm.1.log"
     with Machine(tmp_path) as machine:
         machine.start_command("prm", [sys.executable, "-c", code], port=free_port())
