@@ -1,4 +1,4 @@
-"""`services.trainer.fits.process` under FSDP on a CPU.
+"""`tests.fits_in_a_row` under FSDP on a CPU.
 
 accelerate shards only what runs on an accelerator, and takes DDP for processes on CPUs, silently.
 Torch itself shards on CPUs as well: here accelerate is told that these processes are not on CPUs.
@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from services.trainer.fits.process import main
+from tests.fits_in_a_row import main
 
 
 def _sharding(*_: Any, **__: Any) -> tuple[str, DistributedType]:
@@ -31,12 +31,14 @@ def _require_sharded(module: torch.nn.Module, _: Any) -> None:
         assert isinstance(module, FSDPModule), "a layer that is gathered with all others"
 
 
+def _require_sharded_fit() -> None:
+    assert GradientState().plugin_kwargs["sync_each_batch"]
+    assert Accelerator().is_fsdp2
+
+
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = _sharding
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     register_module_forward_pre_hook(_require_sharded)
-    code = main()
-    assert GradientState().plugin_kwargs["sync_each_batch"]
-    assert Accelerator().is_fsdp2
-    sys.exit(code)
+    sys.exit(main(_require_sharded_fit))

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from agentprm.cli import chosen_games
 from services.env.alfworld import TASK_TYPES
+from services.env.games.__main__ import app
 from services.env.games.provide import LOCK, provide
 from tests.synced import require_synced, synced
 
@@ -121,7 +123,6 @@ def test_check_compares_the_engines(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["list", "--games", "{tmp}/nowhere"], "there is no directory"),
         (["list", "--games", "{tmp}"], "`agentprm games generate`"),
         (["list", "--games", "{games}", "--split", "valid_seen"], "no games of valid_seen"),
         (["list", "--games", "{games}", "--task-type", "dance"], "look_at_obj_in_light"),
@@ -134,13 +135,24 @@ def test_mistakes_are_told_in_one_line(
     flags: list[str], told: str, directory: Path, tmp_path: Path
 ) -> None:
     (directory / "file").touch()
-    done = games(*(flag.format(tmp=tmp_path, games=directory) for flag in flags))
+    given = [flag.format(tmp=tmp_path, games=directory) for flag in flags]
+    ended = CliRunner().invoke(app, given)
+    assert (ended.exit_code, ended.exception.__class__) == (2, SystemExit)
+    require_error(ended.stdout, ended.stderr, told)
+
+
+def test_a_mistake_ends_the_command_with_its_line(tmp_path: Path) -> None:
+    done = games("list", "--games", str(tmp_path / "nowhere"))
     assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+    require_error(done.stdout, done.stderr, "there is no directory")
+    assert "Traceback" not in done.stderr
+
+
+def require_error(stdout: str, stderr: str, told: str) -> None:
+    last = stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert told in last
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    assert stdout == ""
 
 
 def test_help_tells_the_options() -> None:

@@ -149,12 +149,3 @@ def test_an_interrupted_fit_of_two_processes_begins_anew_and_finished_members_st
     assert not list(registry.root.glob("prm/.draft-*"))
     assert {"prm/0.1", "prm/0.2"} <= set(done.stdout.split())
     assert done.stderr.count("few steps teach little") == 1  # of the member that was fitted now
-
-
-def test_a_model_that_is_not_there_ends_the_fit_with_a_message(log: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "agentprm.cli", "prm", "fit", str(log)]
-    command += ["--run", str(tmp_path / "run"), "--model", "./no/such/model", "--preset", "smoke"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "there is no directory ./no/such/model" in done.stderr
-    assert "Traceback" not in done.stderr

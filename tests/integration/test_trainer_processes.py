@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,8 @@ from tests.processes import service
 from tests.unit.trainer_episodes import create_small, episode, group
 
 Kind = Literal["sft", "prm", "inverse-prm", "policy"]
+Curve = list[dict[str, float]]
+"""What a fit measured, line by line."""
 
 # Rows of different lengths, and steps of one, two and three batches: some batches have to be cut.
 COMMON = {"precision": "fp32", "learning_rate": 3e-3, "log_every": 1}
@@ -67,6 +69,18 @@ RELATIVE = CONFIG.prm.model_copy(
     | {"accumulation": 1}
 )
 """Batches of three pairs, which two processes share."""
+FITS: dict[str, tuple[Kind, Config]] = {
+    "sft": ("sft", CONFIG),
+    "prm": ("prm", CONFIG),
+    "relative-prm": ("prm", CONFIG.model_copy(update={"prm": RELATIVE})),
+    "inverse-prm": ("inverse-prm", CONFIG),
+    "grpo": ("policy", CONFIG.model_copy(update={"update": PolicyUpdate.GRPO})),
+    "too-long": ("policy", CONFIG.model_copy(update={"dpo": DPOSettings(max_tokens=16)})),
+}
+"""What two processes do as one does. GRPO hands out no weights, so no policy service is there."""
+SHARDED = ("sft", "prm")
+"""Those of `FITS` that are done with sharded weights as well: InversePRM's fit knows no more of
+shards than a PRM's, and GRPO's no more than DPO's."""
 EPISODES = [
     episode(["look", "go to fridge 1", "inventory"][: 1 + k % 3] * (1 + k % 2), rewards, game, k)
     for k, game in enumerate("abcdefgh")
@@ -109,26 +123,33 @@ class Run:
             records, prompt = Records(run / "records"), load_prompt("chat")
             Fits(run, config, records, prompt, metrics.log, quiet, services).perform(job)
 
-    def fit_sharded(self, job: FitJob) -> None:
-        """By two processes under FSDP, on the CPU."""
-        launcher = Launcher(self.settings, 2, "fsdp")
-        launcher.argv[launcher.argv.index("services.trainer.fits.process")] = "tests.fsdp_on_cpu"
-        launcher.perform(job)
-
-    def curves(self) -> list[dict[str, float]]:
-        """The measurements of the fits since the last call, line by line."""
+    def curves(self) -> Curve:
+        """The measurements of the fits since the last call."""
         file = self.settings.run / "metrics.jsonl"
         lines = [orjson.loads(line) for line in file.read_bytes().splitlines()]
         file.write_bytes(b"")
         return [line for line in lines if "loss" in line]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    """A run with demonstrations, rollouts and a queue."""
-    (tmp_path / "run").mkdir()
-    directory = tmp_path / "run"
-    (directory / "config.json").write_text(CONFIG.model_dump_json())
+def perform(
+    fits: Sequence[tuple[Run, FitJob]],
+    accelerate: str,
+    module: str = "tests.fits_in_a_row",
+) -> None:
+    """Have the fits of these runs done by two processes, which are started once."""
+    for run, job in fits:
+        (run.settings.run / "fit.json").write_text(job.model_dump_json())
+    run, job = fits[0]
+    launcher = Launcher(run.settings, 2, accelerate)
+    place = launcher.argv.index("services.trainer.fits.process")
+    launcher.argv[place:] = [module, *(str(run.settings.run) for run, _ in fits)]
+    launcher.perform(job)
+
+
+def begin(directory: Path, config: Config, redis_url: str, base: Path) -> Run:
+    """A run with demonstrations and rollouts."""
+    directory.mkdir()
+    (directory / "config.json").write_text(config.model_dump_json())
     records = Records(directory / "records")
     for stage in ("demonstrations", "pi_0-rollouts"):
         episodes = EPISODES if stage != "demonstrations" else [e for e in EPISODES if e.won] * 3
@@ -137,22 +158,60 @@ def run(tmp_path: Path) -> Iterator[Run]:
     records.append(
         JobResult(job_id="pi_0-next-actions-0000", worker="t", seconds=0, next_actions=NEXT)
     )
+    nobody = "http://127.0.0.1:9"
+    settings = TrainerSettings(
+        run=directory, redis_url=redis_url, env_url=nobody, policy_url=nobody, prm_url=nobody
+    )
+    return Run(settings, base)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """A run with a queue."""
+    with RedisServer(tmp_path / "redis") as redis:
+        yield begin(tmp_path / "run", CONFIG, redis.url, create_small(tmp_path))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A run whose fit two processes have done, under each of `curves`."""
+
+    run: Run
+    curves: dict[str, Curve]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Shared]]:
+    """A run for each of `FITS`; two processes are started for all of them, and two that shard."""
+    home = tmp_path_factory.mktemp("fits")
+    base = create_small(home)
     with ExitStack() as stack:
-        redis = stack.enter_context(RedisServer(tmp_path / "redis"))
-        nobody = "http://127.0.0.1:9"
-        settings = TrainerSettings(
-            run=directory, redis_url=redis.url, env_url=nobody, policy_url=nobody, prm_url=nobody
-        )
-        yield Run(settings, create_small(tmp_path))
+        redis = stack.enter_context(RedisServer(home / "redis"))
+        shared: dict[str, Shared] = {}
+        for name, (kind, config) in FITS.items():
+            run = begin(home / name, config, redis.url, base)
+            if kind == "policy":
+                stack.enter_context(preferring(run))
+            shared[name] = Shared(run, {})
+        for accelerate, names, module in (
+            ("ddp", tuple(FITS), "tests.fits_in_a_row"),
+            ("fsdp", SHARDED, "tests.fsdp_on_cpu"),
+        ):
+            runs = {name: shared[name].run for name in names}
+            jobs = [(run, run.job(FITS[name][0], accelerate)) for name, run in runs.items()]
+            perform(jobs, accelerate, module)
+            for name, run in runs.items():
+                shared[name].curves[accelerate] = run.curves()
+        yield shared
 
 
 @contextmanager
 def preferring(run: Run) -> Iterator[None]:
     """A worker that answers by preferences."""
-    stopped = threading.Event()
+    settings, stopped = run.settings, threading.Event()
 
     def work() -> None:
-        with Queue(run.settings.redis_url, "run", name="test", stopped=stopped) as queue:
+        with Queue(settings.redis_url, settings.run.name, name="test", stopped=stopped) as queue:
             while not stopped.is_set():
                 if (entry := queue.take(timeout=0.2)) is not None:
                     assert isinstance(entry.record, PreferenceJob)
@@ -196,9 +255,8 @@ def groups(job: PreferenceJob) -> JobResult:
     return JobResult(job_id=job.id, worker="test", seconds=0, groups=found)
 
 
-def require_same(run: Run, one: Path, two: Path, curve: list[dict[str, float]]) -> None:
+def require_same(run: Run, one: Path, two: Path, curve: Curve, shared: Curve) -> None:
     """In float32 losses agree to 1e-4, gradient norms, weights and canaries to 1e-3."""
-    shared = run.curves()
     assert [line["step"] for line in curve] == [line["step"] for line in shared]
     assert len(curve) >= 5
     losses = [line["loss"] for line in curve]
@@ -222,27 +280,22 @@ def require_same(run: Run, one: Path, two: Path, curve: list[dict[str, float]]) 
     assert [token.id for token in mine.greedy] == [token.id for token in theirs.greedy]
 
 
-@pytest.mark.parametrize(
-    ("kind", "config"),
-    [
-        ("sft", CONFIG),
-        ("prm", CONFIG),
-        ("prm", CONFIG.model_copy(update={"prm": RELATIVE})),
-        ("inverse-prm", CONFIG),
-    ],
-)
-def test_two_processes_fit_as_one_does(run: Run, kind: Kind, config: Config) -> None:
-    """Under DDP, and with sharded weights, of which InversePRM's fit knows no more than a PRM's."""
-    (run.settings.run / "config.json").write_text(config.model_dump_json())
-    one, two = run.job(kind, "one"), run.job(kind, "two")
+@pytest.mark.parametrize("name", [name for name in FITS if name != "too-long"])
+def test_two_processes_fit_as_one_does(fitted: dict[str, Shared], name: str) -> None:
+    """Under DDP, and with sharded weights."""
+    run, (kind, config) = fitted[name].run, FITS[name]
+    one = run.job(kind, "one")
     run.fit_here(one, config)
     curve = run.curves()
-    Launcher(run.settings, 2, "ddp").perform(two)
-    require_same(run, one.out, two.out, curve)
-    if config is CONFIG and kind != "inverse-prm":
-        sharded = run.job(kind, "sharded")
-        run.fit_sharded(sharded)
-        require_same(run, one.out, sharded.out, curve)
+    for accelerate, shared in fitted[name].curves.items():
+        require_same(run, one.out, run.settings.run / accelerate, curve, shared)
+
+
+def test_without_preferences_the_policy_stays_as_it_is(fitted: dict[str, Shared]) -> None:
+    """None is short enough; both processes go on."""
+    run = fitted["too-long"].run
+    weights = [d / "model.safetensors" for d in (run.base, run.settings.run / "ddp")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_two_processes_prefer_as_one_does_and_their_weights_are_served(
@@ -259,39 +312,15 @@ def test_two_processes_prefer_as_one_does_and_their_weights_are_served(
         printed = capfd.readouterr().err
         assert "epoch_iterator" not in printed
         assert "deprecated" not in printed
-        require_same(run, one.out, two.out, curve)
+        require_same(run, one.out, two.out, curve, run.curves())
         again = serving.job("policy", "again")
-        serving.fit_sharded(again)
-        require_same(run, one.out, again.out, curve)
-
-
-def test_two_processes_follow_the_gradient_as_one_does(run: Run) -> None:
-    """GRPO; no weights are handed out, so no policy service is there. Shards are as for DPO."""
-    config = CONFIG.model_copy(update={"update": PolicyUpdate.GRPO})
-    (run.settings.run / "config.json").write_text(config.model_dump_json())
-    one, two = run.job("policy", "one"), run.job("policy", "two")
-    with preferring(run):
-        run.fit_here(one, config)
-        curve = run.curves()
-        Launcher(run.settings, 2, "ddp").perform(two)
-    require_same(run, one.out, two.out, curve)
-
-
-def test_without_preferences_the_policy_stays_as_it_is(run: Run) -> None:
-    """None is short enough; both processes end."""
-    config = CONFIG.model_copy(update={"dpo": DPOSettings(max_tokens=16)})
-    (run.settings.run / "config.json").write_text(config.model_dump_json())
-    job = run.job("policy", "same")
-    with preferring(run):
-        Launcher(run.settings, 2, "ddp").perform(job)
-    weights = [d / "model.safetensors" for d in (run.base, job.out)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+        perform([(serving, again)], "fsdp", "tests.fsdp_on_cpu")
+        require_same(run, one.out, again.out, curve, run.curves())
 
 
 def test_a_fit_that_fails_says_so(run: Run) -> None:
-    job = run.job("sft", "none").model_copy(update={"base": run.settings.run / "missing"})
     with pytest.raises(FitFailed, match="ended with code 1"):
-        Launcher(run.settings, 2, "ddp").perform(job)
+        perform([(run, run.job("sft", "none"))], "ddp", "tests.no_such_module")
     with pytest.raises(FitFailed, match="no accelerate settings 'dpp'"):
         Launcher(run.settings, 2, "dpp")
 

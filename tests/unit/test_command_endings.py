@@ -78,6 +78,24 @@ def test_a_run_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
         assert f"there is no run directory {tmp_path / name}" in ended.output
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["train", "--preset", "nonsense", "--run", "{tmp}/new"], "no preset 'nonsense'"),
+        (["train", "--resume", "{tmp}/none"], "not the directory of a run"),
+        (["eval", "--policy", "{tmp}", "--games", "/nowhere"], "config.json"),
+        (["up"], "give --run, or"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_started(
+    tmp_path: Path, flags: list[str], told: str
+) -> None:
+    ended = CliRunner().invoke(app, [flag.format(tmp=tmp_path) for flag in flags])
+    assert (ended.exit_code in (1, 2), ended.exception.__class__) == (True, SystemExit)
+    assert told in " ".join(ended.output.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_is_served_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished_run(tmp_path, overrides={"max_steps": 7, "prompt": "state"})
     served: list[Options] = []

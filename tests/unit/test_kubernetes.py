@@ -319,7 +319,8 @@ def test_every_address_is_a_service_of_that_port(overlay: str) -> None:
 def test_every_replica_that_takes_checkpoints_is_named(
     overlay: str, variable: str, workload: str
 ) -> None:
-    if workload not in pods(overlay):
+    if (overlay, workload) == ("base", "sglang"):
+        assert workload not in pods(overlay)
         return
     replicas = of_kind(overlay, "StatefulSet")[workload]["spec"]["replicas"]
     teller = containers(overlay)["policy" if workload == "sglang" else "trainer"]

@@ -191,8 +191,8 @@ def test_a_monitor_needs_held_out_games() -> None:
         type(load_config("smoke")).model_validate(config)
 
 
-def won(count: int, of: int = 20) -> tuple[bool, ...]:
-    return tuple(k < count for k in range(of))
+def won(count: int) -> tuple[bool, ...]:
+    return tuple(k < count for k in range(20))
 
 
 @pytest.mark.parametrize(

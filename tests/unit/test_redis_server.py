@@ -20,9 +20,9 @@ from agentprm.queue import Queue, QueueError, QueueSettings
 from agentprm.redis_server import RedisServer, RedisServerError
 
 
-def gone(pid: int, timeout: float = 10.0) -> bool:
+def gone(pid: int) -> bool:
     """Whether the process ends in time. One that nobody has waited for counts as ended."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -13,6 +13,7 @@ from agentprm.config import load_config
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ChatMessage, Conversation, Message, ScoreRequest
 from services.prm.scorer import Scorer
+from services.trainer.chats.fit import main
 from services.trainer.chats.samples import chat_row, chat_samples, chat_targets, split_chats
 from services.trainer.training.fitting import load_tokenizer
 from tests.models import tiny_causal_lm
@@ -126,3 +127,17 @@ def test_a_task_is_on_one_side(tmp_path: Path) -> None:
     assert 1 <= len(validation) <= 10
     with pytest.raises(ChatsError, match="raise prm"):
         split_chats(base, [long], config)
+
+
+def test_a_model_that_is_not_there_ends_the_fit_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config("smoke", overrides={"model": "./no/such/model"})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    log = tmp_path / "chats.jsonl"
+    log.write_text('{"messages": [{"role": "assistant", "content": "look"}], "reward": 1}\n')
+    monkeypatch.setattr("sys.argv", ["fit", "--run", str(tmp_path), "--chats", str(log)])
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert "there is no directory ./no/such/model" in said
+    assert "Traceback" not in said
