@@ -26,13 +26,15 @@ from agentprm.protocol import (
 from agentprm.registry import Registry
 from agentprm.results import summarise, write_results
 
+GAMES = 12
+"""That an evaluation plays."""
 TASKS = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep")
 SEEN = (
     "You arrive at cabinet 1. On the cabinet 1, you see a mug 1, and a <script>alert(1)</script>."
 )
 
 
-def finished_run(run: Path, *, games: int = 12, overrides: dict[str, Any] | None = None) -> Config:
+def finished_run(run: Path, *, overrides: dict[str, Any] | None = None) -> Config:
     """Fill `run` as a run of one iteration does; its settings."""
     config = load_config("smoke", overrides={"iterations": 1, **(overrides or {})})
     run.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ def finished_run(run: Path, *, games: int = 12, overrides: dict[str, Any] | None
     for (policy, prm), won in wins.items():
         stage = f"eval-{policy}" if prm is None else f"eval-{policy}-{prm}"
         episodes = [
-            _episode(stage, k, won=k >= games - won, steered=bool(prm)) for k in range(games)
+            _episode(stage, k, won=k >= GAMES - won, steered=bool(prm)) for k in range(GAMES)
         ]
         record(run, stage, episodes)
         rows.append(summarise(episodes, policy=policy, prm=prm, max_steps=30, seed=0))

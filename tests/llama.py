@@ -114,7 +114,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def publish(directory: Path, *, prm: bool, seed: int = 0) -> Path:
+def publish(directory: Path, *, prm: bool) -> Path:
     """Write a policy, or a PRM without any of our files, to `directory`."""
     tokenizer = llama_tokenizer()
     config = LlamaConfig(
@@ -133,7 +133,7 @@ def publish(directory: Path, *, prm: bool, seed: int = 0) -> Path:
         eos_token_id=[1, 4],
         pad_token_id=None,
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     kind = AutoModelForSequenceClassification if prm else AutoModelForCausalLM
     kind.from_config(config).save_pretrained(directory)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # as trainers do; the model lacks it

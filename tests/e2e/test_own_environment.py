@@ -81,10 +81,11 @@ def test_the_model_has_learned_its_words(run: Path) -> None:
 
 
 def test_its_checkpoints_are_measured_and_planned_with(run: Path) -> None:
-    policy, prm = run / "checkpoints" / "policy" / "1", run / "checkpoints" / "prm" / "0"
-    common = ["--count", "4", "--json"]
-    chosen = ["--policy", policy, "--prm", prm, "--best-of", "4", "--games", SORTING]
+    """By self-consistency, which takes no PRM, and by the PRM."""
+    policy, common = run / "checkpoints" / "policy" / "1", ["--count", "4", "--json"]
+    chosen = ["--policy", policy, "--choice", "majority", "--best-of", "4", "--games", SORTING]
     [row] = orjson.loads(agentprm("eval", *chosen, "--max-steps", "5", *common))
     assert (row["games"], row["best_of"]) == (4, 4)
+    assert (row["choice"], row["prm"]) == ("majority", None)
     [row] = orjson.loads(agentprm("plan", "--run", run, "--model", "true", *common))
     assert (row["games"], row["max_steps"]) == (4, 5)  # as in the run

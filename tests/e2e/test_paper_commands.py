@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from agentprm.facts import METADATA
-from agentprm.protocol import ChoiceRule, JobResult
+from agentprm.protocol import JobResult
 from agentprm.runs import read_episodes, read_metrics
 
 pytestmark = [pytest.mark.games, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -123,14 +123,6 @@ def test_a_world_model_is_fitted_measured_and_planned_in(
     plan += ["--games", str(alfworld_data), "--count", "1", "--max-steps", "2", "--json"]
     (row,) = orjson.loads(agentprm(*plan))
     assert (row["games"], row["actions"]) == (1, 2.0)
-
-
-def test_self_consistency_plays(run: Path, alfworld_data: Path) -> None:
-    policy = str(run / "checkpoints" / "policy" / "0")
-    command = ["eval", "--policy", policy, "--choice", "majority", "--best-of", "4"]
-    command += ["--games", str(alfworld_data), "--count", "2", "--max-steps", "3", "--json"]
-    (row,) = orjson.loads(agentprm(*command))
-    assert (row["choice"], row["best_of"], row["prm"]) == (ChoiceRule.MAJORITY, 4, None)
 
 
 def test_a_policy_from_elsewhere_shapes_the_targets(shaped: Path) -> None:

@@ -1,7 +1,6 @@
 """The compiled engine beside TextWorld, which is the judge: every character, every command."""
 
 import json
-import os
 import random
 from pathlib import Path
 
@@ -17,14 +16,6 @@ from tests.tiny_games import GOALS, Generation, tiny_game
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     return Reference()
-
-
-def real_games() -> Path:
-    """Where real games are, if anywhere."""
-    for place in (os.environ.get("ALFWORLD_DATA"), "~/.cache/agentprm/alfworld"):
-        if place and sample(found := Path(place).expanduser(), None, 1, seed=0):
-            return found
-    pytest.skip("no ALFWorld games: neither $ALFWORLD_DATA nor ~/.cache/agentprm/alfworld")
 
 
 GENERATIONS: tuple[Generation, ...] = ("older", "current", "patched")
@@ -78,8 +69,8 @@ def test_task_sentences_are_read_as_textworld_reads_them(
 
 
 @pytest.mark.games
-def test_a_sample_of_real_games() -> None:
-    report = check(sample(real_games(), None, 4, seed=11), steps=18, seed=11)
+def test_a_sample_of_real_games(alfworld_data: Path) -> None:
+    report = check(sample(alfworld_data, None, 4, seed=11), steps=18, seed=11)
     assert report.first_mismatch is None
     assert (report.games, report.steps, report.won) == (4, 72, 4)
     assert report.step_speedup > 1

@@ -123,7 +123,6 @@ def test_a_body_that_is_wrong_everywhere_is_refused_at_once(
     finally:
         done.set()
         thread.join()
-    print(seconds, max(waits), (_peak(pid) - before) >> 20)
     assert answer.status_code in (400, 422), answer.text[:200]
     assert seconds < SECONDS
     assert max(waits) < SECONDS

@@ -126,14 +126,13 @@ def games(env: EnvServer) -> list[str]:
     return [game.id for game in env.client.games(Split.TRAIN).games[::1000][:3]]
 
 
-def job(games: list[str], plan: Lookahead | None, best_of: int = 1) -> RolloutJob:
+def job(games: list[str], plan: Lookahead) -> RolloutJob:
     return RolloutJob(
         id="plan-0000",
         games=games,
         seed=5,
         policy_version=POLICY,
         prm_version=PRM,
-        best_of=best_of,
         lookahead=plan,
         max_steps=6,
     )

@@ -327,7 +327,7 @@ def test_a_refused_checkpoint_leaves_both_replicas_on_the_old_one(url: str) -> N
 
 
 def test_a_replica_that_is_down_fails_the_swap_and_comes_back_on_what_serves(
-    url: str, registry: Registry, servers: list[SGLangServer]
+    url: str, servers: list[SGLangServer]
 ) -> None:
     with PolicyClient(url) as policy:
         policy.load("policy/1")

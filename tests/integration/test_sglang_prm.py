@@ -142,7 +142,7 @@ def test_scores_equal_plain_transformers_before_and_after_swaps(
 
 
 def test_beginnings_are_read_once_and_lengths_are_those_of_the_server(
-    registry: Registry, servers: list[str], tmp_path: Path
+    registry: Registry, servers: list[str]
 ) -> None:
     replicas = Replicas(servers[:1])
     scorer = SGLangScorer(registry.path("prm/0"), PROMPT, replicas)

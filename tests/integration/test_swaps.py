@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import psutil
@@ -209,7 +208,7 @@ def test_requests_that_come_while_the_service_is_stalled_are_answered(
 
 
 def test_a_hundred_swaps_of_the_policy_while_the_prm_beneath_it_is_swapped(
-    registry: Registry, prm: tuple[int, str], tmp_path: Path
+    registry: Registry, prm: tuple[int, str]
 ) -> None:
     prm_pid, prm_url = prm
     flags = ["--registry", registry.root, "--device", "cpu", "--prm-url", prm_url]

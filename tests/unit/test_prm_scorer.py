@@ -296,9 +296,7 @@ def stored_bytes(cache: PrefixCache[Entry]) -> int:
     )
 
 
-def test_after_a_fault_nothing_of_it_is_kept(
-    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_fault_nothing_of_it_is_kept(checkpoints: Path) -> None:
     path, prompt = checkpoints / "llama", load_prompt("chat")
     scorer = Scorer(path, prompt, device="cpu")
     state, action = list(in_turns(episode(4)))[3]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -127,24 +126,12 @@ def test_its_shape_is_a_setting(tmp_path: Path) -> None:
         load_config("smoke", overrides={"scratch.width": 30})
 
 
-def games() -> list[Path]:
-    roots = [Path.home() / ".cache/agentprm/alfworld"]
-    if "ALFWORLD_DATA" in os.environ:
-        roots.insert(0, Path(os.environ["ALFWORLD_DATA"]))
-    for root in roots:
-        found = sorted(root.glob("json_2.1.1/valid_seen/*/*/game.tw-pddl"))
-        if found:
-            return found[:: len(found) // 2][:2]
-    return []
-
-
 @pytest.mark.games
-def test_real_games_come_back() -> None:
-    if not games():
-        pytest.skip("no ALFWorld games: run alfworld-download or set ALFWORLD_DATA")
+def test_real_games_come_back(alfworld_data: Path) -> None:
+    games = sorted(alfworld_data.glob("json_2.1.1/valid_seen/*/*/game.tw-pddl"))
     textworld = pytest.importorskip("textworld")
     env = pytest.importorskip("alfworld.agents.environment.alfred_tw_env")
-    for game in games():
+    for game in games[:: len(games) // 2][:2]:
         infos = textworld.EnvInfos(admissible_commands=True, feedback=True)
         session = textworld.start(str(game), infos, wrappers=[env.AlfredDemangler])
         now = session.reset()
