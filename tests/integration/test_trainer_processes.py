@@ -68,7 +68,7 @@ CONFIG = Config.model_validate(
 )
 RELATIVE = CONFIG.prm.model_copy(
     update={"objective": "relative", "epochs": 4, "batch_tokens": 160, "learning_rate": 1e-2}
-    | {"accumulation": 1}
+    | {"accumulation": 1, "log_every": 1}
 )
 """Batches of three pairs, which two processes share."""
 FITS: dict[str, tuple[Kind, Config]] = {
