@@ -8,7 +8,7 @@ chance of winning: no calibration is measured, but how often the order is right.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -81,9 +81,10 @@ def fit_relative_prm(
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
-    held_out_games = {episodes[i].game.id for i in sides[1]}
     encoded = partial(_encoded, tokenizer, prompt, episodes, max_tokens=settings.max_tokens)
-    training, validating = _apart(found.pairs, episodes, held_out_games)
+    aside = set(sides[1])
+    training = [pair for pair in found.pairs if pair.episode not in aside]
+    validating = [pair for pair in found.pairs if pair.episode in aside]
     held_out = encoded(validating)
     passes = [
         [row for _, row in encoded(training, share=settings.renumbered, seed=each)]
@@ -137,18 +138,6 @@ def ranking_measures(differences: Tensor) -> dict[str, float]:
         "accuracy": right.mean().item(),
         "loss": -F.logsigmoid(differences).mean().item(),
     }
-
-
-def _apart(
-    pairs: Sequence[Pair], episodes: Sequence[Episode], held_out: Collection[str]
-) -> tuple[list[Pair], list[Pair]]:
-    """The pairs that train, and those of the games that are held out."""
-    training: list[Pair] = []
-    validating: list[Pair] = []
-    for pair in pairs:
-        side = validating if episodes[pair.episode].game.id in held_out else training
-        side.append(pair)
-    return training, validating
 
 
 def _ranking(
