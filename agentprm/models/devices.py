@@ -42,7 +42,7 @@ def require_gpus(asked: Mapping[str, str]) -> None:
     if not lacking:
         return
     shown = f"cuda:0 to cuda:{gpus - 1}" if gpus > 1 else "only cuda:0" if gpus else "no GPU"
-    there = "cuda:0" if gpus else "cpu"
+    there = f"cuda:{gpus - 1}" if gpus else "cpu"
     raise DeviceError(
         f"this machine shows {shown}, which is not enough for "
         + " and ".join(f"{setting} = {asked[setting]!r}" for setting in lacking)

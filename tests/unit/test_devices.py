@@ -52,7 +52,7 @@ def test_services_may_be_elsewhere_than_fits() -> None:
     [
         (0, {}, "shows no GPU.*for device = 'cuda:0' and prm_device.*--set device=cpu --set prm_"),
         (1, {}, "shows only cuda:0.*for prm_device = 'cuda:2' and policy_device = 'cuda:1': "),
-        (2, {}, "shows cuda:0 to cuda:1.*prm_device = 'cuda:2': .*--set prm_device=cuda:0;"),
+        (2, {}, "shows cuda:0 to cuda:1.*prm_device = 'cuda:2': .*--set prm_device=cuda:1;"),
         (9, {"prm_device": "gpu"}, "prm_device = 'gpu' is no device"),
     ],
 )

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
 
 from agentprm.config import DPOSettings
 from agentprm.prompts import load_prompt
@@ -193,6 +195,26 @@ def test_it_ends_with_the_preferences(tmp_path: Path) -> None:
     assert metrics["steps"] == 3  # of 4, 4 and 2
     assert metrics["preferences"] == 10
     assert (out / "model.safetensors").is_file()
+
+
+def test_checkpointing_hooks_the_embeddings_once_however_many_steps_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL turns it off and on in every step."""
+    small = create_small(tmp_path)
+    hooks: list[int] = []
+    theirs = DPOTrainer.compute_loss
+
+    def counting(trainer: DPOTrainer, *inputs: Any) -> Any:
+        loss = theirs(trainer, *inputs)
+        hooks.append(len(trainer.model.get_input_embeddings()._forward_hooks))
+        return loss
+
+    monkeypatch.setattr(DPOTrainer, "compute_loss", counting)
+    settings = DPOSettings(max_steps=4, batch_pairs=2, checkpointing=True)
+    fit_dpo(small, small, preferences(last=8), tmp_path / "out", settings, PROMPT, seed=0)
+    assert len(hooks) == 4
+    assert len(set(hooks)) == 1
 
 
 def test_without_a_preference_that_fits_there_is_nothing_to_train_on(

@@ -127,6 +127,9 @@ class _OnlineDPO(OnlineTrainer, DPOTrainer):
         Its loss of preferences is such a mean too, but every batch has the same number of them.
         """
         self._count(inputs)
+        # TRL turns checkpointing off and on around the reference's pass, and each time the model's
+        # embeddings get another hook, which only adapters have need of.
+        self.model.disable_input_require_grads()
         passed: list[Any] = []
         handle = model.register_forward_hook(lambda _model, _inputs, given: passed.append(given))
         try:
