@@ -15,6 +15,9 @@ from agentprm.protocol import Episode, JobResult
 LOCK = "trainer.lock"
 """The file in a run directory that is locked by who works on the run; it says who that is."""
 
+QUEUE_NAME_FILE = "queue-name"
+"""The file in a run directory with its name in Redis, and the inode of the directory."""
+
 STAGE_SECONDS = "stage_seconds"
 """The name of a stage's duration in `metrics.jsonl`."""
 

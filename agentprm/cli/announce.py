@@ -10,10 +10,12 @@ from pathlib import Path
 
 from agentprm.files import write_atomic
 from agentprm.queue import CurrentRun, Queue
+from agentprm.runs import QUEUE_NAME_FILE
 
 QUEUE_NAME = "AGENTPRM_QUEUE_NAME"
-"""Names the run in Redis, for what has to know its streams before it starts, such as an
-autoscaler. Unset, every run has a name of its own."""
+"""Names the runs of these services in Redis, one after the other; an autoscaler has to know it."""
+_SHARED = "train"
+"""Their name where none is given: services and workers are of one run at a time."""
 
 
 @contextmanager
@@ -23,14 +25,14 @@ def announced(run: Path, redis_url: str) -> Iterator[Queue]:
     Services serve the checkpoints of `current`, a link beside the run directory; workers follow the
     run that is announced in Redis.
 
-    The name is what `QUEUE_NAME` says, else the run's own. No other run gets it meanwhile, except
-    where this process sleeps for longer than a lease; see `Queue.lost`.
+    No other run gets the name meanwhile, except where this process sleeps for longer than a lease;
+    see `Queue.lost`.
 
     Raises:
         QueueError: another run has the name, or Redis does not answer.
     """
     own = queue_name(run)
-    name = os.environ.get(QUEUE_NAME) or own
+    name = os.environ.get(QUEUE_NAME) or _SHARED
     with Queue(redis_url, name) as queue:
         queue.adopt(own)
         _make_current(run)
@@ -40,11 +42,13 @@ def announced(run: Path, redis_url: str) -> Iterator[Queue]:
 
 
 def queue_name(run: Path) -> str:
-    """The run's name in Redis. It is the run's own, also where many share one Redis."""
-    file = run / "queue-name"
-    if not file.exists():
-        write_atomic(file, f"{run.resolve().name}-{uuid.uuid4().hex[:8]}".encode())
-    return file.read_text()
+    """The run's own name in Redis, also where many share one Redis. A copy of a run has another."""
+    file, place = run / QUEUE_NAME_FILE, str(run.stat().st_ino)
+    name, _, named_at = file.read_text().partition(" ") if file.exists() else ("", "", "")
+    if not name or named_at not in ("", place):
+        name = f"{run.resolve().name}-{uuid.uuid4().hex[:8]}"
+        write_atomic(file, f"{name} {place}".encode())
+    return name
 
 
 def _make_current(run: Path) -> None:

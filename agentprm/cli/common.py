@@ -29,7 +29,7 @@ from agentprm.protocol import MAX_STEPS, Sampling, Split
 from agentprm.redis_server import RedisServerError
 from agentprm.registry import CheckpointError, Registry, number
 from agentprm.results import read_results
-from agentprm.runs import is_begun
+from agentprm.runs import QUEUE_NAME_FILE, is_begun
 from agentprm.studies import StudyError
 from agentprm.validation import all_errors
 
@@ -138,6 +138,8 @@ def new_or_same(run: Path, config: Config, go_on: str) -> None:
     """
     if not is_begun(run):
         run.mkdir(parents=True, exist_ok=True)
+        # Under another name it finds none of the jobs that were queued by the settings of before.
+        (run / QUEUE_NAME_FILE).unlink(missing_ok=True)
         write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
         return
     there = dotted(config_of(run).model_dump(mode="json", exclude={"overrides"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from contextlib import closing
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from agentprm.cli.announce import QUEUE_NAME, announced, queue_name
+from agentprm.cli.common import new_or_same
 from agentprm.cli.machine import train_connected, train_run
 from agentprm.cli.processes import Machine, ProcessFailed
 from agentprm.cli.services import Endpoints
@@ -30,14 +32,40 @@ def announce(run: Path, url: str) -> str:
         return queue.run
 
 
-def test_every_run_has_a_name_of_its_own_and_keeps_it(
+def test_every_run_has_a_name_of_its_own_and_keeps_it(tmp_path: Path) -> None:
+    """A copy of it is another: of two under one name each would take the other's results."""
+    run, other, copy = tmp_path / "tiny", tmp_path / "other", tmp_path / "copy"
+    run.mkdir()
+    other.mkdir()
+    name = queue_name(run)
+    assert name == queue_name(run) != queue_name(other)
+    shutil.copytree(run, copy)
+    assert queue_name(copy) != name
+    assert queue_name(run.rename(tmp_path / "moved")) == name
+
+
+def test_services_that_run_already_are_of_one_run_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of two, the workers of one would play with the other's weights."""
     monkeypatch.delenv(QUEUE_NAME, raising=False)
     with RedisServer(tmp_path / "redis") as server:
         first = announce(tmp_path / "tiny", server.url)
-        assert announce(tmp_path / "other", server.url) != first
-        assert announce(tmp_path / "tiny", server.url) == first
+        with announced(tmp_path / "tiny", server.url):
+            with pytest.raises(QueueError, match=QUEUE_NAME):
+                announce(tmp_path / "other", server.url)
+            assert (tmp_path / "current").resolve() == tmp_path / "tiny"
+        assert announce(tmp_path / "other", server.url) == first
+
+
+def test_settings_are_changed_before_anything_was_recorded_with_their_queue(
+    tmp_path: Path,
+) -> None:
+    """Jobs that were queued by those of before are not among those of the new ones."""
+    new_or_same(tmp_path, load_config("smoke", seed=0), "go on")
+    before = queue_name(tmp_path)
+    new_or_same(tmp_path, load_config("smoke", seed=7), "go on")
+    assert queue_name(tmp_path) != before
 
 
 def test_a_run_that_is_given_as_the_current_one_stays_it(tmp_path: Path) -> None:
