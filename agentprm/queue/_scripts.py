@@ -29,10 +29,11 @@ return lost
 FINISH = """
 -- KEYS: jobs, results   ARGV: group, entry, bound, job id, attempt, data
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 'gone' end
+-- The job goes first: a Redis whose memory is full refuses a script what it begins with.
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 'full' end
-redis.call('XADD', KEYS[2], '*', 'job', ARGV[4], 'attempt', ARGV[5], 'data', ARGV[6])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[2], '*', 'job', ARGV[4], 'attempt', ARGV[5], 'data', ARGV[6])
 return 'finished'
 """
 
@@ -63,13 +64,13 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 
 BURY = """
 -- KEYS: jobs or results, dead, ids   ARGV: group, consumer, entry, bound, job id, reason, data
--- Only while this consumer holds the entry. First comes what a full Redis refuses.
+-- Only while this consumer holds the entry, which goes first, as in FINISH.
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
 if #held == 0 then return 0 end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
-           'job', ARGV[5], 'reason', ARGV[6], 'data', ARGV[7])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 redis.call('SREM', KEYS[3], ARGV[5])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
+           'job', ARGV[5], 'reason', ARGV[6], 'data', ARGV[7])
 return 1
 """

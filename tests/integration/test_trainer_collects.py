@@ -58,12 +58,15 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def worker(url: str, play: Callable[[Job], JobResult | None]) -> Iterator[None]:
+def worker(
+    url: str,
+    play: Callable[[Job], JobResult | None],
+    settings: QueueSettings = QueueSettings(max_deliveries=1),  # noqa: B008
+) -> Iterator[None]:
     """Answers jobs until the block ends; None fails the job."""
     stopped = threading.Event()
 
     def work() -> None:
-        settings = QueueSettings(max_deliveries=1)
         with Queue(url, "run", name="test", settings=settings, stopped=stopped) as queue:
             while not stopped.is_set():
                 entry = queue.take(timeout=1.0)
@@ -109,12 +112,13 @@ def source(
     kind: type[OnlineSource[Any]] = PreferenceSource,
     *,
     states_per_job: int = 2,
+    ahead: int = 1,
     anchors: float = 0.0,
 ) -> OnlineSource[Any]:
     plan = Preferences(
         pairs=8,
         states_per_job=states_per_job,
-        ahead=1,
+        ahead=ahead,
         max_age=max_age,
         margin=margin,
         anchors=anchors,
@@ -168,6 +172,23 @@ def test_workers_play_while_the_trainer_trains(redis_url: str, tmp_path: Path) -
             while len(asked) < min(begun + 1, 4) and time.monotonic() < patience:
                 time.sleep(0.02)
             assert len(asked) == min(begun + 1, 4)
+
+
+def test_more_jobs_ahead_than_the_streams_hold_do_not_stop_it(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """A worker cannot give its result while there are others, which the trainer alone takes."""
+
+    def play(job: Job) -> JobResult:
+        assert isinstance(job, PreferenceJob)
+        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+    small = QueueSettings(max_jobs=1, max_preferences=1, patience=20)
+    with Queue(redis_url, "run", settings=small) as queue, worker(redis_url, play, small):
+        records = Records(tmp_path / "records")
+        preferences = source(queue, records, "a", max_age=9, states_per_job=1, ahead=8)
+        assert len(list(preferences)) == 8
 
 
 def test_the_time_of_training_is_no_silence_of_the_workers(

@@ -420,21 +420,23 @@ def test_every_job_counts_once_however_workers_and_trainers_die(
 
 
 def test_calls_outlast_a_full_redis(server: RedisServer, connect: Open) -> None:
-    queue = connect()
-    queue.publish(job("a"))
-    entry = take(queue)
+    """What is finished makes room; what is asked for waits until there is."""
+    queue = connect(settings=QueueSettings(max_deliveries=1))
+    for name in ("a", "b"):
+        queue.publish(job(name))
+    done, failed = take(queue), take(queue)
     with redis.Redis.from_url(server.url, protocol=2) as admin:
         admin.config_set("maxmemory", 1)
         try:
             with ThreadPoolExecutor() as pool:
-                calls = [
-                    pool.submit(queue.finish, entry, result("a")),
-                    pool.submit(queue.publish, job("b")),
-                ]
+                call = pool.submit(queue.publish, job("c"))
+                assert queue.finish(done, result("a"))
+                queue.fail(failed, "it cannot be played")
+                assert [dead.job_id for dead in queue.dead()] == ["b"]
                 time.sleep(1.0)
-                assert not any(call.done() for call in calls)
+                assert not call.done()
                 admin.config_set("maxmemory", 0)
-                assert [call.result() for call in calls] == [True, True]
+                assert call.result()
         finally:
             admin.config_set("maxmemory", 0)
     assert [e.record.job_id for e in queue.results("episodes", 5, 1.0)] == ["a"]

@@ -16,7 +16,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from agentprm.config import Preferences
 from agentprm.protocol import Episode, Group, JobResult, Preference, PreferenceJob, State
-from agentprm.queue import Queue
+from agentprm.queue import Offer, Queue
 from services.trainer.rollouts.inbox import Inbox
 from services.trainer.rollouts.records import job_id
 from services.trainer.seeds import derive
@@ -168,9 +168,10 @@ class OnlineSource(ABC, Generic[S]):
 
     def _refill(self) -> None:
         while self._waiting and len(self._out) < self._plan.ahead and not self._stopped:
-            job = self._waiting.pop()
-            self._queue.publish(job)
-            self._out[job.id] = job
+            job = self._waiting[-1]
+            if self._queue.offer(job) is Offer.FULL:
+                return
+            self._out[job.id] = self._waiting.pop()
 
     def _fresh(self, result: JobResult) -> Iterator[S]:
         if self._out.pop(result.job_id, None) is None:

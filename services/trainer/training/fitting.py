@@ -40,8 +40,8 @@ LogMetrics = Callable[[Metrics], None]
 ReportStep = Callable[[int, int], None]
 """Takes the optimizer steps done and the steps in all."""
 
-_PATIENCE = datetime.timedelta(hours=1)
-"""How long a process waits for another one, which may be waiting for preferences to come."""
+_PATIENCE = datetime.timedelta(hours=8)
+"""How long a process waits for another one, which may itself wait six hours for preferences."""
 
 
 def ignore(*_: object) -> None:
