@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentprm.config import Config, changed, read_config
-from agentprm.files import write_atomic
+from agentprm.files import sync_tree, write_atomic
 from agentprm.registry import Registry
 from agentprm.runs import DEMONSTRATIONS, STAGE
 
@@ -81,6 +81,7 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
     for version in (v for kind in ("policy", "prm", "online") for v in theirs.versions(kind)):
         if _checkpoint_place(version) < limit and not ours.exists(version):
             ours.share(version, theirs)
+    sync_tree(run / "records")
     write_atomic(run / "config.json", config.model_dump_json(indent=2).encode())
 
 

@@ -8,6 +8,7 @@ from agentprm.files import DamagedFile
 from agentprm.protocol import Episode, JobResult
 from services.trainer.metrics import MetricsWriter
 from services.trainer.rollouts import demonstrations
+from services.trainer.rollouts import records as records_module
 from services.trainer.rollouts.records import Records, job_id, stage_of
 from tests.unit.trainer_episodes import episode
 
@@ -45,6 +46,19 @@ def test_what_two_trainers_recorded_twice_counts_once(tmp_path: Path) -> None:
     assert len(again.episodes("demos")) == 2
     assert runs.read_episodes(tmp_path, "demos") == again.episodes("demos")
     assert len(demonstrations.read_episodes(records / "demos.jsonl")) == 2
+
+
+def test_what_is_counted_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a new file too, and a line that a killed process had not synced yet."""
+    synced: list[str] = []
+    monkeypatch.setattr(records_module, "sync", lambda path: synced.append(path.name))
+    records = Records(tmp_path / "records")
+    assert synced == [tmp_path.name]
+    records.append(result("demos-0000"))
+    records.append(result("demos-0001"))
+    assert synced[1:] == ["records"]
+    Records(tmp_path / "records")
+    assert synced[2:] == [tmp_path.name, "demos.jsonl"]
 
 
 def test_a_torn_last_line_is_dropped_and_its_job_missing(tmp_path: Path) -> None:

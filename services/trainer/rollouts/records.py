@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import structlog
 
-from agentprm.files import drop_torn_line, read_lines
+from agentprm.files import drop_torn_line, read_lines, sync
 from agentprm.protocol import Episode, JobResult
 from agentprm.runs import MEND_RECORDS, read_results_of_jobs, rollouts_stage
 
@@ -39,9 +39,11 @@ class Records:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        sync(directory.parent)
         self._known: dict[str, set[str]] = {}
         for path in directory.glob("*.jsonl"):
             drop_torn_line(path)  # its result was not acknowledged
+            sync(path)  # the last one, whole, may be in memory alone
             jobs = read_lines(path, lambda line: str(orjson.loads(line)["job_id"]), MEND_RECORDS)
             self._known[path.stem] = set(jobs)
 
@@ -56,12 +58,16 @@ class Records:
         if result.job_id in known:
             log.info("duplicate result passed over", job=result.job_id, worker=result.worker)
             return False
-        with self._path(stage).open("ab") as file:
+        path = self._path(stage)
+        is_new = not path.exists()
+        with path.open("ab") as file:
             file.write(
                 orjson.dumps(result.model_dump(mode="json"), option=orjson.OPT_APPEND_NEWLINE)
             )
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync(self.directory)
         known.add(result.job_id)
         return True
 
