@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -157,18 +157,24 @@ class Serving(Generic[W]):
             self._loads -= 1
 
     async def resume(self, version: str | None = None) -> None:
-        """At start: serve `version`, or the one served last where that can still be served.
+        """At start: serve `version`, or the one served last where it is still what it was.
 
         Raises:
-            ProblemError: `version` was given and is refused.
+            ProblemError: `version` was given and is refused; or there was no time or no memory for
+                the one served last, so that what started this service should start it again.
         """
         if version is not None:
             await self.load(version)
             return
         last = self.registry.serving(self.service)
-        if last is not None:
-            with suppress(ProblemError):  # `refused` tells why; what to serve is told anew
-                await self.load(last)
+        if last is None:
+            return
+        try:
+            await self.load(last)
+        except ProblemError as error:
+            if error.problem.status not in (404, 409):
+                raise
+            # `refused` tells why; what to serve is told anew
 
     async def _require_mark(self, version: str, mark: str) -> None:
         with self._refusing(version):

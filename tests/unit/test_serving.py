@@ -168,6 +168,18 @@ def test_a_start_without_what_served_last_waits_for_a_load(registry: Registry) -
         asyncio.run(one.resume("prm/0"))
 
 
+def test_a_start_without_memory_for_what_served_last_ends(registry: Registry) -> None:
+    """So that it is started again: what was killed may have held a GPU's memory a little longer."""
+
+    def out_of_memory(_: Path) -> str:
+        raise MemoryError("CUDA out of memory")
+
+    registry.set_serving("prm", "prm/0")
+    with pytest.raises(ProblemError) as caught:
+        asyncio.run(Serving("prm", registry, out_of_memory, canary).resume())
+    assert caught.value.problem.status == 507
+
+
 def test_what_vanishes_while_it_is_read_is_refused(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
