@@ -39,6 +39,7 @@ from services.policy.chat_errors import (
     stray_response,
 )
 from services.policy.chat_request import ChatRequest, best_of_named
+from services.policy.chat_stream import stream_response
 from services.policy.engine import Draw, Engine, Prompt, Sample
 
 ALIAS = "policy"
@@ -60,18 +61,23 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A distinct answer, as a completion shows it; drawn more than once, it is the first."""
+    """A distinct answer, as a completion shows it; drawn more than once, it is the first, of those
+    that the policy ended itself if there are such.
+    """
 
     text: str
     q: float
     count: int
     log_prob: float
     tokens: int
+    finish_reason: str
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """All samples in the order of the PRM, each with the index of its candidate."""
+    """All samples in the order of the PRM, each with the index of its candidate; those that were
+    cut off come last, since the PRM reads them as if they were whole.
+    """
 
     version: str
     candidates: list[_Candidate]
@@ -111,7 +117,11 @@ def add_routes(
         wrong = request.contradiction()
         if wrong is not None:
             return error_response(400, wrong[1], param=wrong[0])
-        return _json(await unless_left(http, _answer(request)))
+        completion = await unless_left(http, _answer(request))
+        if request.stream:
+            usage = bool(request.stream_options.get("include_usage"))
+            return stream_response(completion, usage=usage)
+        return _json(completion)
 
     async def _answer(request: ChatRequest) -> dict[str, Any]:
         if request.candidates is not None:
@@ -177,6 +187,8 @@ async def _judge(
     by_text: dict[str, list[_Drawn]] = {}
     for each in drawn:
         by_text.setdefault(each.sample.text, []).append(each)
+    for equal in by_text.values():
+        equal.sort(key=lambda each: not each.sample.finished)
     asked = Continuations(
         messages=[ChatMessage(role=m.role, content=m.content) for m in prompt.messages],
         answers=list(by_text),
@@ -189,6 +201,7 @@ async def _judge(
             count=len(equal),
             log_prob=sum(equal[0].sample.log_probs),
             tokens=len(equal[0].sample.ids),
+            finish_reason=_finish_reason(equal[0].sample),
         )
         for (text, equal), value in zip(by_text.items(), q, strict=True)
     ]
@@ -196,7 +209,9 @@ async def _judge(
     log_probs = [candidate.log_prob for candidate in candidates]
     order = ranking(regularised(q, counts, beta), counts, log_probs, temperature, prompt.key)
     equals = [iter(equal) for equal in by_text.values()]
-    return _Judged(version, candidates, [(next(equals[k]), k) for k in order])
+    ranked = [(next(equals[k]), k) for k in order]
+    ranked.sort(key=lambda each: not each[0].sample.finished)
+    return _Judged(version, candidates, ranked)
 
 
 def _scored(judged: _Judged, candidate: int) -> dict[str, Any]:
@@ -209,9 +224,13 @@ def _choice(index: int, drawn: _Drawn) -> dict[str, Any]:
     return {
         "index": index,
         "message": {"role": "assistant", "content": sample.text, "refusal": None},
-        "finish_reason": "stop" if sample.finished else "length",
+        "finish_reason": _finish_reason(sample),
         "logprobs": None if drawn.tokens is None else _logprobs(sample, drawn.tokens),
     }
+
+
+def _finish_reason(sample: Sample) -> str:
+    return "stop" if sample.finished else "length"
 
 
 def _completion(

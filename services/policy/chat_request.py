@@ -46,6 +46,7 @@ class ChatRequest(BaseModel):
     logprobs: bool = False
     top_logprobs: int = 0
     stream: bool = False
+    stream_options: dict[str, Any] = {}
     top_p: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
@@ -97,8 +98,6 @@ class ChatRequest(BaseModel):
     def contradiction(self) -> tuple[str, str] | None:
         """The field that contradicts another, and why; None where all is well."""
         wanted = self.candidates
-        if self.stream:
-            return "stream", "streaming is not supported; send stream: false"
         for field in ("tools", "functions"):
             if getattr(self, field):
                 why = f"{field} are not supported: describe them in a message, answers are text"

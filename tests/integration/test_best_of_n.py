@@ -230,6 +230,47 @@ def test_the_winner_is_an_ordinary_completion(client: openai.OpenAI) -> None:
     )
 
 
+def test_what_was_cut_off_comes_behind_what_was_finished(client: openai.OpenAI) -> None:
+    """The PRM reads it as if it were whole, and may like it best."""
+    mixed = liked = 0
+    for seed in range(12):
+        answer = client.chat.completions.create(
+            model="best-of-8", n=8, messages=CHAT, max_tokens=9, temperature=1.5, seed=seed
+        )
+        ended = [choice.finish_reason for choice in answer.choices]
+        assert ended == sorted(ended, key=["stop", "length"].index)
+        finished, cut = (
+            [extra(c, "prm")["q"] for c in answer.choices if c.finish_reason == reason]
+            for reason in ("stop", "length")
+        )
+        assert finished == sorted(finished, reverse=True)
+        assert cut == sorted(cut, reverse=True)
+        mixed += bool(finished and cut)
+        liked += bool(finished and cut and cut[0] > finished[0])
+        candidates = extra(answer, "prm")["candidates"]
+        shown = {c.message.content: c.finish_reason for c in reversed(answer.choices)}
+        assert {c["text"]: c["finish_reason"] for c in candidates} == shown
+    assert mixed > liked > 0
+
+
+def test_a_stream_says_what_the_completion_says(client: openai.OpenAI) -> None:
+    ask = {"model": "best-of-4", "messages": CHAT, "seed": 2, "max_tokens": 40, "n": 2}
+    create: Any = client.chat.completions.create
+    whole = create(**ask)
+    options = {"include_usage": True}
+    chunks = [*create(**ask, stream=True, stream_options=options)]
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[-1].usage == whole.usage
+    assert not chunks[-1].choices
+    for choice in whole.choices:
+        parts = [c for chunk in chunks for c in chunk.choices if c.index == choice.index]
+        assert "".join(part.delta.content or "" for part in parts) == choice.message.content
+        assert parts[0].delta.role == "assistant"
+        assert [part.finish_reason for part in parts] == [None, choice.finish_reason]
+        assert extra(parts[-1], "prm") == extra(choice, "prm")
+    assert all(chunk.choices for chunk in create(**ask, stream=True))
+
+
 def test_models_and_errors_are_openais(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert names[:2] == ["policy", "policy/0"]
