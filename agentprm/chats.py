@@ -6,6 +6,7 @@ outcome, at the last assistant message, or one for each assistant message.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -111,6 +112,8 @@ def _chats(file: Path) -> Iterator[Chat]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             source = f"{file}, line {number}"
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # Windows writes it
             if not line.strip():
                 continue
             try:

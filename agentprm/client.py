@@ -12,7 +12,7 @@ without an assistant message to score, is a `ValueError` before it is sent. Call
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -29,6 +29,8 @@ __all__ = [
     "PolicyClient",
     "ServiceError",
 ]
+
+T = TypeVar("T")
 
 
 class _Env:
@@ -130,14 +132,15 @@ class _PRM(_Model):
     @endpoint
     def score_answers(self, messages: Messages, answers: Sequence[str]) -> Call[list[float]]:
         """Q of each of several answers to one conversation."""
-        asked = {"messages": _plain(messages), "answers": list(answers)}
+        asked = {"messages": _plain(messages), "answers": _several(answers)}
         request = p.ScoreRequest.model_validate({"continuations": [asked]})
         return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.continuations[0])
 
     @endpoint
     def score_actions(self, state: p.State, actions: Sequence[str | p.Action]) -> Call[list[float]]:
         """Q of each action in one state. A string is a command without a reason."""
-        chosen = [p.Action(command=a) if isinstance(a, str) else a for a in actions]
+        several = _several(actions)
+        chosen = [p.Action(command=a) if isinstance(a, str) else a for a in several]
         request = p.ScoreRequest(choices=[p.Choice(state=state, actions=chosen)])
         return post("/v1/score", request, p.ScoreResponse).then(lambda a: a.choices[0])
 
@@ -149,7 +152,20 @@ class _PRM(_Model):
 
 
 def _plain(messages: Messages) -> list[Any]:
-    return [m.model_dump() if isinstance(m, BaseModel) else m for m in messages]
+    plain = [m.model_dump() if isinstance(m, BaseModel) else m for m in messages]
+    for given, message in zip(messages, plain, strict=True):
+        if isinstance(given, BaseModel) and "role" not in message:
+            raise ValueError(
+                f"{type(given).__name__} has no role: give OpenAI messages; of LangChain's, "
+                "convert_to_openai_messages(messages)"
+            )
+    return plain
+
+
+def _several(given: Sequence[T]) -> list[T]:
+    if isinstance(given, str):  # a sequence too, of its letters
+        raise ValueError(f"give a list, as [{given!r}], not the text alone")
+    return list(given)
 
 
 def _scores(conversations: Sequence[Messages]) -> Call[p.ScoreResponse]:

@@ -149,9 +149,9 @@ def read_results(run: Path) -> list[Row]:
 
 def print_table(rows: Sequence[Row]) -> None:
     """Print the table on stdout; a pipe or a log file gets it in full width, too."""
-    console = Console()
+    console = Console(emoji=False)
     if not console.is_terminal:
-        console = Console(width=_WIDTH)
+        console = Console(width=_WIDTH, emoji=False)
     console.print(table(rows))
 
 

@@ -51,7 +51,10 @@ def games_of_run(run: Path, games: str | None, console: Console) -> str:
                 "environment: make a new run, by --run. (If only its name has changed, write the "
                 f"new one to {run / 'games'}.)"
             )
-        console.print(f"{run} has played the games of {before}: it goes on with those of {chosen}")
+        console.print(
+            f"{run} has played the games of {before}: it goes on with those of {chosen}",
+            markup=False,
+        )
     run.mkdir(parents=True, exist_ok=True)
     if not is_worked_on(run):
         write_atomic(run / "games", chosen.encode())
@@ -82,7 +85,8 @@ def games_to_play(games: str | None, console: Console) -> str:
     directory = user_cache() / "generated" / f"{__version__}-seed0"
     console.print(
         f"No games given: this run plays generated ones, in {directory}. For the real ones run "
-        "alfworld-download, and give its directory as ALFWORLD_DATA or by --games."
+        "alfworld-download, and give its directory as ALFWORLD_DATA or by --games.",
+        markup=False,
     )
     if run_games_module("provide", [str(directory), "--fraction", str(FRACTION)]) != 0:
         raise GamesError(f"no games could be generated in {directory}")

@@ -33,7 +33,7 @@ from agentprm.runs import QUEUE_NAME_FILE, is_begun
 from agentprm.studies import StudyError
 from agentprm.validation import all_errors
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Games = Annotated[
     str | None,

@@ -148,7 +148,7 @@ def serve_run(
         for name, version in versions.items():
             machine.require_serving(name, version)
         for name in names:
-            Console().print(f"{name:<8} {machine.url(name)}/docs")
+            Console(markup=False, emoji=False).print(f"{name:<8} {machine.url(name)}/docs")
         machine.watch_all()
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import orjson
 import typer
+from rich.markup import escape
 
 from agentprm.chats import Chat, digest_of_chats, read_chats
 from agentprm.cli.common import (
@@ -69,8 +70,8 @@ def fit(
         new_or_same(run, config, "go on with it by the options that it was begun with")
         tasks = len({chat.task for chat in given})
         console.print(
-            f"Run [bold]{run}[/bold]: {len(given)} chats of {tasks} tasks, model {config.model}, "
-            f"preset {config.preset}, seed {config.seed}"
+            f"Run [bold]{escape(str(run))}[/bold]: {len(given)} chats of {tasks} tasks, model "
+            f"{escape(config.model)}, preset {escape(config.preset)}, seed {config.seed}"
         )
         if len({chat.outcome for chat in given}) == 1:
             console.print(
@@ -83,7 +84,7 @@ def fit(
                 "measure the PRM: give each line its `task`"
             )
         fit_here(run, config, "prm-fit", "services.trainer.chats.fit", "--chats", str(chats))
-    console.print(f"It is served by: agentprm up --run {run}")
+    console.print(f"It is served by: agentprm up --run {run}", markup=False)
 
 
 def _require_outcomes(config: Config) -> None:

@@ -46,7 +46,8 @@ def study(
     command = shlex.join(["agentprm", "study", name, "--run", str(run), *flags])
     with explained():
         directory = run_study(STUDIES[name], run, _work(run, games), settings, command)
-    console.print(f"{directory}: data.csv, figure.png, figure.svg, conditions.md")
+    files = "data.csv, figure.png, figure.svg, conditions.md"
+    console.print(f"{directory}: {files}", markup=False)
 
 
 def report(
@@ -62,7 +63,7 @@ def report(
     file = out or run / "report.html"
     with explained():
         write_atomic(file, render_report(run).encode())
-    console.print(f"Report: {file}")
+    console.print(f"Report: {file}", markup=False)
 
 
 def _require_extra(module: str) -> None:

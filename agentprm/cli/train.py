@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from agentprm.cli.chosen_games import games_of_run
 from agentprm.cli.common import (
@@ -81,8 +82,8 @@ def train(
         if resume is None:
             new_or_same(directory, config, f"go on with it by --resume {directory}")
         console.print(
-            f"Run [bold]{directory}[/bold]: {config.algorithm}, preset {config.preset}, "
-            f"seed {config.seed}"
+            f"Run [bold]{escape(str(directory))}[/bold]: {config.algorithm}, preset "
+            f"{escape(config.preset)}, seed {config.seed}"
         )
         if (endpoints := Endpoints.given()) is not None:
             if games is not None:
@@ -99,4 +100,5 @@ def train(
     if as_json:
         print_results(directory)
     else:
-        console.print(f"Table: {directory}/results.json   curves: tensorboard --logdir {directory}")
+        table, curves = f"{directory}/results.json", f"tensorboard --logdir {directory}"
+        console.print(f"Table: {table}   curves: {curves}", markup=False)

@@ -27,7 +27,8 @@ class PRMReward:
     message and its completion the answer; a prompt that has been through a chat template already
     would be wrapped twice: leave the template to TRL and give messages.
 
-    A score that cannot be had ends the training with a `ServiceError`; none is ever taken for 0.
+    A score that cannot be had ends the training with a `ServiceError`, and a completion without an
+    assistant message with a `ValueError`; none is ever taken for 0.
     """
 
     url: str
@@ -44,7 +45,7 @@ class PRMReward:
     ) -> list[float]:
         """A reward for each completion."""
         chats = [
-            [*_messages(prompt, "user"), *_messages(completion, "assistant")]
+            [*_messages(prompt, "user"), *_answer(completion)]
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         with PRMClient(self.url, deadline=self.deadline) as prm:
@@ -64,6 +65,14 @@ def _last_turns(prm: PRMClient, chats: Sequence[Sequence[Mapping[str, Any]]]) ->
             raise
     half = len(chats) // 2
     return [*_last_turns(prm, chats[:half]), *_last_turns(prm, chats[half:])]
+
+
+def _answer(completion: Text) -> list[Mapping[str, Any]]:
+    messages = _messages(completion, "assistant")
+    if not any(message.get("role") == "assistant" for message in messages):
+        # The last one of the prompt would be scored in its place.
+        raise ValueError(f"a completion holds no assistant message to score: {messages!r}")
+    return messages
 
 
 def _messages(text: Text, role: str) -> list[Mapping[str, Any]]:

@@ -31,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None, log: LogStage | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self._log = log
         self._stage = ""
         self._started = self._printed = time.monotonic()

@@ -87,6 +87,15 @@ def test_a_missing_score_ends_the_training(url: str) -> None:
         PRMReward(url)([STATE * 2000], ["look"])
 
 
+def test_a_completion_without_an_assistant_message_is_refused() -> None:
+    """Not scored as the last answer of its prompt."""
+    prompt = [{"role": "user", "content": STATE}, {"role": "assistant", "content": "look"}]
+    reward = PRMReward("http://127.0.0.1:9", deadline=0.3)
+    for completion in ([], [{"role": "user", "content": "Nothing happens."}]):
+        with pytest.raises(ValueError, match="holds no assistant message"):
+            reward([prompt], [completion])
+
+
 def test_what_is_too_large_for_one_request_is_asked_for_in_several(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

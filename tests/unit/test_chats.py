@@ -36,6 +36,16 @@ def test_a_reward_is_the_last_answers_and_rewards_are_one_for_each(tmp_path: Pat
     assert second.source == f"{log}, line 3"
 
 
+def test_a_log_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    line = json.dumps({"messages": CHAT, "reward": 1})
+    log.write_text(f"{line}\n{line}\n", encoding="utf-8-sig")
+    assert len(read_chats(log)) == 2
+    log.write_text("\n", encoding="utf-8-sig")
+    with pytest.raises(ChatsError, match="holds no chats"):
+        read_chats(log)
+
+
 def test_messages_are_those_of_openais_clients(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "You see "}, {"type": "text", "text": "a door."}]
     chat = [{"role": "developer", "content": "Win."}, {"role": "user", "content": parts}, OPENED]

@@ -14,6 +14,7 @@ import pytest
 import tenacity
 import uvicorn
 from fastapi import FastAPI, Response
+from pydantic import BaseModel
 
 from agentprm.calls import _Attempts
 from agentprm.client import AsyncEnvClient, AsyncPRMClient, EnvClient, PRMClient, ServiceError
@@ -197,6 +198,30 @@ def test_a_health_that_cannot_be_had_is_a_service_error_and_soon(
 def test_an_answer_that_cannot_be_read_is_a_service_error(scripted: Scripted) -> None:
     with PRMClient(scripted.url, deadline=5) as prm, pytest.raises(ServiceError, match="read"):
         prm.model()
+
+
+def test_a_text_in_place_of_several_is_refused() -> None:
+    """It would be scored letter by letter."""
+    with PRMClient("http://127.0.0.1:9", deadline=0.3) as prm:
+        with pytest.raises(ValueError, match=r"give a list, as \['look'\]"):
+            prm.score_answers([{"role": "user", "content": "Which door?"}], "look")
+        with pytest.raises(ValueError, match=r"give a list, as \['look'\]"):
+            prm.score_actions(State(task="t", observation="o"), "look")
+
+
+class HumanMessage(BaseModel):
+    """As LangChain's: they have no role."""
+
+    content: str
+    type: str = "human"
+
+
+def test_message_objects_without_a_role_are_refused() -> None:
+    with (
+        PRMClient("http://127.0.0.1:9", deadline=0.3) as prm,
+        pytest.raises(ValueError, match=r"HumanMessage has no role: .*convert_to_openai_messages"),
+    ):
+        prm.score_messages([HumanMessage(content="Which door?")])
 
 
 def test_every_call_has_an_async_twin(scripted: Scripted) -> None:

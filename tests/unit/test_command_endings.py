@@ -14,7 +14,8 @@ from pydantic_settings import CliApp
 from typer.testing import CliRunner
 
 from agentprm.cli import app
-from agentprm.cli.common import digest_of, explained
+from agentprm.cli.chosen_games import GamesError, games_of_run
+from agentprm.cli.common import console, digest_of, explained
 from agentprm.cli.processes import Machine
 from agentprm.cli.services import Options
 from agentprm.files import write_atomic
@@ -219,6 +220,25 @@ def test_games_are_not_given_to_an_environment_that_has_its_own(
     idle = CliRunner().invoke(app, [*train, "--set", "engine=textworld", "--set", "gamma=1"])
     assert "engine: the services and workers run already" in " ".join(idle.output.split())
     assert trained == [tmp_path] * 2
+
+
+def test_what_is_given_is_printed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for service in ("ENV", "POLICY", "PRM"):
+        monkeypatch.setenv(f"AGENTPRM_{service}_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("agentprm.cli.train.train_connected", lambda *_, **__: None)
+    run = tmp_path / "r[bold]x:X:"
+    done = CliRunner().invoke(app, ["train", "--preset", "smoke", "--run", str(run)])
+    assert f"Run {run}: " in done.output
+    assert f"Table: {run}/results.json   curves: tensorboard --logdir {run}" in done.output
+    (run / "records").mkdir()
+    (run / "games").write_text("a[red]")
+    games_of_run(run, str(tmp_path / "[red]b"), console)
+    assert f"{run} has played the games of a[red]" in capsys.readouterr().err
+    with pytest.raises(typer.Exit), explained():
+        raise GamesError("no games in :X:")
+    assert "no games in :X:" in capsys.readouterr().err
 
 
 def test_eval_plays_as_its_preset_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

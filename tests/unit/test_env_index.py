@@ -100,6 +100,8 @@ def test_without_a_train_split_the_prior_is_uniform(data: Path) -> None:
 def test_missing_data_say_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="alfworld-download"):
         GameIndex.open(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="an environment of your own, as module:Class"):
+        GameIndex.open(Path("my_module"))  # the class was forgotten
     (tmp_path / "json_2.1.1" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="ALFWORLD_DATA"):
         GameIndex.open(tmp_path)

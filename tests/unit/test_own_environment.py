@@ -448,6 +448,16 @@ def test_games_that_are_no_static_method_are_told() -> None:
         OwnGames.of(Wrong)  # type: ignore[arg-type]
 
 
+def test_an_error_of_games_is_not_blamed_on_how_it_is_declared() -> None:
+    class Wrong(Counting):
+        @staticmethod
+        def games() -> Iterable[Game]:
+            raise FileNotFoundError("levels.json")
+
+    with pytest.raises(DataError, match=r"games\(\): FileNotFoundError\('levels.json'\)$"):
+        OwnGames.of(Wrong)
+
+
 def test_a_module_that_cannot_be_read_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,12 @@ def test_a_log_in_which_everything_ended_alike_is_fitted_with_a_warning(tmp_path
     assert "all chats have the same outcome, 1" in begun(log, tmp_path / "run")
 
 
+def test_a_name_is_printed_as_it_is(log: Path, tmp_path: Path) -> None:
+    for name in ("r[bold]x", "lr[/x]", "r:X:"):
+        assert f"Run {tmp_path / name}: 2 chats" in begun(log, tmp_path / name)
+    assert "model a[b]/c, preset" in begun(log, tmp_path / "run", "--model", "a[b]/c")
+
+
 def test_a_model_that_is_given_takes_the_settings_of_one_that_was_pretrained(
     log: Path, tmp_path: Path
 ) -> None:

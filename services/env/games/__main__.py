@@ -13,6 +13,7 @@ import orjson
 import structlog
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="ALFWorld games: what there is, new ones, and a check of the compiled engine on them.",
 )
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Games = Annotated[
     Path, typer.Option(help="directory of games, as alfworld-download makes it", show_default=False)
@@ -109,7 +110,7 @@ def generate(
     if as_json:
         _print(summary)
     else:
-        console.print(f"{count} games of {split} in {output}, won by the expert")
+        console.print(f"{count} games of {split} in {output}, won by the expert", markup=False)
 
 
 @app.command()
@@ -123,7 +124,7 @@ def provide(
     from services.env.games.provide import provide as fill
 
     try:
-        with console.status(f"Generating games in {output}"):
+        with console.status(f"Generating games in {escape(str(output))}"):
             fill(output, fraction)
     except OSError as error:
         _fail(f"cannot write games to {output} ({error.strerror})")

@@ -94,7 +94,8 @@ class GameIndex(Games):
 
 _ADVICE = (
     "give, or have ALFWORLD_DATA name, a directory that `alfworld-download` filled, by default "
-    "~/.cache/alfworld, or one that `agentprm games generate` did, which needs no download"
+    "~/.cache/alfworld, or one that `agentprm games generate` did, which needs no download; or an "
+    "environment of your own, as module:Class"
 )
 
 

@@ -72,9 +72,9 @@ class OwnGames(Games):
         except ValidationError as error:
             raise DataError(f"{asked}: {first_error(error)}") from error
         except Exception as error:  # whatever the class raises, or that it is no static method
-            raise DataError(
-                f"{asked}: {error!r}; it is a @staticmethod that takes nothing"
-            ) from error
+            what = "; it is a @staticmethod that takes nothing"
+            hint = what if isinstance(error, TypeError) else ""
+            raise DataError(f"{asked}: {error!r}{hint}") from error
         games = {game.id: game for game in sorted(listed, key=lambda game: game.id)}
         if not games:
             raise DataError(f"{asked} names no games")
