@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentprm.cli.processes import Machine, ProcessFailed
+from agentprm.cli.services import require_devices
 from agentprm.config import Config, accelerate_file
 from agentprm.visible import visible_to_fits
 
@@ -13,12 +14,13 @@ def fit_here(run: Path, config: Config, name: str, module: str, *flags: str) -> 
     """Have `python -m module --run RUN flags` fit, to its end.
 
     Raises:
-        ProcessFailed: it gave up, or dies again and again.
+        ProcessFailed: its device is not there, or it gave up, or dies again and again.
     """
     try:
         gpus = visible_to_fits(config.device, config.num_processes)
     except ValueError as error:
         raise ProcessFailed(str(error)) from error
+    require_devices({"device": config.device})
     with Machine(run, gpus) as machine:
         launched = [*_launched(config, module), "--run", str(run), *flags]
         machine.start(name, *launched, in_terminal=True)

@@ -64,6 +64,7 @@ def fit(
     preset = preset or ("tiny" if model == "tiny" else "llama-3b")
     config = settings(preset, seed, [*(overrides or []), f"model={model}"])
     _require_outcomes(config)
+    _require_model(model)
     with explained("the same command begins the fit anew"):
         given = read_chats(chats)
         _remember(run, chats, given)
@@ -101,6 +102,13 @@ def _require_outcomes(config: Config) -> None:
     asked_for = [what for what, asked in other.items() if asked]
     if asked_for:
         fail(f"{asked_for[0]}, which a log of chats does not have: leave it out")
+
+
+def _require_model(model: str) -> None:
+    """Go on only where `model` is there, or may be on the hub: an id has one slash at most."""
+    is_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if is_path and not Path(model).is_dir():
+        fail(f"there is no directory {model}")
 
 
 def _remember(run: Path, path: Path, chats: Sequence[Chat]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def start_services(machine: Machine, games: str, options: Options) -> Endpoints:
         env = _start_env_of_run(machine, games, options)
         machine.wait_reachable([ENV])
         return Endpoints(env)
-    _require_gpus(options)
+    require_devices(options.devices())
     prm, flags = "", []
     if options.prm:
         prm = start_model(machine, PRM, free_port(), machine.run, options, [])
@@ -149,13 +150,14 @@ def start_services(machine: Machine, games: str, options: Options) -> Endpoints:
     return Endpoints(env=env, policy=",".join(urls), prm=prm)
 
 
-def _require_gpus(options: Options) -> None:
-    """Models are loaded when there is something to load: of a policy, after hours of fitting.
+def require_devices(asked: Mapping[str, str]) -> None:
+    """Go on only where the devices are there, each by its setting's name.
+
+    Else it would be told when there is something to load: of a policy, after hours of fitting.
 
     Raises:
-        ProcessFailed: a device is not there.
+        ProcessFailed: one is not.
     """
-    asked = options.devices()
     if all(device in ("auto", "cpu") for device in asked.values()):
         return
     from agentprm.models.devices import DeviceError, require_gpus  # torch takes seconds to import

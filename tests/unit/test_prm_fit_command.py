@@ -29,9 +29,9 @@ def _one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
 
 
-def fit(log: Path, run: Path, *flags: str) -> tuple[int, str]:
+def fit(log: Path, run: Path, *flags: str, device: str = "cuda:1") -> tuple[int, str]:
     command = ["prm", "fit", str(log), "--run", str(run), "--model", "tiny"]
-    command += ["--set", "device=cuda:1", "--set", "num_processes=1", *flags]
+    command += ["--set", f"device={device}", "--set", "num_processes=1", *flags]
     done = CliRunner().invoke(app, command)
     return done.exit_code, " ".join(done.output.split())
 
@@ -68,6 +68,28 @@ def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
     assert code == 1
     assert "no file or directory" in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["./model", "../model", "/no/model", "~/no", "no/such/model"])
+def test_a_model_that_is_no_directory(log: Path, tmp_path: Path, model: str) -> None:
+    code, output = fit(log, tmp_path / "run", "--model", model)
+    assert code == 2
+    assert f"there is no directory {model}" in output
+    assert not (tmp_path / "run").exists()
+    begun(log, tmp_path / "run", "--model", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("device", "why"), [("cuda:0", "this machine shows no GPU"), ("gpu", "'gpu' is no device")]
+)
+def test_a_device_that_is_not_there(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, why: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    code, output = fit(log, tmp_path / "run", device=device)
+    assert code == 1
+    assert why in output
+    assert not (tmp_path / "run" / "logs").exists(), "nothing was started"
 
 
 def test_other_settings_or_other_chats_than_the_run_was_begun_with(
