@@ -15,6 +15,7 @@ from prometheus_client import Gauge, Histogram
 
 from agentprm.models.serving import Serving
 from agentprm.service import ProblemError
+from services.policy.engine.wanted import NobodyWaits, while_wanted
 
 log = structlog.get_logger()
 W = TypeVar("W")
@@ -46,7 +47,8 @@ class Batcher(Generic[W]):
 
     While `concurrency` batches are computed, what arrives waits; then all that waits and is of the
     first one's kind goes into one batch of at most `MAX_ITEMS`. So a lone request never waits for
-    company.
+    company. Once all requests of a batch are given up, so is the batch, where an engine asks
+    (`require_wanted`).
     """
 
     def __init__(
@@ -149,12 +151,17 @@ class Batcher(Generic[W]):
     async def _compute(self, batch: Sequence[_Job[W]]) -> None:
         items = [item for job in batch for item in job.items]
         BATCH.observe(len(items))
+
+        def work(weights: W) -> Sequence[Any]:
+            with while_wanted(lambda: not all(job.answer.done() for job in batch)):
+                return batch[0].work(weights, items)
+
         try:
             async with self._serving.using() as served:
                 loop = asyncio.get_running_loop()
-                results = await loop.run_in_executor(
-                    self._thread, batch[0].work, served.weights, items
-                )
+                results = await loop.run_in_executor(self._thread, work, served.weights)
+        except NobodyWaits:
+            return
         except Exception as error:
             if len(batch) > 1:  # one request's fault must not be the others'
                 log.warning("a batch failed; its requests alone", count=len(batch), exc_info=error)

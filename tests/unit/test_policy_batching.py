@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from agentprm.models.serving import Serving
-from agentprm.protocol import ActRequest, State
+from agentprm.protocol import ActRequest, Message, State
 from agentprm.registry import Registry
 from services.policy.app import build_app
 from services.policy.batching import Batcher
@@ -53,6 +53,42 @@ def test_as_many_batches_are_computed_side_by_side_as_told(
 
     assert asyncio.run(main()) == [("policy/0", [2 * k]) for k in range(4)]
     assert most == concurrency
+
+
+def test_what_everybody_gave_up_is_not_computed_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who comes after waits for it, for minutes: an engine asks after every token."""
+    path = tiny_causal_lm(tmp_path / "model", 0)
+    engine = EmbeddedEngine.load(path, device="cpu", dtype="auto", cache_bytes=2**20)
+    registry = Registry(tmp_path / "checkpoints")
+    registry.adopt(path, "policy/0")
+    compute, begun, tokens = engine._compute, threading.Event(), 0
+
+    def slow(*inputs: Any) -> Any:
+        nonlocal tokens
+        tokens += 1
+        begun.set()
+        time.sleep(0.1)
+        return compute(*inputs)
+
+    def answer(weights: EmbeddedEngine, prompts: Sequence[Prompt]) -> list[list[Sample]]:
+        return weights.generate(prompts, Draw(max_tokens=300, temperature=10.0))
+
+    async def main() -> Sequence[Any]:
+        serving = Serving("policy", registry, lambda _: engine, lambda *_: None)
+        await serving.load("policy/0")
+        monkeypatch.setattr(engine, "_compute", slow)
+        batcher = Batcher(serving, max_waiting=100)
+        prompts = [Prompt((Message(role="user", content="You see a mug 1."),))]
+        async with batcher.running():
+            impatient = asyncio.create_task(batcher.submit("a", answer, prompts, 1))
+            await asyncio.to_thread(begun.wait, 20)
+            impatient.cancel()
+            return (await batcher.submit("b", lambda *_: ["next"], [0], 1))[1]
+
+    assert asyncio.run(main()) == ["next"]
+    assert tokens < 10
 
 
 def test_what_was_given_up_is_not_computed_alone_after_a_fault(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from services.policy.engine.limits import max_length
 from services.policy.engine.sampling import draw_tokens
 from services.policy.engine.segment import Segment
 from services.policy.engine.tree import build_trees
+from services.policy.engine.wanted import require_wanted
 
 NEW_TOKENS = 16_384
 """Most tokens of one forward pass, padding included."""
@@ -272,6 +273,7 @@ class EmbeddedEngine(Engine):
         while growing := [
             (branches, numbers) for branches in group if (numbers := branches.open())
         ]:
+            require_wanted()
             segments = [branches.segment() for branches, _ in growing]
             extend(growing, self._compute(batch, segments, "decode"))
 
