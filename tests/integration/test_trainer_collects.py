@@ -57,11 +57,14 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
         yield server.url
 
 
+_ONCE = QueueSettings(max_deliveries=1)
+
+
 @contextmanager
 def worker(
     url: str,
     play: Callable[[Job], JobResult | None],
-    settings: QueueSettings = QueueSettings(max_deliveries=1),  # noqa: B008
+    settings: QueueSettings = _ONCE,
 ) -> Iterator[None]:
     """Answers jobs until the block ends; None fails the job."""
     stopped = threading.Event()
@@ -103,6 +106,13 @@ def preference(job: PreferenceJob, k: int, version: str) -> Preference:
     )
 
 
+def all_preferred(job: Job) -> JobResult:
+    """A preference of π_0 in each state of the job."""
+    assert isinstance(job, PreferenceJob)
+    pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
+    return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+
+
 def source(
     queue: Queue,
     records: Records,
@@ -139,12 +149,7 @@ def source(
 def test_preferences_too_old_are_dropped_and_counted(redis_url: str, tmp_path: Path) -> None:
     """The worker goes on sampling from π_0 while the policy moves on after each job."""
 
-    def play(job: Job) -> JobResult:
-        assert isinstance(job, PreferenceJob)
-        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
-        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
-
-    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+    with Queue(redis_url, "run") as queue, worker(redis_url, all_preferred):
         preferences = source(queue, Records(tmp_path / "records"), "a", max_age=1)
         seen = []
         for k, found in enumerate(preferences):
@@ -160,10 +165,8 @@ def test_workers_play_while_the_trainer_trains(redis_url: str, tmp_path: Path) -
     asked: list[str] = []
 
     def play(job: Job) -> JobResult:
-        assert isinstance(job, PreferenceJob)
         asked.append(job.id)
-        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
-        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+        return all_preferred(job)
 
     with Queue(redis_url, "run") as queue, worker(redis_url, play):
         preferences = source(queue, Records(tmp_path / "records"), "a", max_age=9)
@@ -179,13 +182,8 @@ def test_more_jobs_ahead_than_the_streams_hold_do_not_stop_it(
 ) -> None:
     """A worker cannot give its result while there are others, which the trainer alone takes."""
 
-    def play(job: Job) -> JobResult:
-        assert isinstance(job, PreferenceJob)
-        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
-        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
-
     small = QueueSettings(max_jobs=1, max_preferences=1, patience=20)
-    with Queue(redis_url, "run", settings=small) as queue, worker(redis_url, play, small):
+    with Queue(redis_url, "run", settings=small) as queue, worker(redis_url, all_preferred, small):
         records = Records(tmp_path / "records")
         preferences = source(queue, records, "a", max_age=9, states_per_job=1, ahead=8)
         assert len(list(preferences)) == 8
@@ -201,12 +199,10 @@ def test_the_time_of_training_is_no_silence_of_the_workers(
     trained = threading.Event()
 
     def play(job: Job) -> JobResult:
-        assert isinstance(job, PreferenceJob)
         if not job.id.endswith("0000"):
             trained.wait(20)
             time.sleep(0.3)
-        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
-        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
+        return all_preferred(job)
 
     with Queue(redis_url, "run") as queue, worker(redis_url, play):
         records = Records(tmp_path / "records")
@@ -223,12 +219,7 @@ def test_differences_below_the_margin_are_dropped_and_counted(
 ) -> None:
     """Every pair of the test's worker differs by 0.8."""
 
-    def play(job: Job) -> JobResult:
-        assert isinstance(job, PreferenceJob)
-        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
-        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
-
-    with Queue(redis_url, "run") as queue, worker(redis_url, play):
+    with Queue(redis_url, "run") as queue, worker(redis_url, all_preferred):
         records = Records(tmp_path / "records")
         strict = source(queue, records, "a", max_age=9, margin=0.81)
         assert list(strict) == []
@@ -314,12 +305,6 @@ def test_anchors_are_at_most_so_many_for_each_pair(redis_url: str, tmp_path: Pat
 
 def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: Path) -> None:
     """A trainer was killed with one job waiting and the result of another on its way."""
-
-    def play(job: Job) -> JobResult:
-        assert isinstance(job, PreferenceJob)
-        pairs = [preference(job, k, "policy/0") for k in range(len(job.states))]
-        return JobResult(job_id=job.id, worker="test", seconds=0, preferences=pairs)
-
     old = PreferenceJob(
         id="pi_1-preferences-old-0000",
         attempt="old",
@@ -330,13 +315,13 @@ def test_what_an_earlier_fit_asked_for_is_passed_over(redis_url: str, tmp_path: 
     )
     with Queue(redis_url, "run") as queue:
         queue.publish(old)
-        with worker(redis_url, play):
+        with worker(redis_url, all_preferred):
             while queue.lengths()["preferences"] == 0:
                 time.sleep(0.05)
         queue.publish(old.model_copy(update={"id": "pi_1-preferences-old-0001"}))
         queue.purge(keep_attempt="new")
         preferences = source(queue, Records(tmp_path / "records"), "new", max_age=9)
-        with worker(redis_url, play):
+        with worker(redis_url, all_preferred):
             seen = [found.state.observation for found in preferences]
     assert sorted(seen) == [str(k) for k in range(8)]
     assert preferences.stale == 0
