@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import ipaddress
+import secrets
 import socket
 
 import httpx
 
 from agentprm.protocol import Health
 
+_LISTENED = range(16384, 32768)
+_TRIES = 100
+
 
 def free_port() -> int:
-    """A loopback port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A loopback port that nobody listens on just now, below those of outgoing connections.
+
+    A service that is restarted needs its port again. Were it among the ports that systems give to
+    outgoing connections (from 32768 on Linux, from 49152 elsewhere), any connection could have it
+    by then; even one to the dead service, which would then be connected to itself.
+    """
+    for _ in range(_TRIES):
+        port = _LISTENED[secrets.randbelow(len(_LISTENED))]
+        try:
+            require_free("127.0.0.1", port)
+        except OSError:
+            continue
+        return port
+    raise OSError(f"{_TRIES} ports of 127.0.0.1 were tried, and others listen on all of them")
 
 
 def require_free(host: str, port: int) -> None:

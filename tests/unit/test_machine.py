@@ -53,6 +53,20 @@ def test_a_service_is_reached_where_it_listens(
         machine.wait_reachable(["env"])
 
 
+def test_a_free_port_is_given_to_no_outgoing_connection() -> None:
+    """The one to a dead service would otherwise be its own other end, and hold its port."""
+    lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert max(free_port() for _ in range(50)) < int(lowest)
+
+
+def test_a_port_where_another_listens_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setattr("agentprm.cli.ports._LISTENED", range(port, port + 1))
+    assert free_port() == port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="all of them"):
+        free_port()
+
+
 def test_a_port_that_another_has_is_refused_before_anything_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, Machine(tmp_path) as machine:
         port = taken.getsockname()[1]
