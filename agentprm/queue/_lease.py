@@ -14,6 +14,9 @@ from agentprm.queue._streams import Streams
 LEASE_SECONDS = 30.0
 """Until a name is free whose run ended without a word."""
 _RENEW_SECONDS = 5.0
+_KEPT_SECONDS = 7 * 86400.0
+"""Until what a run that went away left in Redis is gone. One that comes back later has the jobs
+played again whose results it had not recorded."""
 
 _log = structlog.get_logger()
 
@@ -58,7 +61,8 @@ class Lease:
 
     def _holder(self, owner: str, *, patience: float | None = None) -> str:
         """Take the lease for `owner`, or renew it; whoever has it then."""
-        keys, fields = [self._streams.lease], (owner, round(LEASE_SECONDS * 1000))
+        keys = [self._streams.lease, *self._streams.keys.values()]
+        fields = (owner, round(LEASE_SECONDS * 1000), round(_KEPT_SECONDS * 1000))
         holder = self._streams.call(lambda: self._take(keys, fields), patience=patience)
         return str(holder.decode())
 

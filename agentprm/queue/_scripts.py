@@ -49,11 +49,12 @@ return 1
 """
 
 LEASE = """
--- KEYS: lease   ARGV: owner, milliseconds
+-- KEYS: lease, all others of the name   ARGV: owner, milliseconds, milliseconds that others outlast
 -- Taken or renewed, unless another has it; says who does then.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return holder end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+for k = 2, #KEYS do redis.call('PEXPIRE', KEYS[k], ARGV[3]) end
 return ARGV[1]
 """
 

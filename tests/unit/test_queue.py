@@ -23,6 +23,7 @@ from agentprm.queue import (
     QueueError,
     QueueSettings,
     WaitEnded,
+    _lease,
 )
 from agentprm.redis_server import RedisServer
 
@@ -276,6 +277,28 @@ def test_a_name_that_another_run_takes_is_empty_and_its_ids_are_free(connect: Op
     assert queue.publish(job("a"))
     assert not queue.finish(late, result("a"))  # of the job that tiny-1 had published
     assert queue.lengths() == {"jobs": 1, "episodes": 0, "preferences": 0, "dead": 0}
+
+
+def test_what_a_run_leaves_goes_in_time_and_a_run_that_lasts_keeps_what_it_has(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lease, "_RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(_lease, "_KEPT_SECONDS", 1.0)
+    with Queue(server.url, "left") as worker:
+        with Queue(server.url, "left") as trainer:
+            trainer.adopt("tiny-1")
+            trainer.publish(job("a"))
+            time.sleep(2.0)
+            assert trainer.lengths()["jobs"] == 1
+        deadline = time.monotonic() + 20
+        while worker._redis.keys("agentprm:left:*"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with Queue(server.url, "left") as trainer:  # after its time the run comes back
+            trainer.adopt("tiny-1")
+            assert trainer.publish(job("a"))
+            worker.finish(take(worker), result("a"))
+            assert [e.record.job_id for e in trainer.results("episodes", 1, 5)] == ["a"]
 
 
 def test_results_come_back_until_acknowledged(connect: Open) -> None:
