@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from agentprm.client import EnvClient, ServiceError
+from agentprm.cli.ports import free_port
+from agentprm.client import EnvClient
+from tests.processes import wait_until_up
 from tests.tiny_games import tiny_game
 
 KITCHEN = "train/kitchen/trial"
@@ -36,24 +36,14 @@ class EnvServer:
     """`python -m services.env` on a free port."""
 
     def __init__(self, *flags: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "services.env", "--port", str(port), *flags],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+        wait_until_up(self.process, self.url)
         self.client = EnvClient(self.url, deadline=60)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                self.client.health()
-                return
-            except ServiceError:
-                assert self.process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
 
     def stop(self) -> int:
         self.client.close()

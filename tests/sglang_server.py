@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from agentprm.cli.ports import free_port
 from agentprm.models.sglang import SGLangClient
 from tests.turns import in_turn
 
@@ -29,9 +29,7 @@ class SGLangServer:
     """A server on a free port, which it keeps when it is started again. Takes half a minute."""
 
     def __init__(self, model: Path, *flags: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._argv = [str(sglang_cpu()), "serve", str(model), str(self.port), *flags]
         self._log = Path(f"{model}.{self.port}.log")

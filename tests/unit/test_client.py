@@ -17,6 +17,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
 from agentprm.calls import _Attempts
+from agentprm.cli.ports import free_port
 from agentprm.client import AsyncEnvClient, AsyncPRMClient, EnvClient, PRMClient, ServiceError
 from agentprm.protocol import Action, Pair, ScoreRequest, ScoreResponse, Split, State
 
@@ -55,9 +56,7 @@ class Scripted:
         def page() -> Response:
             return Response("<html>It works!</html>", media_type="text/html")
 
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         config = uvicorn.Config(app, port=port, log_level="warning")
         self.server = uvicorn.Server(config)
