@@ -97,4 +97,4 @@ def read_results_of_jobs(path: Path) -> list[JobResult]:
     results: dict[str, JobResult] = {}
     for result in read_lines(path, JobResult.model_validate_json, MEND_RECORDS):
         results.setdefault(result.job_id, result)
-    return [results[job_id] for job_id in sorted(results)]
+    return [results[job_id] for job_id in sorted(results, key=lambda name: (len(name), name))]

@@ -25,7 +25,7 @@ from agentprm.cli.common import (
 from agentprm.cli.machine import play_run
 from agentprm.cli.services import Options
 from agentprm.facts import read_facts
-from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, ChoiceRule, Split
+from agentprm.protocol import MAX_CANDIDATES, MAX_STEPS, ChoiceRule, PRMFacts, Split
 from agentprm.registry import Registry
 from agentprm.runs import checkpoint_name
 
@@ -74,9 +74,9 @@ def evaluate(
     if best_of is not None and prm is None and choice is ChoiceRule.PRM:
         fail("--best-of takes --prm DIR, or --choice majority or random")
     with explained():
-        algorithm = read_facts(prm).algorithm if prm is not None else None
+        facts = read_facts(prm) if prm is not None else PRMFacts()
     config = settings(preset)
-    as_trained = config.evaluation.under(algorithm)
+    as_trained = config.evaluation.under(facts.algorithm, facts.alpha or 0.0)
     plan = as_trained.model_copy(
         update={
             "split": split or as_trained.split,

@@ -98,11 +98,14 @@ class Preferences(Settings):
     sampling: Sampling = Sampling(temperature=1.0)
     """How candidates are sampled."""
 
-    def under(self, algorithm: Algorithm) -> Preferences:
-        """These settings, with the margin on the scale of that algorithm's Q."""
-        if algorithm is not Algorithm.INVERSE_PRM:
-            return self
-        return self.model_copy(update={"margin": self.inverse_margin})
+    def under(self, algorithm: Algorithm, alpha: float) -> Preferences:
+        """These settings, with the margin on the scale of that algorithm's Q.
+
+        Shaping by `alpha` makes differences of Q smaller by the factor 1 + α, so the margin too.
+        """
+        if algorithm is Algorithm.INVERSE_PRM:
+            return self.model_copy(update={"margin": self.inverse_margin})
+        return self.model_copy(update={"margin": self.margin / (1 + alpha)})
 
 
 class Evaluation(Settings):
@@ -124,11 +127,11 @@ class Evaluation(Settings):
     inverse_best_of_beta: float = Field(default=0.0, ge=0, le=10)
     """`best_of_beta` where the PRM is InversePRM's, whose Q differs less."""
 
-    def under(self, algorithm: str | None) -> Evaluation:
-        """These settings, with β on the scale of that algorithm's Q."""
-        if algorithm != Algorithm.INVERSE_PRM:
-            return self
-        return self.model_copy(update={"best_of_beta": self.inverse_best_of_beta})
+    def under(self, algorithm: str | None, alpha: float) -> Evaluation:
+        """These settings, with β on the scale of that algorithm's Q; shaping as for the margin."""
+        if algorithm == Algorithm.INVERSE_PRM:
+            return self.model_copy(update={"best_of_beta": self.inverse_best_of_beta})
+        return self.model_copy(update={"best_of_beta": self.best_of_beta / (1 + alpha)})
 
     @property
     def choice_in_words(self) -> str:

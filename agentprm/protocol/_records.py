@@ -168,10 +168,17 @@ class Group(Record):
 
     @property
     def advantages(self) -> list[float]:
-        """Q of each candidate less the mean over the samples; one drawn twice counts twice."""
+        """Q of each candidate less the mean over the other samples of the group.
+
+        One drawn twice counts twice. A mean that the sample itself is in would be correlated with
+        it: the expected gradient would be that of eq. 3 times 1 - 1/n, without its KL term.
+        """
         counts = [candidate.count for candidate in self.candidates]
-        mean = sum(c * q for c, q in zip(counts, self.q, strict=True)) / sum(counts)
-        return [q - mean for q in self.q]
+        others = sum(counts) - 1
+        if others == 0:
+            return [0.0]
+        total = sum(c * q for c, q in zip(counts, self.q, strict=True))
+        return [q - (total - q) / others for q in self.q]
 
     @property
     def gap(self) -> float:

@@ -8,7 +8,7 @@ it is taken over, what lies after it is done anew.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def derive_run(source: Path, run: Path, overrides: Mapping[str, Any]) -> None:
             raise ValueError(f"{run} was derived with other settings: remove it to begin anew")
         return
     settings = _differing(before, config, overrides)
-    limit = _first_read(settings)
+    limit = _first_read(config, settings)
     (run / "records").mkdir(parents=True, exist_ok=True)
     for file in (source / "records").glob("*.jsonl"):
         place, evaluates = _records_place(file.stem)
@@ -91,8 +91,9 @@ def retrains(config: Config, overrides: Mapping[str, Any]) -> bool:
     Raises:
         pydantic.ValidationError: an unknown setting is named, or an impossible value.
     """
-    differing = _differing(config, changed(config, overrides), overrides)
-    return "iterations" in differing or _first_read(differing) < _END
+    after = changed(config, overrides)
+    differing = _differing(config, after, overrides)
+    return "iterations" in differing or _first_read(after, differing) < _END
 
 
 def related(name: str, other: str) -> bool:
@@ -112,9 +113,16 @@ def _value(config: Config, name: str) -> Any:
     return value
 
 
-def _first_read(names: Iterable[str]) -> Place:
-    """The earliest place that reads one of these settings."""
-    return min(map(_first_read_of, names), default=_END)
+def _first_read(config: Config, names: Collection[str]) -> Place:
+    """The earliest place that reads one of these settings.
+
+    Evaluations read theirs last, but for the trials of a monitor, which choose π_i.
+    """
+    places = [_first_read_of(name) for name in names]
+    plays = config.monitor is not None and config.monitor.games > 0
+    if plays and any(related(name, "evaluation.sampling") for name in names):
+        places.append((1, _POLICY))
+    return min(places, default=_END)
 
 
 def _first_read_of(name: str) -> Place:

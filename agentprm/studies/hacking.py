@@ -69,7 +69,7 @@ class Hacking(Study):
                 name=f"hacking-{step:05d}",
                 policy=version,
                 prm="prm/0",
-                plan=config.evaluation.under(config.algorithm),
+                plan=config.evaluation.under(config.algorithm, config.shaping.alpha),
                 states=_STATES,
             )
             for step, version in sorted(steps.items())

@@ -30,7 +30,7 @@ class Scaling(Study):
 
     def measurements(self, run: Path, config: Config) -> list[Measurement]:
         """Every N, for the first policy and the last. N = 1 is the policy alone."""
-        plan = config.evaluation.under(config.algorithm)
+        plan = config.evaluation.under(config.algorithm, config.shaping.alpha)
         last = config.iterations
         return [
             Measurement(

@@ -213,7 +213,7 @@ class Loop:
         See `rollouts.exploration` for how the rollouts begin.
 
         Raises:
-            ValueError: as `begin`.
+            NoGames: as `begin`.
         """
         plan = self.config.rollouts
         stage = rollouts_stage(i)
@@ -235,7 +235,7 @@ class Loop:
         InversePRM, which reads no outcome, has no use for them.
 
         Raises:
-            RuntimeError: π_i answers as another version.
+            WrongVersion: π_i answers as another version.
         """
         plan = self.config.rollouts
         if plan.vine is None or self.config.algorithm is Algorithm.INVERSE_PRM:
@@ -273,7 +273,7 @@ class Loop:
         """Next actions from π_i behind the expert's and the learner's transitions.
 
         Raises:
-            RuntimeError: π_i answers as another version.
+            WrongVersion: π_i answers as another version.
         """
         expert, learner = draw_transitions(self.records, i, self.config.seed)
         sample_next_actions(self.collector, i, [*expert, *learner], self.config.rollouts.sampling)
@@ -306,7 +306,7 @@ class Loop:
     def _evaluate(self, i: int, prm: int | None) -> Row:
         row = evaluate(
             self.collector,
-            self.config.evaluation.under(self.config.algorithm),
+            self.config.evaluation.under(self.config.algorithm, self.config.shaping.alpha),
             policy=f"policy/{i}",
             prm=None if prm is None else f"prm/{prm}",
         )

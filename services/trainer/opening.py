@@ -12,7 +12,7 @@ from agentprm.files import DamagedFile
 from agentprm.queue import Queue, QueueError, QueueSettings
 from agentprm.registry import CheckpointError, Registry
 from services.trainer.exclusive import RunTaken, exclusive
-from services.trainer.rollouts.collect import NoGames, Services
+from services.trainer.rollouts.collect import NoGames, Services, WrongVersion
 from services.trainer.rollouts.fleet import Fleet
 from services.trainer.rollouts.inbox import JobsFailed
 from services.trainer.rollouts.records import Records
@@ -28,6 +28,7 @@ STOPS = (
     QueueError,
     RunTaken,
     ServiceError,
+    WrongVersion,
     OSError,
     SafetensorError,
 )

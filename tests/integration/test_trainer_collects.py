@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -175,6 +176,35 @@ def test_workers_play_while_the_trainer_trains(redis_url: str, tmp_path: Path) -
             while len(asked) < min(begun + 1, 4) and time.monotonic() < patience:
                 time.sleep(0.02)
             assert len(asked) == min(begun + 1, 4)
+
+
+def test_samples_come_in_the_order_of_their_jobs_whoever_answers_first(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """Else the same settings would give another fit each time."""
+    later = threading.Event()
+
+    def play(job: Job) -> JobResult:
+        if job.id.endswith("0000"):
+            assert later.wait(20)
+        return all_preferred(job)
+
+    def play_later(job: Job) -> JobResult:
+        later.set()
+        return all_preferred(job)
+
+    with Queue(redis_url, "run") as queue:
+        records = Records(tmp_path / "records")
+        preferences = source(queue, records, "a", max_age=9, ahead=4)
+        with worker(redis_url, play):
+            asked = iter(preferences)
+            with ThreadPoolExecutor(1) as pool:
+                first = pool.submit(lambda: next(asked))
+                while queue.held(60) == 0:
+                    time.sleep(0.02)
+                with worker(redis_url, play_later):
+                    seen = [first.result(timeout=30), *asked]
+    assert [found.state.observation for found in seen] == [str(k) for k in range(8)]
 
 
 def test_more_jobs_ahead_than_the_streams_hold_do_not_stop_it(

@@ -19,7 +19,7 @@ from agentprm.queue import Queue
 from agentprm.redis_server import RedisServer
 from agentprm.registry import Registry
 from services.trainer.progress import Progress
-from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.collect import Collector, Services, WrongVersion
 from services.trainer.rollouts.demonstrations import (
     DemonstrationsError,
     demonstrate,
@@ -80,7 +80,7 @@ def test_each_state_is_asked_about_once_whatever_breaks_off(queue: Queue, tmp_pa
 
     with serving(app) as url:
         first = collector(queue, tmp_path / "records", policy=url)
-        with pytest.raises(RuntimeError, match="answered with policy/9, not policy/3"):
+        with pytest.raises(WrongVersion, match="answered with policy/9, not policy/3"):
             sample_next_actions(first, 3, episodes, Sampling())
         done = len(first.records.finished(STAGE))
         assert 4 <= done < 8

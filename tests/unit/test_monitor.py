@@ -41,7 +41,7 @@ from services.trainer.loop import Loop
 from services.trainer.monitor.readings import Monitor, divergence, fitted_games, held_out_games
 from services.trainer.monitor.reference import Reference
 from services.trainer.monitor.watch import Arena, Watch, trial_games
-from services.trainer.rollouts.collect import NoGames, Services
+from services.trainer.rollouts.collect import NoGames, Services, WrongVersion
 from services.trainer.rollouts.records import Records
 from tests.models import tiny_causal_lm
 from tests.states import STATE
@@ -163,9 +163,9 @@ def test_a_reading_is_a_mean_over_samples() -> None:
 
 
 def test_a_reading_is_of_the_weights_that_were_asked_about() -> None:
-    with pytest.raises(RuntimeError, match=r"online/1\.1, not online/1\.2"):
+    with pytest.raises(WrongVersion, match=r"online/1\.1, not online/1\.2"):
         monitor().read("online/1.2")
-    with pytest.raises(RuntimeError, match="prm/0, not prm/1"):
+    with pytest.raises(WrongVersion, match="prm/0, not prm/1"):
         monitor("prm/1").read("online/1.1")
 
 

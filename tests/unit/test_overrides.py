@@ -233,13 +233,20 @@ def test_what_would_be_ignored_is_refused(overrides: dict[str, Any], why: str) -
 def test_inverse_prm_has_a_margin_and_a_beta_on_its_own_scale() -> None:
     config = load_config("tiny")
     preferences, evaluation = config.preferences, config.evaluation
-    assert preferences.under(Algorithm.AGENT_PRM) == preferences
-    assert evaluation.under(Algorithm.AGENT_PRM) == evaluation.under(None) == evaluation
+    assert preferences.under(Algorithm.AGENT_PRM, 0.0) == preferences
+    assert evaluation.under(Algorithm.AGENT_PRM, 0.0) == evaluation.under(None, 0.0) == evaluation
     inverse = Algorithm.INVERSE_PRM
-    assert preferences.under(inverse).margin == preferences.inverse_margin < preferences.margin
-    beta = evaluation.under("inverse-prm").best_of_beta
+    assert preferences.under(inverse, 0.0).margin == preferences.inverse_margin < preferences.margin
+    beta = evaluation.under("inverse-prm", 0.0).best_of_beta
     assert beta == evaluation.inverse_best_of_beta < evaluation.best_of_beta
     assert evaluation.choice_in_words.endswith("by Q + 0.1 log share (0.01 for Q of InversePRM)")
+
+
+def test_shaping_has_them_on_the_scale_of_its_targets() -> None:
+    """Differences of Q are smaller by the factor 1 + α (eq. 13, mapped onto [0, 1])."""
+    preferences, evaluation = load_config("tiny").preferences, load_config("tiny").evaluation
+    assert preferences.under(Algorithm.AGENT_PRM, 1.0).margin == preferences.margin / 2
+    assert evaluation.under("agent-prm", 0.5).best_of_beta == pytest.approx(0.1 / 1.5)
 
 
 def test_a_part_that_is_given_in_part_keeps_its_own_defaults() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 from typer.testing import CliRunner
 
@@ -86,3 +87,19 @@ def test_the_true_game_is_forked_by_the_engine_that_has_room_for_it(
     result = CliRunner().invoke(app, [*asked, "--model", "true"])
     assert result.exit_code == 0, result.stderr
     assert [options.engine for options in played] == ["compiled"]
+
+
+def test_the_rows_tell_what_the_look_ahead_took(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"games": 1, "success": 1.0, "low": 0.2, "high": 1.0, "actions": 3.0, "policy": "pi_0"}
+    row |= {"prm": "q_0", "best_of": 4, "split": "train", "max_steps": 30, "temperature": 1.0}
+    row |= {"seed": 0, "actions_error": 0.0, "by_task": {}, "choice": "prm"}
+    row |= {"states": 5.0, "transitions": 4.0, "unknown": 0.5}
+
+    def played(home: Path, *_: object, **__: object) -> None:
+        (home / "results.json").write_bytes(orjson.dumps([row]))
+
+    monkeypatch.setattr(sys.modules["agentprm.cli.plan"], "play_run", played)
+    asked = ["plan", "--run", str(run), "--prm", "prm/0", "--games", str(run), "--model", "true"]
+    result = CliRunner().invoke(app, [*asked, "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert orjson.loads(result.stdout) == [row]

@@ -19,7 +19,7 @@ from services.trainer.fits.jobs import FitJob, Fits, _member
 from services.trainer.loop import Loop
 from services.trainer.metrics import MetricsWriter
 from services.trainer.progress import Progress
-from services.trainer.rollouts.collect import Collector, Services
+from services.trainer.rollouts.collect import Collector, Services, WrongVersion
 from services.trainer.rollouts.fleet import Fleet
 from services.trainer.rollouts.process_reward import mean_q, process_reward, validation_states
 from services.trainer.rollouts.records import Records
@@ -142,7 +142,7 @@ def test_the_process_reward_is_the_mean_q_of_the_policys_own_actions(tmp_path: P
         walker.prm_version = "policy/1"  # one service is both here
         found = process_reward(collector, "policy/1", "policy/1", states, Evaluation())
         walker.prm_version = "prm/9"
-        with pytest.raises(RuntimeError, match="PRM answered with prm/9, not policy/1"):
+        with pytest.raises(WrongVersion, match="PRM answered with prm/9, not policy/1"):
             process_reward(collector, "policy/1", "policy/1", states, Evaluation())
     assert found.states == 64
     assert found.mean == pytest.approx(0.7 * 0.9 + 0.3 * 0.1, abs=3 * found.error / 1.96)

@@ -83,6 +83,20 @@ def test_a_variant_takes_over_what_lies_before_its_settings(
         derive_run(tmp_path / "run", tmp_path / "variant", {"gamma": 0.5})
 
 
+@pytest.mark.parametrize(
+    ("games", "made"), [(0, {"policy/0", "prm/0", "policy/1"}), (5, {"policy/0", "prm/0"})]
+)
+def test_a_policy_that_trials_chose_depends_on_how_evaluations_sample(
+    tmp_path: Path, games: int, made: set[str]
+) -> None:
+    run = tmp_path / "run"
+    finished_run(run)
+    config = changed(read_config(run), {"monitor.games": games, "dpo.publish_every": 5})
+    (run / "config.json").write_text(config.model_dump_json())
+    derive_run(run, tmp_path / "variant", {"evaluation.sampling.temperature": 0.9})
+    assert shared(tmp_path / "variant")[0] == made
+
+
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 @pytest.mark.parametrize("preset", ["smoke", "tiny", "llama-3b"])
 def test_the_variants_of_a_study_are_possible_runs(study: Study, preset: str) -> None:

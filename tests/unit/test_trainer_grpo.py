@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -38,9 +39,9 @@ def groups(last: int | None = None) -> Source[Group]:
     return Source(lambda state, name: group(state, SCORED, name), last)
 
 
-def test_the_advantage_is_q_less_the_mean_over_the_samples() -> None:
-    given = group(STATES[0], [(GOOD, 0.8, 3), (BAD, 0.4, 1)])  # mean (3 * 0.8 + 0.4) / 4 = 0.7
-    assert given.advantages == pytest.approx([0.1, -0.3])
+def test_the_advantage_is_q_less_the_mean_over_the_other_samples() -> None:
+    given = group(STATES[0], [(GOOD, 0.8, 3), (BAD, 0.4, 1)])
+    assert given.advantages == pytest.approx([0.8 - (2 * 0.8 + 0.4) / 3, 0.4 - 0.8])
     assert given.best.action == GOOD
     assert given.gap == pytest.approx(0.4)
 
@@ -64,7 +65,7 @@ def test_the_squared_log_ratio_by_hand() -> None:
 
 
 def test_the_expected_gradient_is_that_of_equation_3() -> None:
-    """Over all actions of a softmax policy, weighted by π, against the exact objective."""
+    """Over all draws of two actions of a softmax policy, against the exact objective."""
     q, beta = torch.tensor([0.9, 0.2, 0.4, 0.1]), 0.3
     reference = torch.tensor([0.1, 0.5, 0.2, 0.2]).log()
     theta = torch.tensor([0.3, -0.7, 1.1, 0.0], requires_grad=True)
@@ -74,14 +75,16 @@ def test_the_expected_gradient_is_that_of_equation_3() -> None:
     (exact,) = torch.autograd.grad(-objective, theta)
 
     log_probs = theta.log_softmax(0)
-    weights = log_probs.detach().exp()
-    mask = torch.ones(4, 1, dtype=torch.bool)
-    advantages = q - (weights * q).sum()
-    gains = clipped_policy_loss(
-        log_probs[:, None], log_probs.detach()[:, None], advantages, mask, 0.2
-    )
-    penalties = squared_log_ratio(log_probs[:, None], reference[:, None], mask)
-    (found,) = torch.autograd.grad((weights * (gains + beta * penalties)).sum(), theta)
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    loss = torch.zeros(())
+    for draw in itertools.product(range(4), repeat=2):
+        said, chance = log_probs[list(draw), None], pi[list(draw)].detach().prod()
+        scored = [(Action(command=str(k)), float(q[k]), 1) for k in draw]
+        advantages = torch.tensor(group(STATES[0], scored).advantages)
+        gains = clipped_policy_loss(said, said.detach(), advantages, mask, 0.2)
+        penalties = squared_log_ratio(said, reference[list(draw), None], mask)
+        loss = loss + chance * (gains + beta * penalties).mean()
+    (found,) = torch.autograd.grad(loss, theta)
     torch.testing.assert_close(found, exact)
 
 
@@ -114,9 +117,8 @@ def test_two_steps_on_one_batch_are_those_made_by_hand(tmp_path: Path) -> None:
     )
     total, log_ratios, samples = torch.tensor(0.0), 0.0, 0
     for given in groups:
-        mean = sum(c.count * (c.q or 0) for c in given.candidates) / sum(
-            c.count for c in given.candidates
-        )
+        drawn = sum(c.count for c in given.candidates)
+        mean = sum(c.count * (c.q or 0) for c in given.candidates) / drawn
         for candidate in given.candidates:
             ids, (start, end) = action_row(tokenizer, PROMPT, given.state, candidate.action)
             row = torch.tensor([ids])
@@ -124,7 +126,7 @@ def test_two_steps_on_one_batch_are_those_made_by_hand(tmp_path: Path) -> None:
                 plain_log_probs(model, row, torch.ones_like(row), row >= 0)[0, start - 1 : end - 1]
                 for model in (policy, reference)
             )
-            advantage = (candidate.q or 0) - mean
+            advantage = ((candidate.q or 0) - mean) * drawn / (drawn - 1)  # over the others
             gain = advantage * (log_probs - log_probs.detach()).exp().sum()
             log_ratio = (log_probs - before.detach()).sum()
             total = total + candidate.count * (0.7 * log_ratio**2 / 2 - gain)

@@ -1,7 +1,7 @@
 """Policy gradient with the PRM's scores as rewards, in groups of candidates as in GRPO (eq. 3).
 
-The candidates of a state are compared with each other: the advantage of one is its Q less the
-mean Q of the group. It is not divided by the group's standard deviation. So it stays in units of Q,
+The candidates of a state are compared with each other: the advantage of one is its Q less the mean
+Q of the others. It is not divided by the group's standard deviation. So it stays in units of Q,
 β means the same in every state, and a state whose candidates the PRM hardly tells apart does not
 weigh as much as one in which it matters what is done.
 """

@@ -97,7 +97,7 @@ class Fits:
             NothingToTrainOnError: nothing that was played can be read by the fit.
             ValueError: the model's attention is not full, which algorithm 2 needs.
             CheckpointError: the model has no tokenizer that can be trained with, or V^μ is damaged.
-            JobsFailed, NoGames, QueueError, RuntimeError, ServiceError: as `Update.fit`, of a π_i.
+            JobsFailed, NoGames, QueueError, ServiceError, WrongVersion: as `Update.fit`, of a π_i.
         """
         fits = {
             "sft": self._sft,

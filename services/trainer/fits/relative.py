@@ -68,7 +68,8 @@ def fit_relative_prm(
 ) -> Metrics:
     """Fit the order of the actions of a state by `targets[i][t]`; write the PRM to `out`.
 
-    A pair is of two actions whose targets differ by `settings.pair_margin` or more. `split_seed`,
+    A pair is of two actions whose targets differ by `settings.pair_margin` or more, divided by
+    1 + `alpha` as differences of shaped targets are. `split_seed`,
     `gamma` and `alpha` are as in `fit_prm`, `seed`, `base` and `out` as in `fit_samples`. Of games
     held out it measures `val_pair_accuracy`, how often the better action has the higher score, and
     `val_pair_loss`.
@@ -79,6 +80,8 @@ def fit_relative_prm(
     """
     tokenizer = load_tokenizer(base)
     sides = split_by_game(episodes, settings.validation_fraction, split_seed)
+    if alpha > 0:  # shaping makes differences of targets smaller by as much
+        settings = settings.model_copy(update={"pair_margin": settings.pair_margin / (1 + alpha)})
     found = preference_pairs(episodes, targets, settings.pair_margin)
     log({"step": 0.0, **found.counts})
     encoded = partial(_encoded, tokenizer, prompt, episodes, max_tokens=settings.max_tokens)

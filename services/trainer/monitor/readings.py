@@ -62,7 +62,7 @@ class Monitor:
 
         Raises:
             ServiceError: a service fails.
-            RuntimeError: one answers with another version.
+            WrongVersion: one answers with another version.
         """
         acted = self._services.act(self._request, version)
         candidates = [result.candidates for result in acted.results]
@@ -70,11 +70,7 @@ class Monitor:
             Choice(state=state, actions=[candidate.action for candidate in found])
             for state, found in zip(self._states, candidates, strict=True)
         ]
-        scored = self._services.prm.next.score(ScoreRequest(choices=choices))
-        if scored.prm_version != self._prm_version:
-            raise RuntimeError(
-                f"the PRM answered with {scored.prm_version}, not {self._prm_version}"
-            )
+        scored = self._services.score(ScoreRequest(choices=choices), self._prm_version)
         counts = [[candidate.count for candidate in found] for found in candidates]
         now = [[candidate.log_prob for candidate in found] for found in candidates]
         before = [

@@ -94,7 +94,7 @@ class Watch:
 
         Raises:
             ServiceError: a service fails.
-            RuntimeError: one answers with another version.
+            WrongVersion: one answers with another version.
             JobsFailed, QueueError: as `Collector.collect`, of a trial.
         """
         self.step = step
@@ -147,7 +147,7 @@ def watch(
     Raises:
         NoGames: there is nothing held out, or are too few games for trials.
         CheckpointError: as `Reference`.
-        JobsFailed, QueueError, RuntimeError, ServiceError: as `Watch.look`.
+        JobsFailed, QueueError, ServiceError, WrongVersion: as `Watch.look`.
     """
     if not held_out:
         raise NoGames(

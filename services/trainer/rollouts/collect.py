@@ -17,6 +17,8 @@ from agentprm.protocol import (
     PreferenceJob,
     RolloutJob,
     Sampling,
+    ScoreRequest,
+    ScoreResponse,
     Split,
     Start,
 )
@@ -30,6 +32,10 @@ from services.trainer.seeds import MAX_SEED, derive, shuffled
 
 class NoGames(Exception):
     """There is none to play, or too few. Says of which split, or what for."""
+
+
+class WrongVersion(Exception):
+    """A service answers by other weights than those it was told to serve."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,31 @@ class Services:
 
         Raises:
             ServiceError: the policy does not answer.
-            RuntimeError: another version answered.
+            WrongVersion: another version answered.
         """
         answer = self.policy.next.act(request)
-        if answer.policy_version != policy:
-            raise RuntimeError(f"the policy answered with {answer.policy_version}, not {policy}")
-        if answer.prm_version != prm:
-            raise RuntimeError(f"the PRM answered with {answer.prm_version}, not {prm}")
+        _require("the policy", answer.policy_version, policy)
+        _require("the PRM", answer.prm_version, prm)
         return answer
+
+    def score(self, request: ScoreRequest, prm: str) -> ScoreResponse:
+        """Scores of `prm`, which has to be what serves.
+
+        Raises:
+            ServiceError: the PRM does not answer.
+            WrongVersion: another version answered.
+        """
+        answer = self.prm.next.score(request)
+        _require("the PRM", answer.prm_version, prm)
+        return answer
+
+
+def _require(service: str, answered: str | None, told: str | None) -> None:
+    if answered != told:
+        raise WrongVersion(
+            f"{service} answered with {answered}, not {told}: another run uses it, or it was told "
+            "to serve something else"
+        )
 
 
 class Collector:

@@ -121,7 +121,11 @@ class OnlineSource(ABC, Generic[S]):
             groups=self.groups,
         )
         self._waiting.reverse()
-        self._out: dict[str, PreferenceJob] = {}
+        self._under_way: dict[str, PreferenceJob] = {}
+        """What was asked and not handed out yet, in the order in which it was asked."""
+        self._answers: dict[str, JobResult] = {}
+        """Those of them that came before an earlier one's: in the order in which workers answer,
+        the same settings would make another fit each time."""
         self._stopped = False
         self.stale = 0
         """Samples dropped because the policy had moved on too far."""
@@ -154,28 +158,33 @@ class OnlineSource(ABC, Generic[S]):
             QueueError: Redis is gone for good.
         """
         self._inbox.expect()
-        while not self._stopped and (self._waiting or self._out):
+        while not self._stopped and (self._waiting or self._under_way):
             self._refill()
             started = time.monotonic()
-            results = self._inbox.receive("preferences", self._out)
+            results = self._inbox.receive("preferences", self._unanswered())
             self.wait_seconds += time.monotonic() - started
             for result in results:
-                yield from self._fresh(result)
+                if result.job_id in self._under_way:
+                    self._answers.setdefault(result.job_id, result)
+            while answer := self._answers.pop(next(iter(self._under_way), ""), None):
+                yield from self._fresh(answer)
             if results:
                 self._inbox.listen()  # the samples may have been trained on for long
-            lost = self._inbox.lost("preferences", self._out)
-            self._waiting += [self._out.pop(job_id) for job_id in lost]
+            lost = self._inbox.lost("preferences", self._unanswered())
+            self._waiting += [self._under_way.pop(job_id) for job_id in lost]
+
+    def _unanswered(self) -> list[str]:
+        return [job_id for job_id in self._under_way if job_id not in self._answers]
 
     def _refill(self) -> None:
-        while self._waiting and len(self._out) < self._plan.ahead and not self._stopped:
+        while self._waiting and len(self._under_way) < self._plan.ahead and not self._stopped:
             job = self._waiting[-1]
             if self._queue.offer(job) is Offer.FULL:
                 return
-            self._out[job.id] = self._waiting.pop()
+            self._under_way[job.id] = self._waiting.pop()
 
     def _fresh(self, result: JobResult) -> Iterator[S]:
-        if self._out.pop(result.job_id, None) is None:
-            return
+        del self._under_way[result.job_id]
         self._refill()  # before the samples: the workers play while they are trained on
         self.indifferent += result.dropped
         for sample in self.samples(result):

@@ -39,7 +39,7 @@ def process_reward(
 
     Raises:
         ServiceError: a service does not answer.
-        RuntimeError: one answers with another version.
+        WrongVersion: one answers with another version.
     """
     collector.serve(policy=policy, prm=prm)
     means = []

@@ -49,7 +49,7 @@ def sample_next_actions(
 
     Raises:
         ServiceError: the policy does not answer.
-        RuntimeError: it answers with another version.
+        WrongVersion: it answers with another version.
     """
     stage, policy = _stage(i), f"policy/{i}"
     places = list(_turn_by_turn(episodes))

@@ -136,7 +136,7 @@ def vine_jobs(
 
     Raises:
         ServiceError: the policy does not answer.
-        RuntimeError: it answers with another version.
+        WrongVersion: it answers with another version.
     """
     size = collector.batch // plan.size
     groups = [places[first : first + size] for first in range(0, len(places), size)]

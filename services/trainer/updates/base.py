@@ -70,7 +70,7 @@ class Update(ABC):
             CheckpointError: as `load_tokenizer`; or a checkpoint that the monitor needs is damaged.
             NothingToTrainOnError: nothing of what was selected can be read by the fit.
             NoGames: the monitor has too few to look at.
-            JobsFailed, QueueError, RuntimeError, ServiceError: as `OnlineSource` and `Watch.look`;
+            JobsFailed, QueueError, ServiceError, WrongVersion: as `OnlineSource` and `Watch.look`;
                 or the policy service does not load weights that are handed out.
         """
 

@@ -77,7 +77,7 @@ class OnlineUpdate(Update):
 
     def _online(self, services: Services, i: int, base: Path) -> _Online:
         config = self.at.config
-        plan = config.preferences.under(config.algorithm)
+        plan = config.preferences.under(config.algorithm, config.shaping.alpha)
         stage = f"pi_{i}-{self.samples}"
         attempt = uuid.uuid4().hex[:8]
         services.queue.purge(keep_attempt=attempt)  # else the workers do an earlier one's first
