@@ -62,7 +62,7 @@ def _write_rounded(source: Path, target: Path, kind: _Kind, dtype: Dtype) -> Non
     disable_progress_bar()
     auto = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
     try:
-        model = auto.from_pretrained(source, dtype=getattr(torch, dtype))
+        model = auto.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True)
         for name, weight in model.named_parameters():
             if not torch.isfinite(weight).all():
                 raise CheckpointError(f"{source}: {name} is not finite in {dtype}; take bfloat16")

@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,7 +61,9 @@ def drop_drafts(directory: Path) -> None:
     this machine.
     """
     for draft in directory.glob(".draft-*"):
-        if not is_locked(draft):
+        with locked(directory):  # a draft that was made just now is locked in a moment
+            killed = not is_locked(draft)
+        if killed:
             log.warning("removing a draft whose process was killed", directory=str(draft))
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -71,12 +73,17 @@ def new_draft(directory: Path) -> Iterator[Path]:
     """A directory to fill within `directory`, locked until the block ends; what is not moved out of
     it, or moved itself, goes then.
     """
-    with tempfile.TemporaryDirectory(
-        prefix=".draft-", dir=directory, ignore_cleanup_errors=True
-    ) as name:
-        draft = Path(name)
-        with locked(draft):
-            yield draft
+    with ExitStack() as stack:
+        with locked(directory):
+            draft = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(
+                        prefix=".draft-", dir=directory, ignore_cleanup_errors=True
+                    )
+                )
+            )
+            stack.enter_context(locked(draft))
+        yield draft
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class EngineSettings(ModelSettings):
         parts = [value] if isinstance(value, str) else value
         if not isinstance(parts, list):
             return value
-        return [url for part in parts for url in str(part).split(",") if url]
+        return [service_url(url) for part in parts for url in str(part).split(",") if url]
 
     @model_validator(mode="after")
     def _sglang_has_servers(self) -> Self:

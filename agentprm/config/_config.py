@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from agentprm.addresses import service_url
 from agentprm.config._algorithm import Algorithm
 from agentprm.config._exploration import Exploration
 from agentprm.config._fits import DPOSettings, OnlineSettings, PRMSettings, SFTSettings
@@ -69,7 +70,7 @@ class Config(Settings):
     """The environment's expert; `handcoded` is alfworld's own and needs the engine `textworld`."""
     policy_engine: PolicyEngine = PolicyEngine.EMBEDDED
     """What samples actions; `sglang` needs `sglang_urls`."""
-    sglang_urls: tuple[str, ...] = ()
+    sglang_urls: tuple[Annotated[str, AfterValidator(service_url)], ...] = ()
     """SGLang servers, started on a checkpoint of the model's configuration and tokenizer."""
     device: str = "auto"
     """Where models run: auto, cpu, cuda, cuda:1, ... A fit in one process takes one GPU."""

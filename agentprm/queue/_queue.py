@@ -116,7 +116,7 @@ class Queue:
     def dead(self) -> list[DeadJob]:
         """The dead letters, oldest first. Their ids are forgotten: publishing runs them again."""
         rows = self._streams.rows("dead")
-        return [DeadJob(r.fields[b"job"].decode(), r.fields[b"reason"].decode()) for r in rows]
+        return [DeadJob(r.job_id, r.fields[b"reason"].decode()) for r in rows]
 
     def clear_dead(self) -> None:
         """Drop the dead letters."""
@@ -232,11 +232,12 @@ class Queue:
             How many entries were dropped.
         """
         dropped = 0
+        kept = (b"", keep_attempt.encode())
         for stream in GROUPS:
             rows = self._streams.rows(stream)
-            old = [r for r in rows if r.fields[b"attempt"] not in (b"", keep_attempt.encode())]
+            old = [row for row in rows if row.fields.get(b"attempt", b"") not in kept]
             if old:
-                jobs = [row.fields[b"job"] for row in old]
+                jobs = [row.job_id for row in old]
                 forget = partial(self._redis.srem, self._streams.keys["ids"], *jobs)
                 self._streams.call(forget)
                 self._streams.delete(stream, [row.id for row in old])
@@ -294,7 +295,7 @@ class Queue:
     def _open(self, row: Row) -> Entry[RolloutJob | PreferenceJob] | None:
         """The job of an entry; one that cannot be read or be tried again is dead."""
         entry_id, fields, deliveries = row
-        job_id, data = fields[b"job"].decode(), fields[b"data"]
+        job_id, data = row.job_id, fields.get(b"data", b"")
         if deliveries > self.settings.max_deliveries:
             reason = f"delivered {deliveries - 1} times and never answered"
             self._to_dead_letters("jobs", entry_id, job_id, reason, data)
@@ -309,14 +310,14 @@ class Queue:
     def _open_result(self, stream: Results, row: Row) -> Entry[JobResult] | None:
         """The result of an entry; one that cannot be read makes its job dead."""
         try:
-            return Entry(row.id, JobResult.model_validate_json(row.fields[b"data"]))
+            return Entry(row.id, JobResult.model_validate_json(row.fields.get(b"data", b"")))
         except ValidationError as error:
             reason = (
                 "its result cannot be read, as that of a worker of another version; have workers "
                 f"of the trainer's version, and the job is played again: {first_error(error)}"
             )
             # Without the data: results are large, and this one is of no use.
-            self._to_dead_letters(stream, row.id, row.fields[b"job"].decode(), reason, b"")
+            self._to_dead_letters(stream, row.id, row.job_id, reason, b"")
             return None
 
     def _to_dead_letters(

@@ -26,6 +26,11 @@ class Row(NamedTuple):
     fields: dict[bytes, bytes]
     deliveries: int = 1
 
+    @property
+    def job_id(self) -> str:
+        """Its job; empty where the entry is none of ours and says none."""
+        return self.fields.get(b"job", b"").decode(errors="replace")
+
 
 class Streams:
     """Calls on the keys `agentprm:<run>:*`. Every call outlasts a Redis that is away for a while.

@@ -89,5 +89,6 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=10,
         ws_max_size=MESSAGE,
+        ws_per_message_deflate=False,  # a read of small messages may hold hundreds of MiB of large
         backlog=2048,
     )

@@ -50,7 +50,7 @@ class ChatRequest(BaseModel):
     top_p: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    logit_bias: dict[str, float] = {}
+    logit_bias: dict[str, Any] = {}
     tools: list[Any] = []
     functions: list[Any] = []
     response_format: dict[str, Any] = {"type": "text"}

@@ -141,7 +141,7 @@ class Planner:
         for k, transcript in enumerate(request.transcripts):
             if self.prompt.append_only:
                 played = self.prompt.transcript(transcript.task, transcript.steps)
-                plan.transcripts.append(plan.add(self._row(played, f"transcripts.{k}")))
+                plan.transcripts.append(plan.add(self._conversation(played, f"transcripts.{k}")))
             else:
                 turns = (ask(state, [action]) for state, action in _visits(transcript))
                 episodes.append([*chain.from_iterable(turns)])

@@ -196,6 +196,7 @@ def test_chat_completions_have_openais_shape(policy: PolicyClient, url: str) -> 
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty", None),
         ({"presence_penalty": -1}, 400, "presence_penalty", None),
         ({"logit_bias": {"17": 5}}, 400, "logit_bias", None),
+        ({"logit_bias": {str(k): [] for k in range(100_000)}}, 400, "logit_bias", None),
         ({"logprobs": True, "top_logprobs": 2}, 400, "top_logprobs", None),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", None),
         ({"messages": [CHAT["messages"][0]] * 501}, 400, "messages", None),

@@ -191,6 +191,11 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     assert tokens.tolist() == [1, 2]
 
 
+def test_the_likeliest_is_drawn_at_a_temperature_near_0() -> None:
+    logits = torch.tensor([[0.5, 2.0, 1.0]])
+    assert draw_tokens(logits, 1e-310, np.array([0.5]))[0].tolist() == [1]
+
+
 def test_an_answer_ends_at_a_stop_text_or_at_the_models_end(tmp_path: Path) -> None:
     path = tiny_causal_lm(tmp_path, 0, max_position_embeddings=64)
     engine = load(path)

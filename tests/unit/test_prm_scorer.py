@@ -16,6 +16,7 @@ from agentprm.protocol import (
     Pair,
     ScoreRequest,
     State,
+    Step,
     Transcript,
 )
 from agentprm.registry import CheckpointError
@@ -494,3 +495,6 @@ def test_a_conversation_that_the_chat_template_refuses_is_a_422(tmp_path: Path) 
         with pytest.raises(ProblemError, match=why) as caught:
             scorer.plan(ScoreRequest(continuations=[asked]))
         assert caught.value.problem.status == 422
+    played = Transcript(task="t", steps=[Step(observation="o", action=Action(command="look"))])
+    with pytest.raises(ProblemError, match=r"transcripts\.0: no system role"):
+        scorer.plan(ScoreRequest(transcripts=[played]))

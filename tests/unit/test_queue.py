@@ -350,8 +350,13 @@ def test_an_entry_that_is_no_job_does_not_stop_the_workers(connect: Open) -> Non
     queue = connect()
     queue._redis.xadd(queue._streams.keys["jobs"], {"job": "bad", "attempt": "", "data": "{}"})
     queue.publish(job("a"))
+    queue._redis.xadd(queue._streams.keys["jobs"], {"job": b"\xff"})
     assert take(queue).record.id == "a"
-    assert [dead.job_id for dead in queue.dead()] == ["bad"]
+    assert queue.take(timeout=0.1) is None
+    assert [dead.job_id for dead in queue.dead()] == ["bad", "\ufffd"]
+    queue._redis.xadd(queue._streams.keys["episodes"], {"neither": "job nor data"})
+    assert queue.results("episodes", count=1, timeout=0) == []
+    assert [dead.job_id for dead in queue.dead()][2:] == [""]
 
 
 def test_a_result_that_cannot_be_read_stops_nobody_and_its_job_can_be_published_again(

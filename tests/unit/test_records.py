@@ -23,6 +23,14 @@ def test_stage_of_a_job() -> None:
     assert stage_of(job_id("pi_0-rollouts", 12345)) == "pi_0-rollouts"
 
 
+@pytest.mark.parametrize("name", ["../evil-0000", "/evil-0000", "a/b-0000", ""])
+def test_a_result_names_no_file_elsewhere(tmp_path: Path, name: str) -> None:
+    """Whoever reaches Redis can say what job a result is of."""
+    records = Records(tmp_path / "records")
+    assert not records.append(result(name.replace("/evil", f"{tmp_path}/evil", 1)))
+    assert list(tmp_path.rglob("*.jsonl")) == []
+
+
 def test_a_job_is_counted_once_also_after_a_restart(tmp_path: Path) -> None:
     records = Records(tmp_path)
     assert records.append(result("demos-0001"))

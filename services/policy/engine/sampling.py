@@ -33,7 +33,9 @@ def draw_tokens(
     if temperature == 0:
         tokens = log_probs.argmax(dim=-1)
     else:
-        mass = torch.softmax(log_probs.double() / temperature, dim=-1).cumsum(dim=-1)
+        # The likeliest at 0, so that no temperature makes all of them infinite.
+        behind = log_probs.double() - log_probs.amax(dim=-1, keepdim=True)
+        mass = torch.softmax(behind / temperature, dim=-1).cumsum(dim=-1)
         at = torch.as_tensor(uniform, device=mass.device)[..., None] * mass[..., -1:]
         tokens = torch.searchsorted(mass, at, right=True)[..., 0]
         tokens = tokens.clamp_(max=logits.shape[-1] - 1)

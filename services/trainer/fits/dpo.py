@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from agentprm.config import DPOSettings
@@ -34,6 +34,7 @@ from services.trainer.training.fitting import (
     own_batches,
 )
 from services.trainer.training.losses import weighted_nll
+from services.trainer.training.policy_model import load_policy
 from services.trainer.training.rows import answer_rows
 from services.trainer.training.sharding import shard_reference
 from services.trainer.training.streaming import Publish, Stream
@@ -78,8 +79,8 @@ def fit_dpo(
     )
     with common_arguments(settings, settings.max_steps, seed) as arguments:
         trainer = _OnlineDPO(
-            model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-            ref_model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+            model=load_policy(policy),
+            ref_model=load_policy(reference),
             args=DPOConfig(
                 **arguments,
                 max_length=None,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from trl.models import prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head
 
@@ -38,6 +38,7 @@ from services.trainer.training.fitting import (
 )
 from services.trainer.training.log_probs import token_log_probs
 from services.trainer.training.losses import clipped_policy_loss, squared_log_ratio
+from services.trainer.training.policy_model import load_policy
 from services.trainer.training.rows import answer_rows
 from services.trainer.training.sharding import shard_reference
 from services.trainer.training.streaming import Publish, Stream
@@ -231,6 +232,6 @@ def _action_log_probs(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tens
 
 
 def _model(directory: Path) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = load_policy(directory)
     add_fused_lm_head(model)
     return model

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from agentprm.config import SFTSettings
@@ -31,6 +30,7 @@ from services.trainer.training.fitting import (
 from services.trainer.training.log_probs import token_log_probs
 from services.trainer.training.losses import weighted_nll
 from services.trainer.training.optim import MuonAdamW
+from services.trainer.training.policy_model import load_policy
 from services.trainer.training.rows import Row, all_rows, require_rows
 from services.trainer.training.saving import save_fit
 from services.trainer.training.trainers import TokenBatchTrainer, train_through
@@ -98,7 +98,7 @@ def fit_rows(
     lengths = [[len(row.ids) for row in rows] for rows in passes]
     batches = TokenBatches(lengths, settings.batch_tokens, settings.epochs, seed)
     with common_arguments(settings, steps_of(batches, settings), seed) as arguments:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = load_policy(base)
         trainer = _WeightedSFT(
             model=model,
             args=SFTConfig(

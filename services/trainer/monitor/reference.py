@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from agentprm.encoding import closed, encode_answers, end_mark, eos_tokens, up_to_end
 from agentprm.models.prefix_cache import common_length
 from agentprm.prompts import PromptTemplate
 from agentprm.protocol import Action, Candidate, Decoding, State
 from services.trainer.training.fitting import load_tokenizer, processes
+from services.trainer.training.policy_model import load_policy
 
 PACKED_TOKENS = 1024
 """Most tokens of answers behind one state in a forward pass."""
@@ -35,7 +35,7 @@ class Reference:
     def __init__(self, directory: Path, prompt: PromptTemplate, decoding: Decoding) -> None:
         device = processes().device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        self._model: Any = load_policy(directory, dtype)
         self._model = self._model.to(device).eval()
         self._tokenizer: Any = load_tokenizer(directory)
         self._prompt = prompt

@@ -52,7 +52,13 @@ class Records:
         return self._known.get(stage, set())
 
     def append(self, result: JobResult) -> bool:
-        """Record a result; False where its job is recorded already. Durable when it returns."""
+        """Record a result; False where its job is recorded already. Durable when it returns.
+
+        So it is where its job's id is none of ours but a path: the stage in it names the file.
+        """
+        if Path(result.job_id).name != result.job_id:
+            log.error("a result of no job passed over", job=result.job_id, worker=result.worker)
+            return False
         stage = stage_of(result.job_id)
         known = self._known.setdefault(stage, set())
         if result.job_id in known:

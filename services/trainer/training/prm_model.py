@@ -49,7 +49,7 @@ def load_prm(base: Path, pad_token_id: int, seed: int) -> PreTrainedModel:
     """
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=1, dtype=torch.float32
+        base, num_labels=1, dtype=torch.float32, use_safetensors=True
     )
     model.config.pad_token_id = pad_token_id
     model.forward = types.MethodType(_score_turns, model)
