@@ -61,8 +61,11 @@ def drop_drafts(directory: Path) -> None:
     this machine.
     """
     for draft in directory.glob(".draft-*"):
-        with locked(directory):  # a draft that was made just now is locked in a moment
-            killed = not is_locked(draft)
+        try:
+            with locked(directory):  # a draft that was made just now is locked in a moment
+                killed = not is_locked(draft)
+        except FileNotFoundError:  # it was finished, or given up, just now
+            continue
         if killed:
             log.warning("removing a draft whose process was killed", directory=str(draft))
             shutil.rmtree(draft, ignore_errors=True)

@@ -56,10 +56,10 @@ class Records:
 
         So it is where its job's id is none of ours but a path: the stage in it names the file.
         """
-        if Path(result.job_id).name != result.job_id:
+        stage = stage_of(result.job_id)
+        if not stage or Path(result.job_id).name != result.job_id:
             log.error("a result of no job passed over", job=result.job_id, worker=result.worker)
             return False
-        stage = stage_of(result.job_id)
         known = self._known.setdefault(stage, set())
         if result.job_id in known:
             log.info("duplicate result passed over", job=result.job_id, worker=result.worker)
