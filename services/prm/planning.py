@@ -123,7 +123,6 @@ class Planner:
         Raises:
             ProblemError: 422, something is longer than the model can read or holds nothing to
                 score, or the checkpoint's chat template does not take a conversation.
-            ValueError, TemplateError: it does not take a transcript.
         """
         plan, forks = Plan(), _Forks()
 

@@ -26,9 +26,10 @@ from agentprm.protocol import (
     Transcript,
 )
 from agentprm.registry import CheckpointError
+from agentprm.service import ProblemError
 from services.prm.model import Classifier
 from services.prm.packing import Row
-from services.prm.planning import Planner
+from services.prm.planning import Plan, Planner
 
 _SEEN = Step(
     observation="You are in the middle of a room.",
@@ -86,6 +87,17 @@ class BaseScorer(Planner, ABC):
             SGLangError: a server of the checkpoint does not answer.
         """
 
+    def probe(self) -> Plan:
+        """The rows of `PROBE`.
+
+        Raises:
+            CheckpointError: the tokenizer's chat template does not take its conversation.
+        """
+        try:
+            return self.plan(PROBE)
+        except ProblemError as error:  # which would be the request's fault, and this is none
+            raise CheckpointError(str(error)) from error
+
 
 class Scorer(BaseScorer):
     """A PRM checkpoint on a device of this process."""
@@ -127,10 +139,10 @@ class Scorer(BaseScorer):
         """Try the weights on `PROBE`.
 
         Raises:
-            CheckpointError: a score is not finite, or an action scores otherwise when packed.
-            ValueError: the tokenizer's chat template does not take the conversation.
+            CheckpointError: a score is not finite, or an action scores otherwise when packed; or
+                as `probe`.
         """
-        plan = self.plan(PROBE)
+        plan = self.probe()
         scores = self.score(plan.rows)
         if not all(0.0 <= q <= 1.0 for row in scores for q in row):
             raise CheckpointError(f"the scores of a short episode are not finite: {scores}")

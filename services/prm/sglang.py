@@ -27,7 +27,7 @@ from agentprm.registry import CheckpointError
 from services.prm.ensemble import Ensemble
 from services.prm.model import require_one_label
 from services.prm.packing import Row
-from services.prm.scorer import PROBE, PROBE_TOLERANCE, BaseScorer, sigmoid
+from services.prm.scorer import PROBE_TOLERANCE, BaseScorer, sigmoid
 
 FORWARD_TOKENS = 65_536
 """Most tokens sent to the servers at once; they make passes of them as it suits them."""
@@ -102,10 +102,11 @@ class SGLangScorer(BaseScorer):
         """Scores are finite, and the same whether the server has read the beginning or not.
 
         Raises:
+            CheckpointError: as `probe`.
             ValueError: it is not so.
             SGLangError: the server does not answer.
         """
-        (row,) = self.plan(PROBE).rows[-1:]
+        (row,) = self.probe().rows[-1:]
         for ids in (row.ids[: row.ends[0]], row.ids):
             first, again = (_score(server, ids) for _ in range(2))
             if not math.isfinite(first):

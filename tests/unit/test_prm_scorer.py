@@ -422,7 +422,7 @@ def test_the_canary_refuses_a_template_that_rewrites_earlier_turns(tmp_path: Pat
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="rewrites earlier messages"):
+    with pytest.raises(CheckpointError, match="rewrites earlier messages"):
         Scorer(tmp_path, load_prompt("chat")).check()
 
 
