@@ -20,6 +20,9 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from agentprm.protocol import MAX_RETURN, Conversation, Message, Probability
 from agentprm.validation import first_error
 
+CHATS_FILE = "chats.json"
+"""The file in a run directory that says what log of chats it is fitted on."""
+
 
 class ChatsError(Exception):
     """A log cannot be read. Says which file and line, what is wrong, and what to do."""

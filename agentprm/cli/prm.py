@@ -10,7 +10,7 @@ import orjson
 import typer
 from rich.markup import escape
 
-from agentprm.chats import Chat, digest_of_chats, read_chats
+from agentprm.chats import CHATS_FILE, Chat, digest_of_chats, read_chats
 from agentprm.cli.common import (
     Overrides,
     Seed,
@@ -113,7 +113,7 @@ def _require_model(model: str) -> None:
 
 def _remember(run: Path, path: Path, chats: Sequence[Chat]) -> None:
     """Note in a run what it is fitted on; one that was begun has to be fitted on the same."""
-    file = run / "chats.json"
+    file = run / CHATS_FILE
     digest = digest_of_chats(chats)
     if not is_begun(run):
         run.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from agentprm.protocol import MAX_COMMAND, MAX_TEXT, Action, Message, State, Step
 
 _HERE = Path(__file__).parent
+_REMEMBERED = 2000
+"""Characters of the longest messages that are remembered: with them it is 64 MiB at most."""
 _REASON_ACTION = re.compile(
     r"\A\s*REASON:(?P<reason>.*?)^ACTION:\s*(?P<command>[^\n]*)", re.S | re.M
 )
@@ -41,13 +43,13 @@ class PromptTemplate:
     source: str
     append_only: bool
     _template: Template = field(init=False, repr=False, compare=False)
-    _message: Callable[..., str] = field(init=False, repr=False, compare=False)
-    """`_render` of one message; an episode's earlier messages come again with every turn."""
+    _known: Callable[..., str] = field(init=False, repr=False, compare=False)
+    """`_render` with a memory, for short messages."""
 
     def __post_init__(self) -> None:
         environment = SandboxedEnvironment(undefined=StrictUndefined)
         object.__setattr__(self, "_template", environment.from_string(self.source))
-        object.__setattr__(self, "_message", lru_cache(maxsize=4096)(self._render))
+        object.__setattr__(self, "_known", lru_cache(maxsize=4096)(self._render))
 
     @property
     def hash(self) -> str:
@@ -100,6 +102,11 @@ class PromptTemplate:
     def _observed(self, task: str, observation: str) -> Message:
         content = self._message("observation", task=task, observation=observation)
         return Message(role="user", content=content)
+
+    def _message(self, mode: str, **variables: str) -> str:
+        """One message; an episode's earlier ones come again with every turn."""
+        short = sum(map(len, variables.values())) <= _REMEMBERED
+        return self._known(mode, **variables) if short else self._render(mode, **variables)
 
     def _render(self, mode: str, **variables: object) -> str:
         defaults = {

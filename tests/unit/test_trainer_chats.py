@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
-from agentprm.chats import Chat, ChatsError
+from agentprm.chats import CHATS_FILE, Chat, ChatsError, digest_of_chats, read_chats
 from agentprm.config import load_config
 from agentprm.prompts import load_prompt
 from agentprm.protocol import ChatMessage, Conversation, Message, ScoreRequest
@@ -129,15 +130,27 @@ def test_a_task_is_on_one_side(tmp_path: Path) -> None:
         split_chats(base, [long], config)
 
 
-def test_a_model_that_is_not_there_ends_the_fit_with_a_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("more", "why"), [("", "there is no directory ./no/such/model"), ("\n", "has changed since")]
+)
+def test_what_a_fit_cannot_begin_with_ends_it_with_a_message(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: str,
+    why: str,
 ) -> None:
+    """A model that is not there; a log to which an agent has written since it was begun."""
     config = load_config("smoke", overrides={"model": "./no/such/model"})
     (tmp_path / "config.json").write_text(config.model_dump_json())
     log = tmp_path / "chats.jsonl"
-    log.write_text('{"messages": [{"role": "assistant", "content": "look"}], "reward": 1}\n')
+    line = '{"messages": [{"role": "assistant", "content": "look"}], "reward": 1}\n'
+    log.write_text(line)
+    note = {"sha256": digest_of_chats(read_chats(log))}
+    (tmp_path / CHATS_FILE).write_text(json.dumps(note))
+    log.write_text(line + (more and line))
     monkeypatch.setattr("sys.argv", ["fit", "--run", str(tmp_path), "--chats", str(log)])
     assert main() == 1
     said = capsys.readouterr().err
-    assert "there is no directory ./no/such/model" in said
+    assert why in said
     assert "Traceback" not in said

@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import orjson
 import structlog
 from pydantic import Field
 from rich.console import Console
 
-from agentprm.chats import Chat, ChatsError, read_chats
+from agentprm.chats import CHATS_FILE, Chat, ChatsError, digest_of_chats, read_chats
 from agentprm.config import Config
 from agentprm.ensembles import write_ensemble
 from agentprm.prompts import load_prompt
@@ -151,6 +152,9 @@ def _fit(log: Path, bench: Bench) -> None:
     """Fit `prm/0` on a log of chats, and show what it has learned."""
     config = bench.config
     chats = read_chats(log)
+    noted = orjson.loads((bench.run / CHATS_FILE).read_bytes())["sha256"]
+    if digest_of_chats(chats) != noted:
+        raise ChatsError(f"{log} has changed since it was read: fit a copy that nobody writes to")
     with bench.state.main_process_first():
         base = base_model(bench.run, config, _texts(chats))
     require_trainable(base, load_prompt(config.prompt), config.algorithm)
