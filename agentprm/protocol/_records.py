@@ -167,18 +167,27 @@ class Group(Record):
         return [candidate.q for candidate in self.candidates if candidate.q is not None]
 
     @property
+    def samples(self) -> int:
+        """How often candidates were drawn; one drawn twice counts twice."""
+        return sum(candidate.count for candidate in self.candidates)
+
+    @property
+    def mean_q(self) -> float:
+        """Mean Q over the samples."""
+        counts = [candidate.count for candidate in self.candidates]
+        return sum(c * q for c, q in zip(counts, self.q, strict=True)) / self.samples
+
+    @property
     def advantages(self) -> list[float]:
         """Q of each candidate less the mean over the other samples of the group.
 
-        One drawn twice counts twice. A mean that the sample itself is in would be correlated with
-        it: the expected gradient would be that of eq. 3 times 1 - 1/n, without its KL term.
+        A mean that the sample itself is in would be correlated with it: the expected gradient
+        would be that of eq. 3 times 1 - 1/n, but for its KL term.
         """
-        counts = [candidate.count for candidate in self.candidates]
-        others = sum(counts) - 1
-        if others == 0:
+        if self.samples == 1:
             return [0.0]
-        total = sum(c * q for c, q in zip(counts, self.q, strict=True))
-        return [q - (total - q) / others for q in self.q]
+        over_others = self.samples / (self.samples - 1)
+        return [(q - self.mean_q) * over_others for q in self.q]
 
     @property
     def gap(self) -> float:

@@ -72,7 +72,7 @@ class Rejection(Update):
         counts = {
             "too_long": float(len(groups) - len(passes[0])),
             "not_scored": float(sum(result.dropped for result in results)),
-            "q_gain": sum(max(group.advantages) for group in groups) / len(groups),
+            "q_gain": sum(max(group.q) - group.mean_q for group in groups) / len(groups),
         }
         self.at.log(f"pi_{i}", len(groups), counts)
         self.at.progress.end({**summary, **counts})
