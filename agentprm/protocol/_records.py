@@ -186,8 +186,8 @@ class Group(Record):
         """
         if self.samples == 1:
             return [0.0]
-        over_others = self.samples / (self.samples - 1)
-        return [(q - self.mean_q) * over_others for q in self.q]
+        mean, over_others = self.mean_q, self.samples / (self.samples - 1)
+        return [(q - mean) * over_others for q in self.q]
 
     @property
     def gap(self) -> float:

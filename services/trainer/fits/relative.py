@@ -69,10 +69,9 @@ def fit_relative_prm(
     """Fit the order of the actions of a state by `targets[i][t]`; write the PRM to `out`.
 
     A pair is of two actions whose targets differ by `settings.pair_margin` or more, divided by
-    1 + `alpha` as differences of shaped targets are. `split_seed`,
-    `gamma` and `alpha` are as in `fit_prm`, `seed`, `base` and `out` as in `fit_samples`. Of games
-    held out it measures `val_pair_accuracy`, how often the better action has the higher score, and
-    `val_pair_loss`.
+    1 + `alpha` as differences of shaped targets are. `split_seed`, `gamma` and `alpha` are as in
+    `fit_prm`, `seed`, `base` and `out` as in `fit_samples`. Of games held out it measures
+    `val_pair_accuracy`, how often the better action has the higher score, and `val_pair_loss`.
 
     Raises:
         NothingToTrainOnError: there is no pair.
